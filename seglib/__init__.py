@@ -1,0 +1,25 @@
+"""Semantic-segmentation experiments as notebooks: a thin library under the notebooks."""
+
+import importlib.abc
+import sys
+
+
+class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):
+    """Make `import torchvision` work beside a CPU-only torch, without importing torch before anyone needs it.
+
+    PyPI's torchvision is compiled against CUDA builds of torch. Beside a CPU build its compiled part cannot load, and
+    the import fails with "operator torchvision::nms does not exist", which takes timm and
+    segmentation-models-pytorch down with it. Segmentation needs neither operator: declaring their schemas is enough.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname == "torchvision":
+            sys.meta_path.remove(self)
+            from seglib.models.torchvision_operators import declare_missing
+
+            declare_missing()
+        return None  # the ordinary finders find the module
+
+
+if "torchvision" not in sys.modules:
+    sys.meta_path.insert(0, _DeclareTorchvisionOperators())

@@ -1,0 +1,1 @@
+"""COCO data to arrays: read, verify, paint, cache, split, augment, load."""

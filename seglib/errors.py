@@ -1,0 +1,27 @@
+"""What a user did wrong, in one line: where, what was required, what arrived, the fix."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A mistake in a file, a parameter or a path that the user can mend; its message is one line."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(str(message).split()))
+
+
+def unknown_name(what: str, name: object, choices: Iterable[str], limit: int = 12) -> str:
+    """Word the refusal of a name that is not among the choices, nearest names first.
+
+    >>> unknown_name("loss", "focl", ["cross_entropy", "focal", "dice"])
+    "unknown loss 'focl'; did you mean 'focal'? choices: cross_entropy, focal, dice"
+    """
+    choices = list(choices)
+    lowered = {choice.lower(): choice for choice in reversed(choices)}
+    near = [lowered[match] for match in difflib.get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.6)]
+    text = f"unknown {what} {name!r}"
+    if near:
+        text += "; did you mean " + " or ".join(repr(choice) for choice in near) + "?"
+    listed = ", ".join(map(str, choices[:limit])) + (f", ... ({len(choices)} in all)" if len(choices) > limit else "")
+    return f"{text}{'' if near else ';'} choices: {listed}"

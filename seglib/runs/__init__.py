@@ -1,0 +1,1 @@
+"""Grids of notebooks: YAML to checked runs, execution, records, leaderboard. Never imports torch."""

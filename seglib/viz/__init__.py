@@ -1,0 +1,1 @@
+"""Figures from arrays and tables; imports neither data nor models."""
