@@ -15,7 +15,7 @@ class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         if fullname == "torchvision":
             sys.meta_path.remove(self)
-            from seglib.models.torchvision_operators import declare_missing
+            from seglib._torchvision import declare_missing
 
             declare_missing()
         return None  # the ordinary finders find the module
