@@ -40,7 +40,7 @@ def fingerprint_data(data_dir: str | Path, json_names: Sequence[str]) -> str:
     data_dir = Path(data_dir)
     json_paths = [data_dir / name for name in json_names]
     names = sorted({name for path in json_paths for name in _image_names(path)})
-    inside = [name for name in names if _stays_inside(name)]
+    inside = [name for name in names if _stays_inside(data_dir, name)]
     hashes = hash_files([*json_paths, *(data_dir / name for name in inside)])
     of_image = dict(zip(inside, hashes[len(json_paths) :], strict=True))
     images = [(name, of_image.get(name, MISSING)) for name in names]
@@ -51,6 +51,7 @@ def hash_files(paths: Sequence[str | Path]) -> list[str]:
     """Hash the content of files, reading only those that changed since they were last hashed.
 
     Hashes are remembered in `cache_dir()`/file_hashes.json for as long as a file keeps its size, times and inode.
+    A file written within the last 2 s is hashed and not remembered.
 
     Returns
     -------
@@ -61,10 +62,10 @@ def hash_files(paths: Sequence[str | Path]) -> list[str]:
     InputError : a file exists and cannot be read, or the cache folder cannot be written.
     """
     paths = [os.path.abspath(path) for path in paths]
-    known = _load_known()
+    known, started = _load_known(), time.time()
     with ThreadPoolExecutor() as pool:  # hashlib and file reads let go of the interpreter lock
         entries = dict(zip(paths, pool.map(lambda path: _entry(path, known.get(path)), paths), strict=True))
-    settled = {path: entry for path, entry in entries.items() if entry and _is_settled(entry)}
+    settled = {path: entry for path, entry in entries.items() if entry and _is_settled(entry, started)}
     if any(known.get(path) != entry for path, entry in settled.items()):
         _save_known(settled)
     return [entries[path][-1] if entries[path] else MISSING for path in paths]
@@ -84,8 +85,8 @@ def _entry(path: str, known: list | None) -> list | None:
         raise InputError(f"{path}: the file cannot be read ({error.strerror}); mend its permissions") from error
 
 
-def _is_settled(entry: list) -> bool:
-    return time.time() - max(entry[1], entry[2]) / 1e9 > SETTLED
+def _is_settled(entry: list, now: float) -> bool:
+    return now - max(entry[1], entry[2]) / 1e9 > SETTLED
 
 
 def _known_path() -> Path:
@@ -129,6 +130,8 @@ def _image_names(path: Path) -> list[str]:
         ) from error
 
 
-def _stays_inside(name: str) -> bool:
-    """Whether a relative path stays in its folder; links are the owner's own choice and are followed."""
-    return not os.path.isabs(name) and os.path.normpath(name).split(os.sep)[0] != os.pardir and "\0" not in name
+def _stays_inside(data_dir: Path, name: str) -> bool:
+    """Whether a file name leads into the folder, symbolic links followed: nothing else is read, here or later."""
+    if os.path.isabs(name) or "\0" in name:
+        return False
+    return Path(os.path.realpath(data_dir / name)).is_relative_to(os.path.realpath(data_dir))

@@ -96,9 +96,10 @@ def test_a_missing_image_is_hashed_as_missing(data_dir):
     assert both(data_dir) == missing
 
 
-@pytest.mark.parametrize("name", ["../secret.jpg", "images/../../secret.jpg", "{outside}"])
+@pytest.mark.parametrize("name", ["../secret.jpg", "images/../../secret.jpg", "{outside}", "images/link.jpg"])
 def test_images_outside_the_folder_are_not_read(data_dir, reads, name):
     secret = data_dir.parent / "secret.jpg"
+    (data_dir / "images/link.jpg").symlink_to(secret)
     write_coco(data_dir / "train.json", ["images/a.jpg", name.format(outside=secret)])
     before = fingerprint_data(data_dir, ["train.json"])
     secret.write_bytes(b"private")
