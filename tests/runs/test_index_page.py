@@ -1,0 +1,244 @@
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import matplotlib
+import pytest
+
+from seglib.runs import pictures
+from seglib.runs.index_page import read_history, write_index
+from seglib.runs.leaderboard import collect_runs, summarise_conditions
+
+EVIL = '<script>alert("x")</script>'
+VOID = {"meta", "input", "img", "wbr", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Elements as (tag, attributes, text inside), and tags that were not closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append([tag, dict(attrs), ""])
+        if tag not in VOID:
+            self.open.append(self.elements[-1])
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append([tag, dict(attrs), ""])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element[2] += data
+
+    def all(self, tag, **attributes):
+        return [e for e in self.elements if e[0] == tag and attributes.items() <= e[1].items()]
+
+    def rows(self):
+        """Cells of the runs' table, a list a run."""
+        index = next(i for i, e in enumerate(self.elements) if e[1].get("id") == "runs")
+        rows = []
+        for tag, attributes, text in self.elements[index:]:
+            if tag == "tr":
+                rows.append([])
+            elif tag in ("td", "th"):
+                rows[-1].append((text, attributes))
+            elif tag == "script":
+                break
+        return rows[1:]
+
+
+def write_run(grid_dir, run, history=None, files=(), **record):
+    folder = grid_dir / run
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps({"status": "ok", **record}, ensure_ascii=False), encoding="utf-8")
+    if history is not None:
+        (folder / "history.csv").write_text(history)
+    for file in files:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("")
+    return run
+
+
+def render(grid_dir, runs, varied=(), baseline=None, title="sweep"):
+    rows = collect_runs(grid_dir, runs, [*varied])
+    conditions = summarise_conditions(rows, [*varied], baseline)
+    path = write_index(grid_dir, rows, conditions, [*varied], title, "02_train")
+    assert path == grid_dir / "index.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+def test_links_lead_to_the_runs_files(tmp_path):
+    run = "loss=ce0.9+focal0.1,seed=21"
+    files = ["02_train.html", "02_train.ipynb", "03_error_analysis.html", "figures/100% worst.png"]
+    write_run(tmp_path, run, files=files, metrics={"miou": 0.5})
+    page = render(tmp_path, [run])
+    hrefs = [attributes["href"] for _, attributes, _ in page.all("a")]
+    assert hrefs[0] == "loss%3Dce0.9%2Bfocal0.1%2Cseed%3D21/02_train.html"
+    assert {unquote(href) for href in hrefs} == {f"{run}/{file}" for file in [*files, "record.json"]}
+    assert all((tmp_path / unquote(href)).is_file() for href in hrefs)
+    assert [attributes["src"] for _, attributes, _ in page.all("img")] == [
+        "loss%3Dce0.9%2Bfocal0.1%2Cseed%3D21/figures/100%25%20worst.png"
+    ]
+
+
+def test_files_that_are_missing_are_not_linked(tmp_path):
+    page = render(tmp_path, ["seed=1"], ["seed"])
+    assert page.all("a") == page.all("img") == []
+    assert [text for text, _ in page.rows()[0]][1:4] == ["seed=1", "1", "○ planned"]
+
+
+def test_everything_from_data_is_escaped(tmp_path):
+    run = "a=" + EVIL.replace("/", "|")
+    iou = {EVIL: 0.5, '" onload="x': 0.2}
+    write_run(
+        tmp_path, run, params={"a": EVIL}, metrics={"miou": 0.5, "iou": iou}, error=EVIL, history="epoch,miou\n1,0.2\n"
+    )
+    write_run(tmp_path, "b", status=EVIL, params={"a": {EVIL: 1}, EVIL: 2}, error="<img src=x onerror=y>")
+    page = render(tmp_path, [run, "b"], ["a", EVIL, "seed"], {"a": EVIL}, title=EVIL)
+    assert len(page.all("script")) == 1
+    assert "alert" not in page.all("script")[0][2]
+    assert not [e for e in page.elements if any(name.startswith("on") for name in e[1])]
+    assert page.all("img") == []
+    assert page.all("h1")[0][2] == page.all("title")[0][2] == EVIL
+    assert [e[2] for e in page.all("pre")] == [EVIL, "<img src=x onerror=y>"]
+    assert EVIL + " 0.500" in [e[1].get("title") for e in page.all("i")]
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    write_run(tmp_path, "a", files=["02_train.html", "figures/x.png"], metrics={"miou": 0.5})
+    page = render(tmp_path, ["a"])
+    sources = [e[1].get(name) for e in page.elements for name in ("src", "href") if e[1].get(name)]
+    assert sources and all(source.startswith("a/") for source in sources)
+    assert page.all("link") == []
+    assert not re.search(r"url\(|@import|https?:", (tmp_path / "index.html").read_text())
+
+
+def test_runs_stand_best_first_with_numbers_to_sort_by(tmp_path):
+    for run, miou, seconds in (("low", 0.25, 61), ("high", 0.5, 3720), ("none", None, None)):
+        write_run(tmp_path, run, metrics={"miou": miou}, seconds=seconds, peak_memory_mb=2048 if miou else None)
+    rows = render(tmp_path, ["none", "low", "high"]).rows()
+    assert [row[1][0] for row in rows] == ["highrecord", "lowrecord", "nonerecord"]
+    shown = [
+        [(text, attributes.get("data-v")) for text, attributes in (row[0], row[3], row[-2], row[-1])] for row in rows
+    ]
+    assert shown[0] == [("1", "1"), ("0.5000", "0.5"), ("1h02m", "3720"), ("2.0 GB", "2048")]
+    assert shown[2] == [("-", ""), ("-", ""), ("-", ""), ("-", "")]
+
+
+def test_every_header_is_a_button_and_one_says_the_order(tmp_path):
+    page = render(tmp_path, ["seed=1"], ["seed"])
+    heads = [e for e in page.all("th", scope="col") if "aria-sort" in e[1]]
+    assert len(heads) == len(page.rows()[0]) == len(page.all("button"))
+    assert [e[2] for e in heads if e[1]["aria-sort"] == "descending"] == ["mIoU"]
+
+
+def test_summary_counts_every_status_in_words(tmp_path):
+    for status in ("ok", "failed", "oom", "killed", "interrupted", "odd"):
+        write_run(tmp_path, status, status=status)
+    pills = render(tmp_path, ["ok", "failed", "oom", "killed", "interrupted", "odd", "later", "last"]).all("p")[1][2]
+    for count in ("✓ 1 ok", "✕ 1 failed", "▲ 1 oom", "■ 1 killed", "‖ 1 interrupted", "? 1 unknown", "○ 2 planned"):
+        assert count in pills
+
+
+def test_conditions_show_the_verdict_and_the_interval(tmp_path):
+    runs = []
+    for loss, scores in {"ce": (0.40, 0.41, 0.42), "dice": (0.50, 0.51, 0.521)}.items():
+        for seed, miou in enumerate(scores):
+            params = {"loss": loss, "seed": seed}
+            runs.append(write_run(tmp_path, f"loss={loss},seed={seed}", params=params, metrics={"miou": miou}))
+    page = render(tmp_path, runs, ["loss", "seed"], {"loss": "ce"})
+    assert [e[2].strip() for e in page.all("span") if "verdict" in e[1].get("class", "")] == ["▲ better", "◆ baseline"]
+    titles = [e[2] for e in page.all("title")]
+    assert "dice: mean 0.5103, n 3, difference +0.1003, 95 % from +0.0989 to +0.1018" in titles
+    assert len(page.all("g", **{"class": "whisker"})) == 1
+    lines = [e[1]["style"] for e in page.all("span", **{"class": "base"})]
+    assert len(lines) == 2 and lines[0] == lines[1]
+
+
+def test_one_seed_is_said_to_prove_nothing(tmp_path):
+    runs = [write_run(tmp_path, f"lr={lr}", params={"lr": lr}, metrics={"miou": lr}) for lr in (0.1, 0.2)]
+    page = render(tmp_path, runs, ["lr"], {"lr": 0.1})
+    assert any("One seed a condition: no difference here can be told from noise" in e[2] for e in page.all("p"))
+    assert any(e[2].strip() == "one seed: no noise floor" for e in page.all("span"))
+
+
+def test_curves_say_their_ends_and_the_best_epoch(tmp_path):
+    history = "epoch,train_loss,miou\n1,2.5,0.1\n2,1.25,nan\n3,0.5,0.4\n4,inf,0.3\n"
+    write_run(tmp_path, "a", history, best_epoch=3, metrics={"miou": 0.4})
+    page = render(tmp_path, ["a"])
+    assert "train loss 0.5 to 2.5, val mIoU 0.100 to 0.400, best epoch 3 of 4" in [e[2] for e in page.all("title")]
+    (circle,) = page.all("circle")
+    assert float(circle[1]["cy"]) == pictures.PLOT[2]  # the highest value touches the top
+
+
+@pytest.mark.parametrize("history", [None, "", "epoch\n", "a,b\n1,2\n", "epoch,miou\nx,y\n", "\x00\xff,\n"])
+def test_a_history_without_numbers_is_no_curve(tmp_path, history):
+    write_run(tmp_path, "a", history)
+    page = render(tmp_path, ["a"])
+    assert "no history" in [e[2] for e in page.all("span")]
+    assert page.all("svg") == []
+
+
+def test_history_without_losses_still_gives_the_score(tmp_path):
+    (tmp_path / "history.csv").write_text("epoch,miou\n1,0.5\n2,0.25\n")
+    assert read_history(tmp_path / "history.csv") == ([], [(1, 0.5), (2, 0.25)])
+
+
+def test_a_thinned_curve_keeps_its_lowest_and_highest_point():
+    series = [(epoch, 0.5 + 0.001 * math.sin(epoch)) for epoch in range(1000)]
+    series[501], series[777] = (501, 0.1), (777, 0.9)
+    svg = pictures.draw_curve([], series, None)
+    heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", svg)]
+    assert len(heights) <= pictures.POINTS + 2
+    assert (min(heights), max(heights)) == pictures.PLOT[2:]
+
+
+def test_the_strip_follows_the_class_order_and_hatches_absent_classes():
+    page = Page(pictures.draw_strip({"캔": 1.0, "cup": None, "bag": 0.0}, ["bag", "cup", "캔", "new"]))
+    cells = [(e[1]["class"], e[1]["title"]) for e in page.all("i")]
+    assert cells == [("v0", "bag 0.000"), ("absent", "cup -"), ("v20", "캔 1.000"), ("absent", "new -")]
+    assert page.all("span")[0][1]["aria-label"] == "lowest bag 0.000, highest 캔 1.000"
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 0.55, 1.0])
+def test_colours_are_viridis(value):
+    expected = matplotlib.colormaps["viridis"](value)[:3]
+    ours = [int(pictures.viridis(value)[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    assert ours == pytest.approx(expected, abs=0.015)
+
+
+def test_a_thousand_runs_stay_a_small_file(tmp_path):
+    history = "epoch,train_loss,miou\n" + "".join(f"{e},{2 / e},{0.5 - 0.4 / e}\n" for e in range(1, 61))
+    iou = {f"class {index}": index / 12 for index in range(12)}
+    for index in range(50):
+        run = f"augmentation=strong,loss=ce0.9+focal0.1,seed={index}"
+        write_run(tmp_path, run, history, ["02_train.html", "02_train.ipynb"], metrics={"miou": 0.5, "iou": iou})
+    runs = [path.name for path in tmp_path.iterdir()]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    render(empty, [])
+    render(tmp_path, runs, ["augmentation", "loss", "seed"])
+    size, base = ((folder / "index.html").stat().st_size for folder in (tmp_path, empty))
+    assert base + (size - base) / 50 * 1000 < 3_000_000
+
+
+def test_results_of_a_grid_load_no_heavy_library():
+    code = (
+        "import sys, seglib.runs.leaderboard, seglib.runs.index_page;"
+        "print(sorted({'torch', 'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
