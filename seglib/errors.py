@@ -11,6 +11,25 @@ class InputError(ValueError):
         super().__init__(" ".join(str(message).split()))
 
 
+class InputErrors(InputError):
+    """Several mistakes found together; `lines` has one line each and the message is the lines."""
+
+    def __init__(self, lines: Iterable[str]):
+        self.lines = [" ".join(str(line).split()) for line in lines]
+        ValueError.__init__(self, "\n".join(self.lines))
+
+
+class InputErrors(InputError):
+    """Several mistakes, one line each, so that the user can mend them all at once."""
+
+    def __init__(self, lines: Iterable[str]):
+        self.lines = [" ".join(str(line).split()) for line in lines]
+        Exception.__init__(self, self.lines)  # what pickle hands to __init__ when a worker process raises it
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
 def unknown_name(what: str, name: object, choices: Iterable[str], limit: int = 12) -> str:
     """Word the refusal of a name that is not among the choices, nearest names first.
 
@@ -23,5 +42,7 @@ def unknown_name(what: str, name: object, choices: Iterable[str], limit: int = 1
     text = f"unknown {what} {name!r}"
     if near:
         text += "; did you mean " + " or ".join(repr(choice) for choice in near) + "?"
+    if near and len(choices) > limit:
+        return text
     listed = ", ".join(map(str, choices[:limit])) + (f", ... ({len(choices)} in all)" if len(choices) > limit else "")
     return f"{text}{'' if near else ';'} choices: {listed}"

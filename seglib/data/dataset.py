@@ -1,0 +1,201 @@
+"""From pixels to batches: the training and validation sets, and loaders whose samples do not depend on workers."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from seglib.data.augment import augment, build_augmentation
+from seglib.data.coco import CocoData, load_coco, resolve_image
+from seglib.data.fingerprint import hash_files
+from seglib.data.pixels import Pixels, open_pixels
+from seglib.data.splits import drop_leaked, make_split
+from seglib.data.synthetic import open_synthetic
+from seglib.data.verify import refuse_errors, verify_coco
+from seglib.errors import InputError
+
+DEBUG_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a data set: `indices` (N,) int64 are positions in `pixels` and rows of `data.images`."""
+
+    data: CocoData
+    pixels: Pixels
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """(N,) int64."""
+        return self.pixels.image_ids[self.indices]
+
+    def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (S, S, 3) uint8 RGB and mask (S, S) uint8."""
+        return self.pixels.read(int(self.indices[position]))
+
+    def take_debug_share(self) -> "Subset":
+        """Five percent of the images, evenly spread, at least eight: enough to see whether a loss falls."""
+        count = min(len(self), max(8, round(DEBUG_SHARE * len(self))))
+        return Subset(self.data, self.pixels, self.indices[np.linspace(0, len(self) - 1, count).astype(np.int64)])
+
+
+def open_data(
+    data_dir: str,
+    train_json: str,
+    val_json: str,
+    *,
+    split: str,
+    folds: int,
+    fold: int,
+    seed: int,
+    paint_order: str,
+    background: str,
+    image_size: int,
+    cache: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Subset, Subset]:
+    """Read, check and split a data set; return its training and validation images.
+
+    Parameters
+    ----------
+    data_dir : a COCO folder, or "synthetic" (made on first use).
+    split : "given" validates on `val_json`; the other kinds split `train_json` into `folds` and validate on `fold`.
+    image_size : side of the square images and masks [px].
+
+    Raises
+    ------
+    InputErrors
+        One line for each error that `verify_coco` finds.
+    """
+    folder = open_synthetic() if data_dir == "synthetic" else Path(data_dir).expanduser()
+    opened = [
+        _open(folder, name, paint_order, background, image_size, cache, progress)
+        for name in ([train_json, val_json] if split == "given" else [train_json])
+    ]
+    data, pixels = opened[0]
+    if split == "given":
+        val_data, val_pixels = opened[1]
+        _require_same_classes(data, val_data)
+        kept = drop_leaked(_hash_images(data), _hash_images(val_data))
+        if len(kept) < len(data.images):
+            print(f"{len(data.images) - len(kept)} training images are copies of validation images; left out of training")
+        return Subset(data, pixels, kept), Subset(val_data, val_pixels, np.arange(len(val_data.images)))
+    train, val = make_split(
+        split, _hash_images(data), data.images["group"].tolist(), find_classes_present(data), folds, fold, seed
+    )
+    return Subset(data, pixels, train), Subset(data, pixels, val)
+
+
+def find_classes_present(data: CocoData) -> np.ndarray:
+    """(images, classes) bool: which classes are annotated in each image."""
+    present = np.zeros((len(data.images), data.num_classes), bool)
+    rows = pd.Index(data.images["image_id"]).get_indexer(data.annotations["image_id"])
+    present[rows, data.annotations["class_id"]] = True
+    return present
+
+
+def count_pixels(subset: Subset, ignore_index: int = 255) -> pd.Series:
+    """Pixels of each class over the subset's masks, by class name; ignored pixels under "(ignored)"."""
+    counts = np.zeros(256, np.int64)
+    for position in range(len(subset)):
+        counts += np.bincount(subset.read(position)[1].ravel(), minlength=256)
+    names = subset.data.class_names
+    return pd.Series([*counts[: len(names)], counts[ignore_index]], index=[*names, "(ignored)"], name="pixels")
+
+
+class SegmentationDataset(Dataset):
+    """Samples as uint8 tensors: image (S, S, 3) RGB in 0..255, mask (S, S) class ids; keys are (epoch, position)."""
+
+    def __init__(self, subset: Subset, augmentation: str, seed: int):
+        self.subset, self.seed = subset, seed
+        self.augmentation = build_augmentation(augmentation)
+
+    def __len__(self) -> int:
+        return len(self.subset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, position = key
+        image, mask = self.subset.read(position)
+        if self.augmentation.transforms:
+            image, mask = augment(self.augmentation, image, mask, self.seed, epoch, position)
+        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(mask))
+
+
+class EpochBatches:
+    """Batches of (epoch, position); the order of an epoch depends on (seed, epoch) alone. Set `epoch` before a pass."""
+
+    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool):
+        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        # A last batch of one image has no variance to normalise with, and batch norm refuses it: it is left out.
+        lonely = self.shuffle and self.batch_size > 1 and self.count % self.batch_size == 1 and self.count > 1
+        return -(-self.count // self.batch_size) - lonely
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self.count)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        for number in range(len(self)):
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield [(self.epoch, int(position)) for position in batch]
+
+
+def build_loader(
+    subset: Subset, batch_size: int, *, shuffle: bool, augmentation: str, seed: int, num_workers: int
+) -> DataLoader:
+    """Load batches: images (N, 3, S, S) uint8 in channels-last memory, masks (N, S, S) uint8.
+
+    Set `loader.batch_sampler.epoch` before each pass. The samples are the same for any number of workers.
+    """
+    return DataLoader(
+        SegmentationDataset(subset, augmentation, seed),
+        batch_sampler=EpochBatches(len(subset), batch_size, seed, shuffle),
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_use_one_thread,
+        generator=torch.Generator(),  # workers' seeds come from here, not from the stream that the model draws from
+    )
+
+
+def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, masks = zip(*samples, strict=True)
+    return torch.stack(images).permute(0, 3, 1, 2), torch.stack(masks)
+
+
+def _use_one_thread(worker: int) -> None:
+    cv2.setNumThreads(1)
+
+
+def _open(folder, json_name, paint_order, background, image_size, cache, progress) -> tuple[CocoData, Pixels]:
+    data = load_coco(folder, json_name)
+    problems = verify_coco(data)
+    refuse_errors(problems, data.json_path)
+    for problem, count in problems["problem"].value_counts().items():
+        print(f"{data.json_path.name}: warning: {problem} ({count} times)")
+    return data, open_pixels(data, image_size, paint_order, background, cache, progress)
+
+
+def _require_same_classes(train: CocoData, val: CocoData) -> None:
+    if train.class_names != val.class_names:
+        raise InputError(
+            f"{val.json_path}: required the categories of {train.json_path.name} ({', '.join(train.class_names[1:])}),"
+            f" got {', '.join(val.class_names[1:])}"
+        )
+
+
+def _hash_images(data: CocoData) -> list[str]:
+    return hash_files([resolve_image(data.data_dir, name) for name in data.images["file_name"]])

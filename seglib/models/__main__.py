@@ -1,0 +1,98 @@
+"""Which architecture goes with which encoder: `python -m seglib.models --list [--works-with DeepLabV3Plus]`.
+
+The runner of grids, which never imports torch, asks here in a child process (`--check`) about pairs that
+compatibility.json, made by `--write-table`, does not cover.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+
+import segmentation_models_pytorch as smp
+import torch
+
+from seglib.errors import InputError
+from seglib.files import write_text
+from seglib.models.build import ARCHITECTURES, build_model, explain_refusal
+from seglib.runs.preflight import TABLE, installed_versions
+
+
+def find_refusal(architecture: str, encoder: str, image_size: int, batch_size: int) -> str:
+    """Build the model and push a batch through it without computing; "" if it works, else why not, in one line."""
+    refusal = _try(architecture, encoder, image_size, batch_size, "meta")
+    if "meta tensors" in refusal:  # some encoders compute on the way (drop-path rates): these are built for real
+        refusal = _try(architecture, encoder, image_size, batch_size, "cpu")
+    return refusal
+
+
+def _try(architecture: str, encoder: str, image_size: int, batch_size: int, device: str) -> str:
+    num_classes = 3
+    try:
+        with torch.device(device), warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            model = build_model(architecture, encoder, num_classes).train()
+            logits = model(torch.empty(min(batch_size, 2), 3, image_size, image_size))
+    except InputError as error:
+        return str(error)
+    except Exception as error:  # models raise anything on sizes that they cannot take
+        return explain_refusal(architecture, encoder, error)
+    if logits.shape[1:] != (num_classes, image_size, image_size):
+        height, width = logits.shape[-2:]
+        return f"{architecture} with encoder {encoder!r} gives {height} x {width} px for image_size={image_size}"
+    return ""
+
+
+def make_table() -> dict:
+    """Try every pair of smp's own names: versions, names, smallest sizes, refusals and parameter counts (millions)."""
+    encoders = smp.encoders.get_encoder_names()
+    table = {"versions": installed_versions(), "architectures": list(ARCHITECTURES), "encoders": encoders}
+    table |= {"smallest_size": {}, "needs_batch_of_two": [], "refused": {}, "parameters": {}}
+    for architecture in ARCHITECTURES:
+        reasons = {encoder: find_refusal(architecture, encoder, 128, 2) for encoder in encoders}
+        works = [encoder for encoder in encoders if not reasons[encoder]]
+        table["refused"][architecture] = {encoder: reason for encoder, reason in reasons.items() if reason}
+        table["parameters"][architecture] = {encoder: _count_millions(architecture, encoder) for encoder in works}
+        if works:
+            sizes = [size for size in (32, 64, 96, 128) if not find_refusal(architecture, works[0], size, 2)]
+            table["smallest_size"][architecture] = min(sizes)
+        if works and find_refusal(architecture, works[0], 128, 1):
+            table["needs_batch_of_two"].append(architecture)
+        print(f"{architecture}: {len(works)} of {len(encoders)} encoders", file=sys.stderr)
+    return table
+
+
+def _count_millions(architecture: str, encoder: str) -> float:
+    with torch.device("cpu" if encoder.startswith("mit_") else "meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = build_model(architecture, encoder, 12)
+    return round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2)
+
+
+def list_models(works_with: str = "") -> None:
+    """Print each pair that works with its parameter count at 12 classes."""
+    table = json.loads(TABLE.read_text())
+    for architecture, counts in table["parameters"].items():
+        for encoder, millions in sorted(counts.items(), key=lambda item: item[1]):
+            if works_with in ("", architecture, encoder):
+                print(f"{architecture:<16}{encoder:<28}{millions:>9.2f} M")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m seglib.models", description=__doc__.split("\n")[0])
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", action="store_true", help="pairs that work, with parameter counts")
+    action.add_argument("--check", action="store_true", help="read a JSON list of models, write why each cannot be built")
+    action.add_argument("--write-table", action="store_true", help="make compatibility.json anew (minutes)")
+    parser.add_argument("--works-with", metavar="NAME", default="", help="with --list: one architecture or encoder")
+    arguments = parser.parse_args()
+    if arguments.check:
+        print(json.dumps([find_refusal(**model) for model in json.load(sys.stdin)]))
+    elif arguments.write_table:
+        write_text(TABLE, json.dumps(make_table(), indent=1) + "\n")
+    else:
+        list_models(arguments.works_with)
+
+
+if __name__ == "__main__":
+    main()

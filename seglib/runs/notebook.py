@@ -1,0 +1,79 @@
+"""What a notebook says about itself: its parameters with their defaults, its config class, a hash of its code."""
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from seglib import config
+from seglib.errors import InputError
+from seglib.files import hash_text
+
+
+def read_defaults(path: Path) -> dict[str, Any]:
+    """Read name -> default from the cell tagged `parameters`, without running it.
+
+    Raises
+    ------
+    InputError
+        Not a notebook, not exactly one such cell, or a default that is not a plain literal.
+    """
+    cells = [cell for cell in _code_cells(path) if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    if len(cells) != 1:
+        raise InputError(f"{path}: required one code cell tagged `parameters`, got {len(cells)}; tag it in JupyterLab")
+    try:
+        statements = ast.parse(_source(cells[0])).body
+    except SyntaxError as error:
+        raise InputError(f"{path}: the parameters cell is not Python: line {error.lineno}: {error.msg}") from error
+    defaults = {}
+    for statement in statements:
+        name, value = _read_assignment(path, statement)
+        defaults[name] = value
+    return defaults
+
+
+def find_config(path: Path) -> type[config.NotebookConfig] | None:
+    """The config class that the notebook checks itself with; None for a notebook that has none."""
+    for cell in _code_cells(path):
+        match = re.search(r"\b(\w+Config)\.from_notebook\(", _source(cell))
+        if match and isinstance(getattr(config, match[1], None), type):
+            return getattr(config, match[1])
+    return None
+
+
+def saves_result(path: Path) -> bool:
+    """Whether the notebook ends by writing its result into the record."""
+    return any("save_result(" in _source(cell) for cell in _code_cells(path))
+
+
+def hash_code(path: Path) -> str:
+    """Hash of the notebook's code cells; prose and outputs do not count."""
+    return hash_text(json.dumps([_source(cell) for cell in _code_cells(path)]))
+
+
+def _read_assignment(path: Path, statement: ast.stmt) -> tuple[str, Any]:
+    target = statement.target if isinstance(statement, ast.AnnAssign) else None
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+    if not isinstance(target, ast.Name) or statement.value is None:
+        raise InputError(f"{path}: line {statement.lineno} of the parameters cell must be `name: type = literal`")
+    try:
+        return target.id, ast.literal_eval(statement.value)
+    except ValueError as error:
+        raise InputError(f"{path}: the default of {target.id} must be a plain literal, got code") from error
+
+
+def _code_cells(path: Path) -> list[dict]:
+    try:
+        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
+        return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such notebook") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: required a Jupyter notebook (JSON with cells), got something else") from error
+
+
+def _source(cell: dict) -> str:
+    source = cell.get("source", "")
+    return source if isinstance(source, str) else "".join(source)

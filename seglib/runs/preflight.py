@@ -1,0 +1,84 @@
+"""Whether models can be built, known before a grid starts and without importing torch."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from seglib.errors import unknown_name
+from seglib.files import PROJECT, cache_dir, hash_text, write_json
+
+TABLE = PROJECT / "seglib" / "models" / "compatibility.json"
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the libraries that decide whether a model can be built."""
+    return {name: importlib.metadata.version(name) for name in ("segmentation-models-pytorch", "timm")}
+
+
+def find_model_refusals(models: Sequence[dict]) -> list[str]:
+    """Say for each model why it cannot be built, "" where it can.
+
+    A model is a dict of architecture, encoder, image_size [px] and batch_size. smp's own names are looked up in
+    compatibility.json; the rest (`tu-` names, other library versions) is built in a child process and remembered.
+    """
+    answers = [_look_up(model) for model in models]
+    unknown = [model for model, answer in zip(models, answers, strict=True) if answer is None]
+    built = iter(_ask_child(unknown) if unknown else [])
+    return [next(built) if answer is None else answer for answer in answers]
+
+
+def _look_up(model: dict) -> str | None:
+    table = _load_table()
+    architecture, encoder = model["architecture"], model["encoder"]
+    if not table or encoder.startswith(("tu-", "timm-")):
+        return None
+    if architecture not in table["architectures"]:
+        return unknown_name("architecture", architecture, table["architectures"], limit=20)
+    if encoder not in table["encoders"]:
+        return unknown_name("encoder", encoder, table["encoders"])
+    if encoder in table["refused"][architecture]:
+        fits = [name for name in table["architectures"] if encoder not in table["refused"][name]]
+        return f"{table['refused'][architecture][encoder]}; architectures that take it: {', '.join(fits)}"
+    if model["image_size"] < table["smallest_size"][architecture]:
+        smallest = table["smallest_size"][architecture]
+        return f"{architecture} needs an image_size of at least {smallest}, got {model['image_size']}"
+    if model["batch_size"] == 1 and architecture in table["needs_batch_of_two"]:
+        return f"{architecture} pools to one pixel in front of a batch norm: batch_size must be at least 2, got 1"
+    return ""
+
+
+@cache
+def _load_table() -> dict:
+    """The shipped table; empty if it was made with other versions than those installed."""
+    table = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
+    return table if table.get("versions") == installed_versions() else {}
+
+
+def _ask_child(models: Sequence[dict]) -> list[str]:
+    remembered_path = cache_dir() / "models.json"
+    remembered = _read_remembered(remembered_path)
+    keys = [hash_text(json.dumps([model, installed_versions()], sort_keys=True)) for model in models]
+    new = [model for model, key in zip(models, keys, strict=True) if key not in remembered]
+    if new:
+        child = subprocess.run(
+            [sys.executable, "-m", "seglib.models", "--check"],
+            input=json.dumps(new), capture_output=True, text=True, cwd=PROJECT,
+        )  # fmt: skip
+        if child.returncode:
+            raise RuntimeError(f"the check of the models failed:\n{child.stderr}")
+        answers = iter(json.loads(child.stdout.splitlines()[-1]))
+        remembered |= {key: next(answers) for key in keys if key not in remembered}
+        write_json(remembered_path, remembered)
+    return [remembered[key] for key in keys]
+
+
+def _read_remembered(path: Path) -> dict[str, str]:
+    try:
+        remembered = json.loads(path.read_text())
+    except (OSError, ValueError):  # absent or damaged: everything is asked again
+        return {}
+    return remembered if isinstance(remembered, dict) else {}
