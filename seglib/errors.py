@@ -16,14 +16,6 @@ class InputErrors(InputError):
 
     def __init__(self, lines: Iterable[str]):
         self.lines = [" ".join(str(line).split()) for line in lines]
-        ValueError.__init__(self, "\n".join(self.lines))
-
-
-class InputErrors(InputError):
-    """Several mistakes, one line each, so that the user can mend them all at once."""
-
-    def __init__(self, lines: Iterable[str]):
-        self.lines = [" ".join(str(line).split()) for line in lines]
         Exception.__init__(self, self.lines)  # what pickle hands to __init__ when a worker process raises it
 
     def __str__(self) -> str:
