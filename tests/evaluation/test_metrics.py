@@ -1,0 +1,307 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn.metrics
+import torch
+
+from seglib.errors import InputError
+from seglib.evaluation.metrics import (
+    batch_miou,
+    compute_metrics,
+    confusion_matrix,
+    confusion_per_image,
+    image_miou,
+    iou_per_class,
+    load_confusion,
+    mean_iou,
+    pixel_accuracy,
+    pooled_miou,
+    precision_per_class,
+    recall_per_class,
+    save_confusion,
+)
+from seglib.files import write_json
+
+# Up to 32 classes on a multiple of 4 pixels are counted in lanes, everything else as on a GPU.
+CLASSES = [2, 3, 11, 12, 15, 16, 30, 32, 33, 200, 256]
+SIZES = [(8, 6), (7, 5)]
+IDS = torch.zeros(1, 4, 4, dtype=torch.int64)
+
+
+def random_masks(num_classes, size=(8, 6), images=3, ignore_index=255, seed=0):
+    """Ids of a few classes, so that others are absent; a tenth of the truth is ignored."""
+    rng = np.random.default_rng([seed, num_classes])
+    present = rng.choice(num_classes, size=min(num_classes, 7), replace=False)
+    truth = rng.choice(present, size=(images, *size))
+    pred = np.where(rng.random(truth.shape) < 0.5, truth, rng.integers(0, num_classes, truth.shape))
+    truth[rng.random(truth.shape) < 0.1] = ignore_index
+    return torch.from_numpy(truth.astype(np.uint8)), torch.from_numpy(pred.astype(np.uint8))
+
+
+def count_in_a_loop(truth, pred, num_classes, ignore_index=255):
+    counts = np.zeros((len(truth), num_classes, num_classes), dtype=np.int64)
+    for image in range(len(truth)):
+        for t, p in zip(truth[image].flatten().tolist(), pred[image].flatten().tolist(), strict=True):
+            if t != ignore_index:
+                counts[image, t, p] += 1
+    return counts
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("num_classes", CLASSES)
+def test_counts_equal_a_loop_over_the_pixels(num_classes, size):
+    truth, pred = random_masks(num_classes, size)
+    expected = count_in_a_loop(truth, pred, num_classes)
+    for dtype in (torch.uint8, torch.int64):
+        counts = confusion_per_image(truth.to(dtype), pred.to(dtype), num_classes)
+        assert counts.dtype == torch.int64
+        np.testing.assert_array_equal(counts, expected)
+        total = confusion_matrix(truth.to(dtype), pred.to(dtype), num_classes)
+        np.testing.assert_array_equal(total, expected.sum(0))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("ignore_index", [0, 5, 11, 200])
+def test_any_id_can_be_the_ignored_one(ignore_index, size):
+    truth, pred = random_masks(11, size, ignore_index=ignore_index)
+    expected = count_in_a_loop(truth, pred, 11, ignore_index)
+    np.testing.assert_array_equal(confusion_per_image(truth, pred, 11, ignore_index), expected)
+
+
+@pytest.mark.parametrize("num_classes", range(2, 31))
+def test_scores_equal_scikit_learn(num_classes):
+    truth, pred = random_masks(num_classes, size=(16, 16), images=1, seed=1)
+    confusion = confusion_matrix(truth, pred, num_classes).numpy()
+    t, p = truth[truth != 255].numpy(), pred[truth != 255].numpy()
+    labels = np.arange(num_classes)
+    np.testing.assert_array_equal(confusion, sklearn.metrics.confusion_matrix(t, p, labels=labels))
+
+    seen = np.union1d(t, p)
+    close = {"rtol": 0, "atol": 1e-12}
+    np.testing.assert_allclose(mean_iou(confusion), sklearn.metrics.jaccard_score(t, p, average="macro"), **close)
+    of_class = sklearn.metrics.jaccard_score(t, p, labels=seen, average=None)
+    np.testing.assert_allclose(iou_per_class(confusion)[seen], of_class, **close)
+    np.testing.assert_allclose(pixel_accuracy(confusion), sklearn.metrics.accuracy_score(t, p), **close)
+    for ours, theirs in (
+        (precision_per_class, sklearn.metrics.precision_score),
+        (recall_per_class, sklearn.metrics.recall_score),
+    ):
+        expected = theirs(t, p, labels=labels, average=None, zero_division=np.nan)
+        np.testing.assert_allclose(ours(confusion), expected, **close)
+
+
+def test_strided_masks_are_counted_pixel_by_pixel():
+    truth, pred = random_masks(11)
+    counts = confusion_per_image(truth.transpose(1, 2), pred.transpose(1, 2), 11)
+    assert torch.equal(counts, confusion_per_image(truth, pred, 11))
+
+
+def test_the_largest_codes_stay_apart():
+    # 32 classes fill the range of int16: the last class in every lane, and an ignored pixel beside it.
+    truth, pred = torch.full((1, 4, 4), 31, dtype=torch.uint8), torch.full((1, 4, 4), 31, dtype=torch.uint8)
+    truth[0, 0, 0] = 255
+    counts = confusion_per_image(truth, pred, 32)
+    assert counts[0, 31, 31] == 15
+    assert counts.sum() == 15
+
+
+def test_prediction_of_an_ignored_pixel_does_not_count():
+    truth, pred = random_masks(11)
+    changed = torch.where(truth == 255, 10 - pred, pred)
+    assert not torch.equal(changed, pred)
+    assert torch.equal(confusion_per_image(truth, changed, 11), confusion_per_image(truth, pred, 11))
+
+
+def test_no_images_and_only_ignored_pixels_count_nothing():
+    empty = torch.zeros(0, 8, 8, dtype=torch.uint8)
+    assert confusion_per_image(empty, empty, 11).shape == (0, 11, 11)
+    void = torch.full((2, 8, 8), 255, dtype=torch.uint8)
+    assert confusion_per_image(void, torch.zeros_like(void), 11).sum() == 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("truth_id", "pred_id", "words"),
+    [
+        (200, 0, r"truth must be ignore_index=255 or a class id from 0 to 10, got 200 \(2 such pixels\); check num_cl"),
+        (11, 0, "got 11 "),
+        (254, 0, "got 254 "),
+        (-1, 0, "got -1 "),
+        (256 + 3, 0, "got 259 "),
+        (0, 11, r"pred must be a class id from 0 to 10, got 11 \(2 such pixels\)"),
+        (3, 200, "pred must be .* got 200 "),
+        (3, -1, "pred must be .* got -1 "),
+        (3, 256 + 3, "pred must be .* got 259 "),
+        (3, 2**32 + 3, "pred must be .* got 4294967299 "),
+    ],
+)
+def test_foreign_ids_are_refused_by_name(truth_id, pred_id, words, size):
+    truth, pred = (mask.long() for mask in random_masks(11, size))
+    truth[1, 2, 3:5], pred[1, 2, 3:5] = truth_id, pred_id
+    small = [mask if mask.min() < 0 or mask.max() > 255 else mask.to(torch.uint8) for mask in (truth, pred)]
+    for masks in ((truth, pred), small):
+        with pytest.raises(InputError, match=words):
+            confusion_per_image(*masks, 11)
+
+
+@pytest.mark.parametrize(
+    ("truth", "pred", "options", "words"),
+    [
+        (IDS.float(), IDS, {}, "truth must hold integer class ids, got torch.float32; take logits.argmax"),
+        (IDS, IDS.bool(), {}, "pred must hold integer class ids, got torch.bool"),
+        (IDS, IDS[:, :3], {}, r"must have one shape, got \(1, 4, 4\) and \(1, 3, 4\)"),
+        (IDS[0], IDS[0], {}, r"must be \(N, H, W\), got \(4, 4\)"),
+        (IDS, IDS, {"num_classes": 257}, "num_classes must be 1 to 256"),
+        (IDS, IDS, {"ignore_index": -100}, "ignore_index must be 0 to 255"),
+    ],
+)
+def test_unusable_arguments_are_refused(truth, pred, options, words):
+    with pytest.raises(InputError, match=words):
+        confusion_per_image(truth, pred, **{"num_classes": 11, **options})
+
+
+def test_absent_class_is_left_out_of_the_mean():
+    confusion = np.array([[6, 2, 0], [0, 4, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(iou_per_class(confusion), [6 / 8, 4 / 6, np.nan])
+    assert mean_iou(confusion) == pytest.approx((6 / 8 + 4 / 6) / 2)
+
+
+def test_class_that_is_only_predicted_counts_zero():
+    assert mean_iou([[6, 2], [0, 0]]) == pytest.approx((6 / 8 + 0) / 2)
+
+
+def test_mean_of_batches_is_not_the_pooled_score():
+    per_image = np.array([[[8, 0], [0, 0]], [[4, 2], [2, 0]]])
+    assert batch_miou(per_image, batch_size=1) == pytest.approx((1 + (4 / 8 + 0) / 2) / 2)  # 0.625
+    assert pooled_miou(per_image) == pytest.approx((12 / 16 + 0) / 2)  # 0.375
+    assert batch_miou(per_image, batch_size=2) == pooled_miou(per_image)
+
+
+def test_mean_of_images_lets_a_small_image_weigh_as_much_as_a_large_one():
+    per_image = np.array([[[1000, 0], [0, 1000]], [[1, 1], [0, 1]]])
+    assert image_miou(per_image) == pytest.approx((1 + 0.5) / 2)
+    assert pooled_miou(per_image) == pytest.approx((1001 / 1002 + 1001 / 1002) / 2)
+
+
+def test_last_batch_may_be_short():
+    rng = np.random.default_rng(0)
+    per_image = rng.integers(0, 9, (7, 3, 3))
+    expected = np.mean([mean_iou(per_image[i : i + 3].sum(0)) for i in (0, 3, 6)])
+    assert batch_miou(per_image, 3) == pytest.approx(expected, abs=1e-12)
+    assert batch_miou(per_image, 1) == pytest.approx(image_miou(per_image), abs=1e-12)
+
+
+def test_image_without_valid_pixels_is_left_out():
+    per_image = np.array([[[3, 1], [0, 2]], [[0, 0], [0, 0]]])
+    assert image_miou(per_image) == batch_miou(per_image, 1) == mean_iou(per_image[0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_of_nothing_are_nan_without_a_warning():
+    for per_image in (np.zeros((2, 3, 3), np.int64), np.zeros((0, 3, 3), np.int64)):
+        metrics = compute_metrics(per_image, ["a", "b", "c"], batch_size=4)
+        scores = [metrics[name] for name in ("miou", "miou_image", "miou_batch", "accuracy")]
+        assert np.isnan([*scores, *metrics["iou"].values()]).all()
+
+
+def test_metrics_hold_every_score_by_name(tmp_path):
+    per_image = confusion_per_image(*random_masks(3), 4)
+    metrics = compute_metrics(per_image, ["Background", "Paper", "Glass", "없음"], batch_size=2)
+    assert list(metrics) == ["miou", "miou_image", "miou_batch", "accuracy", "iou"]
+    assert metrics["miou"] == pooled_miou(per_image)
+    assert metrics["miou_image"] == image_miou(per_image)
+    assert metrics["miou_batch"] == batch_miou(per_image, 2)
+    assert metrics["accuracy"] == pixel_accuracy(per_image) == pixel_accuracy(per_image.sum(0))
+    assert list(metrics["iou"].values())[:3] == iou_per_class(per_image.sum(0))[:3].tolist()
+
+    write_json(tmp_path / "record.json", metrics)
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    assert record["iou"]["없음"] is None
+    assert record["miou"] == metrics["miou"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "names", "batch_size", "words"),
+    [
+        ((2, 3, 3), ["a", "b"], 1, r"\(2, 3, 3\) int64 and 2 names"),
+        ((3, 3), ["a", "b", "c"], 1, r"must be \(images, classes, classes\) .* got \(3, 3\)"),
+        ((2, 3, 3), ["a", "b", "a"], 1, "class names must differ, got a, b, a"),
+        ((2, 3, 3), ["a", "b", "c"], 0, "batch_size must be at least 1, got 0"),
+    ],
+)
+def test_metrics_refuse_what_does_not_fit(shape, names, batch_size, words):
+    with pytest.raises(InputError, match=words):
+        compute_metrics(np.ones(shape, np.int64), names, batch_size)
+
+
+@pytest.mark.parametrize(
+    "image_ids", [[7, 3, 11], torch.tensor([7, 3, 11]), pd.Series(["b/1.jpg", "a/22.jpg", "사진.jpg"])]
+)
+def test_saved_confusion_is_read_back_whole(tmp_path, image_ids):
+    per_image = confusion_per_image(*random_masks(2), 2)
+    path = tmp_path / "run" / "confusion.npz"
+    save_confusion(path, per_image, image_ids, ["배경", "Paper"])
+    assert [file.name for file in path.parent.iterdir()] == ["confusion.npz"]
+    confusion, ids, names = load_confusion(path)
+    assert confusion.dtype == np.int64
+    np.testing.assert_array_equal(confusion, per_image)
+    assert ids.tolist() == list(image_ids)
+    assert names == ["배경", "Paper"]
+
+
+def test_equal_counts_give_equal_files(tmp_path):
+    for name, dtype in (("one.npz", np.int64), ("two.npz", np.uint16)):
+        save_confusion(tmp_path / name, np.ones((2, 2, 2), dtype), [1, 2], ["a", "b"])
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+def test_refused_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "confusion.npz"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError, match=r"image_ids must be one number or text for each of 2 images, got \(1,\)"):
+        save_confusion(path, np.ones((2, 2, 2), np.int64), [1], ["a", "b"])
+    with pytest.raises(InputError, match=r"integer counts .* float64"):
+        save_confusion(path, np.ones((2, 2, 2)), [1, 2], ["a", "b"])
+    assert path.read_bytes() == b"old"
+
+
+def foreign_files(folder):
+    """Files that are no confusion file, with what the refusal says."""
+    good = folder / "good.npz"
+    save_confusion(good, np.arange(400).reshape(4, 10, 10), [1, 2, 3, 4], list("abcdefghij"))
+    content = good.read_bytes()
+    arrays = dict(np.load(good))
+
+    def written(name, write):
+        with open(folder / name, "wb") as file:
+            write(file)
+        return folder / name
+
+    flipped = bytearray(content)
+    flipped[200] ^= 0xFF
+    return [
+        (folder / "missing.npz", "FileNotFoundError"),
+        (folder, "IsADirectoryError"),
+        (written("empty.npz", lambda file: None), "EOFError"),
+        (written("text.npz", lambda file: file.write(b"epoch,miou\n")), "ValueError"),
+        (written("half.npz", lambda file: file.write(content[: len(content) // 2])), "BadZipFile"),
+        (written("flipped.npz", lambda file: file.write(flipped)), "must be a file of save_confusion"),
+        (written("array.npz", lambda file: np.save(file, np.ones(3))), "TypeError"),
+        (written("other.npz", lambda file: np.savez(file, weights=np.ones(3))), "KeyError"),
+        (written("pickle.npz", lambda file: np.savez(file, **{**arrays, "image_ids": np.array([{}] * 4)})), "pickle"),
+        (written("ids.npz", lambda file: np.savez(file, **{**arrays, "image_ids": np.arange(3)})), r"got \(3,\) int64"),
+        (written("names.npz", lambda file: np.savez(file, **{**arrays, "class_names": np.arange(10)})), "list of text"),
+        (
+            written("flat.npz", lambda file: np.savez(file, **{**arrays, "confusion": np.arange(4)})),
+            r"got \(4,\) int64",
+        ),
+    ]
+
+
+def test_foreign_and_broken_files_are_refused_by_name(tmp_path):
+    for path, words in foreign_files(tmp_path):
+        with pytest.raises(InputError, match=words) as caught:
+            load_confusion(path)
+        assert str(caught.value).startswith(f"{path}: ")
