@@ -1,0 +1,215 @@
+"""Paint annotations into masks: what is wrong with a segmentation, its RLE, and who wins where objects overlap."""
+
+import reprlib
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from pycocotools import mask as mask_api
+
+from seglib.data.coco import MAX_SIDE
+from seglib.errors import InputError, unknown_name
+
+PAINT_ORDERS = ("class_id", "longest", "area")
+BACKGROUNDS = ("class", "ignore")
+IGNORE_INDEX = 255
+_MAX_PERIMETER = 2**20  # [px]; pycocotools takes 80 bytes for each, and a few wild points must not take the memory
+_DECODED_BYTES = 2**26  # masks of objects held at once: 60 objects on 24 megapixels would be 1.4 GB
+
+
+def paint_mask(annotations: pd.DataFrame, height: int, width: int, paint_order: str, background: str) -> np.ndarray:
+    """Paint the annotations of one image, crowds like the rest.
+
+    Parameters
+    ----------
+    annotations : rows of `CocoData.annotations`
+    height, width : the image's [px]
+    paint_order : {"class_id", "longest", "area"}
+        Who wins where objects overlap: the highest class id; the longest first polygon, in coordinates (an RLE has
+        none); or the smallest area (the file's, the mask's where it has none). The later row wins between equals.
+    background : {"class", "ignore"}
+        Pixels that no annotation covers are 0, or 255.
+
+    Returns
+    -------
+    (height, width) uint8, class ids from 1, or the background
+
+    Raises
+    ------
+    InputError
+        Where a segmentation is broken (see `segmentation_problems`) or the category is unknown.
+    """
+    if paint_order not in PAINT_ORDERS:
+        raise InputError(unknown_name("paint_order", paint_order, PAINT_ORDERS))
+    if background not in BACKGROUNDS:
+        raise InputError(unknown_name("background", background, BACKGROUNDS))
+    _require_size(height, width)
+    # pycocotools lays masks out by columns: so does the canvas, or each of the copies would take six times longer
+    canvas = np.full((height, width), IGNORE_INDEX if background == "ignore" else 0, np.uint8, order="F")
+    rles = _annotation_rles(annotations, height, width)
+    order = _painting_order(annotations, rles, paint_order)
+    class_ids = annotations["class_id"].to_numpy(np.uint8)
+    at_once = max(1, _DECODED_BYTES // (height * width))
+    for start in range(0, len(order), at_once):
+        batch = order[start : start + at_once]
+        objects = mask_api.decode([rles[i] for i in batch]).view(bool)  # (height, width, objects)
+        for k, i in enumerate(batch):
+            np.copyto(canvas, class_ids[i], where=objects[..., k])
+    return np.ascontiguousarray(canvas)
+
+
+def segmentation_to_rle(segmentation: list | dict, height: int, width: int) -> dict:
+    """The compressed RLE of polygons or of an RLE, the same pixels as `COCO.annToMask` paints.
+
+    Unlike there, polygons of fewer than three points cover nothing: pycocotools would read four numbers as a box.
+
+    Parameters
+    ----------
+    segmentation : list of polygons, or RLE with counts as list, str or bytes
+    height, width : the image's [px]
+
+    Returns
+    -------
+    {"size": [height, width], "counts": bytes}, as `pycocotools.mask` takes it
+
+    Raises
+    ------
+    InputError
+        Where the segmentation has a problem that is an error; an RLE of another size than the image is not decoded.
+    """
+    _require_size(height, width)
+    for severity, problem, detail in segmentation_problems(segmentation, height, width):
+        if severity == "error":
+            raise InputError(f"{problem}: {detail}; correct the annotation")
+    size = [int(height), int(width)]
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        if isinstance(counts, list):
+            return mask_api.frPyObjects({"size": size, "counts": counts}, *size)
+        return {"size": size, "counts": counts.encode() if isinstance(counts, str) else counts}
+    polygons = [polygon for polygon in segmentation or [] if len(polygon) >= 6]
+    if not polygons:
+        return mask_api.frPyObjects({"size": size, "counts": [size[0] * size[1]]}, *size)
+    return mask_api.merge(mask_api.frPyObjects(polygons, *size))
+
+
+def segmentation_problems(segmentation: object, height: int, width: int) -> Iterator[tuple[str, str, str]]:
+    """What is wrong with a segmentation of an image of that size [px]: (severity, problem, detail) each.
+
+    Errors are what cannot be painted; with warnings something is painted: less than was meant.
+    """
+    if isinstance(segmentation, dict):
+        yield from _rle_problems(segmentation, height, width)
+    elif segmentation is None or segmentation == []:
+        yield "warning", "empty-segmentation", "must hold a polygon or an RLE, got nothing"
+    elif not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        got = "a list of something else" if isinstance(segmentation, list) else type(segmentation).__name__
+        yield "error", "unknown-segmentation", f"must be an RLE or polygons [[x1, y1, x2, y2, ...], ...], got {got}"
+    else:
+        for i, polygon in enumerate(segmentation, start=1):
+            for severity, problem, detail in _polygon_problems(polygon, height, width):
+                yield severity, problem, f"polygon {i} of {len(segmentation)} {detail}"
+
+
+def _require_size(height: int, width: int) -> None:
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise InputError(f"height and width must be 1 to {MAX_SIDE} px, got {height} and {width}; verify the data")
+
+
+def _annotation_rles(annotations: pd.DataFrame, height: int, width: int) -> list[dict]:
+    rles = []
+    columns = (annotations[name] for name in ("annotation_id", "class_id", "segmentation"))
+    for annotation_id, class_id, segmentation in zip(*columns, strict=True):
+        if not 1 <= class_id < IGNORE_INDEX:
+            raise InputError(f"annotation {annotation_id}: class_id must be 1 to 254, got {class_id}; add the category")
+        try:
+            rles.append(segmentation_to_rle(segmentation, height, width))
+        except InputError as error:
+            raise InputError(f"annotation {annotation_id}: {error}") from None
+    return rles
+
+
+def _painting_order(annotations: pd.DataFrame, rles: list[dict], paint_order: str) -> np.ndarray:
+    """Row numbers, the winner last."""
+    if paint_order == "class_id":
+        keys = annotations["class_id"].to_numpy()
+    elif paint_order == "longest":
+        keys = np.array([_first_length(segmentation) for segmentation in annotations["segmentation"]])
+    else:
+        area = annotations["area"].to_numpy()
+        keys = -np.where((area > 0) & (area < np.inf), area, mask_api.area(rles))
+    return np.argsort(keys, kind="stable")
+
+
+def _first_length(segmentation: list | dict | None) -> int:
+    return len(segmentation[0]) if isinstance(segmentation, list) and segmentation else 0
+
+
+def _polygon_problems(polygon: list, height: int, width: int) -> Iterator[tuple[str, str, str]]:
+    xy = _numbers(polygon)
+    if xy is None:
+        yield "error", "unreadable-coordinates", "must be a list of numbers [x1, y1, x2, ...], got something else in it"
+    elif not np.isfinite(xy).all():
+        yield "error", "non-finite-coordinates", f"must have finite coordinates, got {xy[~np.isfinite(xy)][0]}"
+    elif len(xy) % 2:
+        yield "error", "odd-coordinates", f"must have x and y of each point, got {len(xy)} coordinates"
+    elif len(xy) < 6:
+        yield "warning", "too-few-points", f"must have 3 points or more, got {len(xy) // 2}"
+    else:
+        yield from _extent_problems(xy.reshape(-1, 2).astype(np.float64), height, width)  # integers may overflow
+
+
+def _extent_problems(points: np.ndarray, height: int, width: int) -> Iterator[tuple[str, str, str]]:
+    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+    extent = f"x {left:g} to {right:g}, y {top:g} to {bottom:g}"
+    closed = np.vstack([points, points[:1]])
+    if max(-left, -top, right, bottom) > MAX_SIDE or np.abs(np.diff(closed, axis=0)).max(axis=1).sum() > _MAX_PERIMETER:
+        limits = f"within {MAX_SIDE} px and no longer than {_MAX_PERIMETER} px"
+        yield "error", "far-coordinates", f"must lie {limits}, got {extent}"
+    elif left < -1 or top < -1 or right > width + 1 or bottom > height + 1:  # 1 px: tools differ in where a pixel lies
+        yield "warning", "outside-image", f"must lie in the image of {width}x{height} px (width x height), got {extent}"
+
+
+def _rle_problems(rle: dict, height: int, width: int) -> Iterator[tuple[str, str, str]]:
+    size, counts = rle.get("size"), rle.get("counts")
+    if size != [height, width]:  # first: the counts of another size may be those of a mask that fills the memory
+        required = f"[{height}, {width}], the image's height and width"
+        yield "error", "rle-size", f"size must be {required}, got {reprlib.repr(size)}"
+        return
+    lengths = _numbers(counts) if isinstance(counts, list) else _decompress(counts)
+    if lengths is None or lengths.dtype.kind == "f" or (lengths < 0).any():
+        yield "error", "rle-corrupt", "counts must be whole numbers from 0, or their compressed text, got neither"
+    elif (total := lengths.sum(dtype=np.float64)) != height * width:  # as floats these cannot overflow
+        yield "error", "rle-sum", f"counts must add up to height x width = {height * width}, got {total:.0f}"
+
+
+def _numbers(values: list) -> np.ndarray | None:
+    """A flat list of JSON numbers as an array; None for anything else."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):  # lists of several lengths in it
+        return None
+    return array if array.ndim == 1 and array.dtype.kind in "iuf" else None
+
+
+def _decompress(counts: object) -> np.ndarray | None:
+    """The run lengths of a compressed RLE, None where it is corrupt: pycocotools reads on behind the string's end.
+
+    Source: rleFrString of pycocotools. Each character holds 5 bits of a number, the 6th says that the next one goes on;
+    from the fourth number on, each is the difference to the last but one.
+    """
+    text = counts.encode(errors="replace") if isinstance(counts, str) else counts
+    digits = np.frombuffer(text if isinstance(text, bytes) else b"", np.uint8).astype(np.int64) - 48
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        return None
+    last = np.flatnonzero(digits & 32 == 0)
+    first = np.append(0, last[:-1] + 1)
+    length = last - first + 1
+    if length.max() > 7:  # 35 bits
+        return None
+    place = np.arange(len(digits)) - np.repeat(first, length)
+    numbers = np.add.reduceat((digits & 31) << 5 * place, first)
+    numbers -= np.where(digits[last] & 16, 1 << 5 * length, 0)  # the sign
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers
