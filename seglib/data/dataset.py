@@ -159,6 +159,10 @@ def build_loader(
 
     Set `loader.batch_sampler.epoch` before each pass. The samples are the same for any number of workers.
     """
+    if num_workers:
+        # Workers are forked: OpenCV's threads must be gone before (in a worker the same call waits for them for ever),
+        # and each worker is one of several processes anyway.
+        cv2.setNumThreads(1)
     return DataLoader(
         SegmentationDataset(subset, augmentation, seed),
         batch_sampler=EpochBatches(len(subset), batch_size, seed, shuffle),
@@ -166,7 +170,6 @@ def build_loader(
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        worker_init_fn=_use_one_thread,
         generator=torch.Generator(),  # workers' seeds come from here, not from the stream that the model draws from
     )
 
@@ -174,10 +177,6 @@ def build_loader(
 def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     images, masks = zip(*samples, strict=True)
     return torch.stack(images).permute(0, 3, 1, 2), torch.stack(masks)
-
-
-def _use_one_thread(worker: int) -> None:
-    cv2.setNumThreads(1)
 
 
 def _open(folder, json_name, paint_order, background, image_size, cache, progress) -> tuple[CocoData, Pixels]:

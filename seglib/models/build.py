@@ -57,14 +57,14 @@ def build_model(architecture: str, encoder: str, num_classes: int, encoder_weigh
         raise InputError(unknown_name("architecture", architecture, ARCHITECTURES, limit=20))
     _check_encoder_name(encoder)
     pretrained = "imagenet" if encoder_weights == "imagenet" else None
+    if pretrained:
+        _refuse_before_download(architecture, encoder, num_classes)
     weights = True if pretrained and encoder.startswith("tu-") else pretrained  # timm's names hold their weights' tag
     try:
         network = ARCHITECTURES[architecture](encoder, encoder_weights=weights, classes=num_classes)
     except Exception as error:  # smp raises whatever its parts raise, network errors included
-        if pretrained is None:
-            raise InputError(explain_refusal(architecture, encoder, error)) from error
-        _build_without_weights(architecture, encoder, num_classes)
-        raise InputError(_explain_missing_weights(encoder, error)) from error
+        explain = _explain_missing_weights if pretrained else explain_refusal
+        raise InputError(explain(architecture, encoder, error)) from error
     if encoder_weights not in ("", "imagenet"):
         _load_encoder_weights(network.encoder, Path(encoder_weights))
     return SegmentationModel(network, *_normalisation(encoder, pretrained))
@@ -102,20 +102,23 @@ def _check_encoder_name(encoder: str) -> None:
         raise InputError(unknown_name("encoder", encoder, smp.encoders.get_encoder_names()))
 
 
-def _build_without_weights(architecture: str, encoder: str, num_classes: int) -> None:
-    """Raise the pair's own refusal if weights are not what was wrong."""
+def _refuse_before_download(architecture: str, encoder: str, num_classes: int) -> None:
     try:
         with torch.device("meta"):
             ARCHITECTURES[architecture](encoder, encoder_weights=None, classes=num_classes)
     except Exception as error:
-        raise InputError(explain_refusal(architecture, encoder, error)) from error
+        if "meta tensors" not in str(error):  # a few encoders compute while they are built, which meta cannot
+            raise InputError(explain_refusal(architecture, encoder, error)) from error
 
 
-def _explain_missing_weights(encoder: str, error: BaseException) -> str:
-    cause = str(error).strip().split("\n")[0][:160] or type(error).__name__
+def _explain_missing_weights(architecture: str, encoder: str, error: BaseException) -> str:
+    root = error
+    while root.__cause__ or root.__context__:  # "Name or service not known" says more than what wraps it
+        root = root.__cause__ or root.__context__
+    cause = str(root).strip().split("\n")[0][:160] or type(root).__name__
     return (
-        f"ImageNet weights of {encoder!r} could not be had ({type(error).__name__}: {cause}); two ways out:"
-        ' encoder_weights: "" trains from scratch, or encoder_weights: PATH loads a state dict file from disk'
+        f"{architecture}: ImageNet weights of encoder {encoder!r} could not be had ({cause}); two ways out:"
+        ' encoder_weights: "" trains from scratch, encoder_weights: PATH loads a state dict file from disk'
     )
 
 

@@ -11,10 +11,10 @@ from matplotlib import font_manager
 
 IGNORED = (128, 128, 128)
 # Background, then colours that stay apart for colour-blind people (Okabe and Ito 2008, Tol 2021), light and dark mixed.
-_COLOURS = (
-    "202020 0072b2 e69f00 56b4e9 d55e00 009e73 f0e442 cc79a7 882255 88ccee aa4499 999933 "
-    "332288 ddcc77 661100 44aa99 ee99aa 117733 994455 77aadd bbcc33"
-).split()
+_COLOURS = [
+    "202020", "0072b2", "e69f00", "56b4e9", "d55e00", "009e73", "f0e442", "cc79a7", "882255", "88ccee", "aa4499",
+    "999933", "332288", "ddcc77", "661100", "44aa99", "ee99aa", "117733", "994455", "77aadd", "bbcc33",
+]  # fmt: skip
 
 
 def class_colours(num_classes: int) -> np.ndarray:

@@ -1,0 +1,30 @@
+"""seglib is imported before torchvision (see seglib/__init__.py); caches and data are the test session's own."""
+
+from pathlib import Path
+
+import pytest
+
+import seglib  # noqa: F401
+from seglib.data.synthetic import make_synthetic
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> Path:
+    """A synthetic data set of 40 images of 64 px; tests must not write into it."""
+    return make_synthetic(tmp_path_factory.mktemp("data") / "small", num_images=40, image_size=64, seed=3)
+
+
+@pytest.fixture(scope="session")
+def camvid() -> Path:
+    """Real photographs, beside the checkout on machines that have them."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "camvid"
+    if not folder.is_dir():
+        pytest.skip("the CamVid folder is not on this machine")
+    return folder
