@@ -6,7 +6,9 @@ started; 130 interrupted, what ran is kept.
 """
 
 import argparse
+import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,61 +16,93 @@ from pathlib import Path
 from seglib.errors import InputError
 from seglib.files import outputs_dir
 from seglib.runs.grid import Grid, Run, load_grid
-from seglib.runs.grid_file import parse_yaml
+from seglib.runs.lock import only_runner
+from seglib.runs.naming import shorten
+from seglib.runs.record import is_finished
 from seglib.runs.run import run_grid, write_results
-from seglib.runs.schedule import is_finished
+from seglib.runs.strict_yaml import parse_yaml
+from seglib.runs.text_table import fit
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check a grid, run what is not done yet, write leaderboard and index; return the exit code."""
     options = parse_arguments(arguments)
     try:
-        overrides = dict(parse_setting(text) for text in options.set)
-        grid = load_grid(options.file, options.outputs.expanduser().resolve(), overrides, options.debug)
+        grid = load_grid(options.file, options.outputs.expanduser().resolve(), parse_settings(options.set), options.debug)
         chosen = choose_runs(grid, options.only, options.limit)
+        if not options.dry_run:
+            return execute(grid, chosen, options)
+        print_plan(grid, chosen, options.fresh)
+        sys.stdout.flush()
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    waiting = [run for run in chosen if options.fresh or not is_finished(run.folder, run.key)]
-    if options.dry_run:
-        print_plan(grid, chosen, waiting)
-        return 0
-    print(f"{grid.name}: {len(chosen)} runs, {len(chosen) - len(waiting)} done before, {len(waiting)} to go -> {grid.folder}")
-    line = StatusLine()
-    try:
-        ok = run_grid(grid, waiting, options.workers, options.fail_fast, line.keep, line.show)
     except KeyboardInterrupt:
-        line.keep("interrupted; what ran is kept, the same command goes on from here")
+        print("interrupted; what ran is kept, the same command goes on from here", file=sys.stderr)
         return 130
-    line.keep("")
-    print(write_results(grid, shutil.get_terminal_size((100, 24)).columns))
-    return 0 if ok and all(is_finished(run.folder, run.key) for run in chosen) else 1
+    except BrokenPipeError:  # the reader of a long list went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0 if options.dry_run else 1
+    except OSError as error:  # a disk that is full
+        print(f"{options.file}: stopped: {error}; what ran is kept", file=sys.stderr)
+        return 1
+    return 0
+
+
+def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
+    """Run what is not done yet; return the exit code."""
+    line = StatusLine()
+    with only_runner(grid.folder, line.show):
+        waiting = find_waiting(chosen, options.fresh)
+        done = len(chosen) - len(waiting)
+        line.keep(f"{grid.name}: {len(chosen)} runs, {done} done before, {len(waiting)} to go -> {grid.folder}")
+        try:
+            ok = run_grid(grid, waiting, options.workers, options.fail_fast, line.keep, line.show)
+        finally:
+            line.keep("")
+        print(write_results(grid, shutil.get_terminal_size((100, 24)).columns))
+    return 0 if ok else 1
+
+
+def find_waiting(chosen: list[Run], fresh: bool) -> list[Run]:
+    """The runs that are not done yet; all of them with --fresh."""
+    return [run for run in chosen if fresh or not is_finished(run.folder, run.key)]
 
 
 def choose_runs(grid: Grid, only: str, limit: int | None) -> list[Run]:
     """The runs whose names contain a text, at most so many of them."""
     chosen = [run for run in grid.runs if only in run.name][:limit]
     if not chosen:
-        raise InputError(f"--only {only!r}: no run has this in its name; the first is {grid.runs[0].name!r}")
+        raise InputError(f"--only {only!r}: required a part of a run's name, got none's; one is {grid.runs[0].name!r}")
     return chosen
 
 
-def print_plan(grid: Grid, chosen: list[Run], waiting: list[Run]) -> None:
-    """List the runs, what varies in each, and which are done already."""
-    waiting_names = {run.name for run in waiting}
-    width = max(len(run.name) for run in chosen)
+def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
+    """List the runs, and what varies; which are done already."""
+    waiting = {run.name for run in find_waiting(chosen, fresh)}
     for run in chosen:
-        print(f"{run.name:<{width}}  {'would run' if run.name in waiting_names else 'done, would be skipped'}")
-    print(f"{grid.name}: {len(chosen)} runs, {len(waiting)} would run -> {grid.folder}")
+        print(f"{'run ' if run.name in waiting else 'skip'}  {run.name}")
+    for name in grid.varied:
+        values = list(dict.fromkeys(shorten(run.varied[name]) for run in chosen if name in run.varied))
+        print(fit(f"{name}: {', '.join(values)}", 200))
+    print(f"{grid.name}: {len(chosen)} runs, {len(chosen) - len(waiting)} done before, {len(waiting)} to go -> {grid.folder}")
 
 
-def parse_setting(text: str) -> tuple[str, object]:
-    """Read NAME=VALUE; the value is YAML, so that lists and mappings can be given too."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise InputError(f"--set {text}: required NAME=VALUE, got {text!r}")
-    parsed = parse_yaml(value, f"--set {name}")
-    return name.strip(), "" if parsed is None else parsed
+def parse_settings(texts: list[str]) -> dict[str, object]:
+    """Read NAME=VALUE; values are YAML, so that lists and mappings can be given too."""
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name.isidentifier():
+            raise InputError(f"--set: required NAME=VALUE, got {text!r}")
+        if name in settings:
+            raise InputError(f"--set {name}: required once, got twice; for several values write --set {name}=[A,B]")
+        parsed = parse_yaml(value, f"--set {name}")
+        if parsed == []:
+            raise InputError(f"--set {name}: required a value, or a list of at least one, got an empty list")
+        settings[name] = "" if parsed is None else parsed
+    return settings
 
 
 class StatusLine:
@@ -80,8 +114,7 @@ class StatusLine:
     def show(self, text: str) -> None:
         """Show what is going on now."""
         if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[K{text[:width]}", end="", flush=True)
+            print(f"\r\x1b[K{fit(text, shutil.get_terminal_size().columns - 1)}", end="", flush=True)
         elif text != self.last and time.monotonic() - self.printed > 10:
             print(f"    {text}", flush=True)
             self.last, self.printed = text, time.monotonic()
@@ -114,4 +147,7 @@ def count(text: str) -> int:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)  # ends as Ctrl-C does
     sys.exit(main())

@@ -1,31 +1,24 @@
 """What a notebook's parameters may be: names, types, ranges, help. Their defaults live in the notebook alone."""
 
-import math
+import os
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from seglib.errors import InputErrors, unknown_name
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
-
-
-def _read_number(value: object) -> object:
-    """YAML 1.1, as PyYAML reads it, takes `1e-3` for a text; a person means a number."""
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
-
-
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_read_number)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
 
 
 class PathParameter(NamedTuple):
-    """Marks a parameter that is a path unless it has one of these values; relative to the current folder."""
+    """Marks a parameter that is a path unless it has one of these values."""
 
     unless: tuple[str, ...]
 
@@ -88,15 +81,21 @@ class NotebookConfig(BaseModel):
         return self
 
     @classmethod
-    def resolve_paths(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the path parameters absolute, so that a notebook finds them whatever folder it runs in."""
+    def resolve_paths(cls, values: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+        """Make the path parameters absolute, relative ones being seen from `folder`."""
         resolved = dict(values)
-        for name, field in cls.model_fields.items():
-            for marker in field.metadata:
-                value = resolved.get(name)
-                if isinstance(marker, PathParameter) and isinstance(value, str) and value not in marker.unless:
-                    resolved[name] = str(Path(value).expanduser().resolve())
+        for name, unless in cls.path_parameters():
+            value = resolved.get(name)
+            if isinstance(value, str) and value not in unless:
+                resolved[name] = os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
         return resolved
+
+    @classmethod
+    def path_parameters(cls) -> list[tuple[str, tuple[str, ...]]]:
+        """The parameters that are paths: name, and the values that are not."""
+        fields = cls.model_fields.items()
+        markers = [(name, marker) for name, field in fields for marker in field.metadata]
+        return [(name, marker.unless) for name, marker in markers if isinstance(marker, PathParameter)]
 
 
 class TrainConfig(NotebookConfig):
@@ -157,7 +156,7 @@ class TrainConfig(NotebookConfig):
     @field_validator("data_dir")
     @classmethod
     def _is_a_folder(cls, data_dir: str) -> str:
-        if data_dir != "synthetic" and not Path(data_dir).expanduser().is_dir():
+        if data_dir != "synthetic" and not os.path.isdir(os.path.expanduser(data_dir)):
             raise ValueError(
                 f'must be a folder with COCO files, or "synthetic"; there is no folder {data_dir!r}'
                 f" (seen from {Path.cwd()})"
@@ -167,7 +166,7 @@ class TrainConfig(NotebookConfig):
     @field_validator("encoder_weights")
     @classmethod
     def _is_a_file(cls, weights: str) -> str:
-        if weights not in ("imagenet", "") and not Path(weights).expanduser().is_file():
+        if weights not in ("imagenet", "") and not os.path.isfile(os.path.expanduser(weights)):
             raise ValueError(
                 f'must be "imagenet", "" (from scratch) or a path to a file; there is no file {weights!r}'
                 f" (seen from {Path.cwd()})"
@@ -179,14 +178,16 @@ class TrainConfig(NotebookConfig):
         problems = {}
         if _above(values, "fold", "folds", or_equal=True):
             problems["fold"] = f"fold must be below folds ({values['folds']}), got {values['fold']}"
+        elif values.get("split") == "given" and values.get("fold", 0):
+            problems["fold"] = f"fold must be 0 with split 'given', which makes no folds, got {values['fold']}"
         if _above(values, "warmup_epochs", "epochs"):
             problems["warmup_epochs"] = (
                 f"warmup_epochs must not be above epochs ({values['epochs']}), got {values['warmup_epochs']}"
             )
         if values.get("data_dir", "synthetic") != "synthetic":
-            folder = Path(values["data_dir"]).expanduser()
+            folder = Path(os.path.expanduser(values["data_dir"]))
             for name in ("train_json", "val_json") if values.get("split") == "given" else ("train_json",):
-                if name in values and not (folder / values[name]).is_file():
+                if name in values and not os.path.isfile(folder / values[name]):
                     there = ", ".join(sorted(path.name for path in folder.glob("*.json"))[:8]) or "no JSON files"
                     problems[name] = f"{name} must be a file in data_dir, got {values[name]!r}; {folder} has {there}"
         return problems
@@ -195,7 +196,7 @@ class TrainConfig(NotebookConfig):
 def _above(values: Mapping[str, Any], name: str, bound: str, or_equal: bool = False) -> bool:
     if name not in values or bound not in values:
         return False
-    return float(values[name]) > float(values[bound]) - (1 if or_equal else 0)
+    return values[name] >= values[bound] if or_equal else values[name] > values[bound]
 
 
 _REQUIRED = {
@@ -218,7 +219,7 @@ def _word(model: type[NotebookConfig], name: str, item: Mapping[str, Any]) -> st
     """One line for one pydantic error: what was required, what arrived, the fix."""
     kind, value = item["type"], item.get("input")
     if kind == "extra_forbidden":
-        return unknown_name("parameter", name, model.model_fields, limit=40)
+        return unknown_name("parameter", name, model.model_fields)
     if kind == "missing":
         return f"{name} is missing; the notebook's parameters cell must set it"
     path = ".".join(str(part) for part in item["loc"] if part != "[key]") or name
@@ -238,9 +239,5 @@ def _show(value: object) -> str:
     """A value as a person wrote it, with its type where that is what is wrong."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and math.isfinite(value) or isinstance(value, int):
-        return f"{value}"
-    if isinstance(value, str):
-        return f"{value[:60]!r} (a text)"
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    kind = "" if isinstance(value, int | float) else " (a text)" if isinstance(value, str) else f" ({type(value).__name__})"
+    return reprlib.repr(value) + kind

@@ -12,7 +12,7 @@ import warnings
 import segmentation_models_pytorch as smp
 import torch
 
-from seglib.errors import InputError
+from seglib.errors import InputError, unknown_name
 from seglib.files import write_text
 from seglib.models.build import ARCHITECTURES, build_model, explain_refusal
 from seglib.runs.preflight import TABLE, installed_versions
@@ -72,6 +72,9 @@ def _count_millions(architecture: str, encoder: str) -> float:
 def list_models(works_with: str = "") -> None:
     """Print each pair that works with its parameter count at 12 classes."""
     table = json.loads(TABLE.read_text())
+    names = [*table["architectures"], *table["encoders"]]
+    if works_with and works_with not in names:
+        raise InputError(unknown_name("architecture or encoder", works_with, names))
     for architecture, counts in table["parameters"].items():
         for encoder, millions in sorted(counts.items(), key=lambda item: item[1]):
             if works_with in ("", architecture, encoder):
@@ -91,7 +94,10 @@ def main() -> None:
     elif arguments.write_table:
         write_text(TABLE, json.dumps(make_table(), indent=1) + "\n")
     else:
-        list_models(arguments.works_with)
+        try:
+            list_models(arguments.works_with)
+        except InputError as error:
+            parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Executes one notebook with papermill, in a process of its own, and says in record.json how it ended.
 
-Started by schedule.py as `python -m seglib.runs.execute`, with the job as JSON on standard input.
+Started by schedule.py as `python -m seglib.runs.execute`, with the job as one line of JSON on standard input, which
+stays open for as long as the runner lives.
 """
 
 import json
@@ -8,6 +9,8 @@ import logging
 import os
 import signal
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,21 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
+from traitlets.config import Config
 
 from seglib.files import write_text
 from seglib.runs.notebook import saves_result
 from seglib.runs.record import UNDER_RUNNER, read_record, start_record, update_record
 
-_OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory")
+_OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+_STOPPED = {
+    signal.SIGTERM: ("interrupted", "stopped before its end"),
+    signal.SIGHUP: ("killed", "run_grid.py was killed, so the run was stopped"),
+}
+
+
+class Stopped(KeyboardInterrupt):
+    """The run is to stop; its arguments are status and error. Papermill saves the notebook and ends the kernel."""
 
 
 class _WholeFiles(LocalHandler):
@@ -37,22 +49,31 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[s
     papermill_io.register("local", _WholeFiles())
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        papermill.execute_notebook(
-            str(notebook), str(output), parameters=parameters, kernel_name="python3", cwd=str(notebook.parent),
-            progress_bar=False, autosave_cell_every=30,
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="seglib-") as sockets:
+            papermill.execute_notebook(
+                str(notebook), str(output), parameters=parameters, kernel_name="python3", cwd=str(notebook.parent),
+                progress_bar=False, start_timeout=300, iopub_timeout=120, config=_use_sockets(sockets),
+            )  # fmt: skip
     except PapermillExecutionError as error:
         words = " ".join(f"{error.ename}: {error.evalue}".split())
         return ("oom" if any(sign in words for sign in _OUT_OF_MEMORY) else "failed"), words[:2000]
     except DeadKernelError:
         return "killed", "the kernel died: killed from outside, or by the system when memory ran out"
-    except KeyboardInterrupt:
-        return "interrupted", "interrupted"
+    except Stopped as stopped:
+        return stopped.args
     return "ok", None
 
 
-def run_job(job: dict[str, Any]) -> str:
-    """Execute one run and write its record last; return its status."""
+def _use_sockets(folder: str) -> Config:
+    """Talk to the kernel through files: kernels that start together take each other's TCP ports, and TCP is in the clear."""
+    config = Config()
+    config.ConnectionFileMixin.transport = "ipc"
+    config.KernelManager.connection_file = f"{folder}/kernel.json"
+    return config
+
+
+def run_job(job: dict[str, Any]) -> None:
+    """Execute one job; its record is written last."""
     notebook, run_dir = Path(job["notebook"]), Path(job["run_dir"])
     output = run_dir / notebook.name
     os.environ[UNDER_RUNNER] = str(os.getpid())
@@ -60,12 +81,10 @@ def run_job(job: dict[str, Any]) -> str:
     start_record(run_dir, job["key"], job["parameters"], job["varied"])
     status, error = execute(notebook, output, job["parameters"])
     if status == "ok" and saves_result(notebook) and "finished_at" not in (read_record(run_dir) or {}):
-        # A killed kernel can leave a notebook that papermill marks complete: only its own last line proves an end.
-        status, error = "killed", "the kernel ended before the notebook saved its result"
+        status, error = "failed", "the notebook ended before it saved its result"
     if output.is_file():
         render_html(output)
     update_record(run_dir, status=status, error=error, seconds=round(time.monotonic() - began, 2))
-    return status
 
 
 def render_html(notebook: Path) -> None:
@@ -75,13 +94,24 @@ def render_html(notebook: Path) -> None:
     write_text(notebook.with_suffix(".html"), page)
 
 
-def _stop(signum, frame):
-    raise KeyboardInterrupt
+def _stop(signum: int, frame: object) -> None:
+    for number in _STOPPED:
+        signal.signal(number, signal.SIG_IGN)  # once is enough: what follows is saving
+    raise Stopped(*_STOPPED[signum])
+
+
+def _watch_runner() -> None:
+    """Stop when the runner is gone: standard input ends."""
+    os.read(sys.stdin.fileno(), 1)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGHUP)
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, _stop)
-    run_job(json.load(sys.stdin))
+    for number in _STOPPED:
+        signal.signal(number, _stop)
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_watch_runner, daemon=True).start()
+    run_job(job)
 
 
 if __name__ == "__main__":

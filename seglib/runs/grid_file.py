@@ -1,5 +1,7 @@
 """Reads a grid file: YAML to a checked specification, each mistake of its form in one line."""
 
+import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import yaml
 
 from seglib.errors import InputError, InputErrors, unknown_name
+from seglib.runs.strict_yaml import parse_yaml, read_text
 
 
 @dataclass(frozen=True)
@@ -43,33 +46,7 @@ class GridFile:
 
 _KEYS = ("notebook", "fixed", "grid", "runs", "name", "baseline", "then")
 _STEP_KEYS = ("notebook", "each", "fixed")
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, where PyYAML silently keeps the last."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Load YAML safely; a mistake becomes one line with its place."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{where}{place}: required YAML, got: {getattr(error, 'problem', None) or error}") from error
-    except (RecursionError, ValueError) as error:  # nesting without end; a date such as 2026-13-45
-        raise InputError(f"{where}: required YAML, got: {type(error).__name__}: {error}") from error
+_NAME = re.compile(r"[\w][\w.+,=@() -]{0,79}(?<! )")
 
 
 def read_grid_file(path: str | Path) -> GridFile:
@@ -81,12 +58,7 @@ def read_grid_file(path: str | Path) -> GridFile:
         One line for each mistake.
     """
     path = Path(path)
-    try:
-        spec = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such grid file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: required a text file, got {type(error).__name__}: {error}") from error
+    spec = parse_yaml(read_text(path), str(path))
     if not isinstance(spec, dict):
         raise InputError(f"{path}: required a mapping with `notebook`, got {_kind(spec)}")
     problems = _find_problems(spec)
@@ -100,7 +72,7 @@ def read_grid_file(path: str | Path) -> GridFile:
         axes=spec.get("grid") or {},
         listed=spec.get("runs") or [],
         baseline=spec.get("baseline") or {},
-        then=[Step(**step) for step in spec.get("then") or []],
+        then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec.get("then") or []],
     )
 
 
@@ -109,49 +81,53 @@ def _find_problems(spec: Mapping) -> list[str]:
     if not isinstance(spec.get("notebook"), str):
         problems.append(f"`notebook` must be the path of a notebook, got {_kind(spec.get('notebook'))}")
     name = spec.get("name", "grid")
-    if not isinstance(name, str) or not name.strip() or set(name) & set('/\\:*?"<>|\0') or name.startswith("."):
-        problems.append(f"`name` must be a folder name, got {name!r}")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        problems.append(f"`name` must be a folder name (letters, digits, . _ + -; at most 80), got {_kind(name)}")
     for key in ("fixed", "grid", "baseline"):
-        problems += _find_mapping_problems(key, spec.get(key))
-    for axis, values in spec["grid"].items() if isinstance(spec.get("grid"), dict) else ():
+        problems += _find_mapping_problems(f"`{key}`", spec.get(key) or {})
+    axes = spec["grid"] if isinstance(spec.get("grid"), dict) else {}
+    for axis, values in axes.items():
         if not isinstance(values, list) or not values:
-            problems.append(f"`grid`: {axis} must be a list of values, got {_kind(values)}; write {axis}: [...]")
-    problems += _find_list_problems("runs", spec.get("runs"))
-    problems += _find_list_problems("then", spec.get("then"))
+            problems.append(f"`grid`: {axis} must be a list of values, got {_kind(values)}; write {axis}: [VALUE, ...]")
+    both = [name for name in axes if name in (spec.get("fixed") or {})]
+    problems += [f"{name} stands in `fixed` and in `grid`; take one out" for name in both]
+    for key in ("runs", "then"):
+        problems += _find_list_problems(key, spec.get(key) or [])
     for step in spec["then"] if isinstance(spec.get("then"), list) else ():
         problems += _find_step_problems(step) if isinstance(step, dict) else []
     return problems
 
 
-def _find_mapping_problems(key: str, value: object) -> list[str]:
-    if value is None or (isinstance(value, dict) and all(isinstance(name, str) for name in value)):
-        return []
-    return [f"`{key}` must be a mapping name: value, got {_kind(value)}"]
+def _find_mapping_problems(where: str, value: object) -> list[str]:
+    if not isinstance(value, dict):
+        return [f"{where} must be a mapping name: value, got {_kind(value)}"]
+    names = [name for name in value if not isinstance(name, str)]
+    return [f"{where}: the name of a parameter must be a text, got {_kind(name)}; quote it" for name in names]
 
 
 def _find_list_problems(key: str, value: object) -> list[str]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(
-        isinstance(item, dict) and item and all(isinstance(name, str) for name in item) for item in value
-    ):
+    if not isinstance(value, list):
         return [f"`{key}` must be a list of mappings name: value, got {_kind(value)}"]
-    return []
+    problems = []
+    for number, item in enumerate(value, 1):
+        problems += _find_mapping_problems(f"`{key}`, entry {number},", item)
+    return problems
 
 
 def _find_step_problems(step: Mapping) -> list[str]:
-    problems = [unknown_name("key in `then`", key, _STEP_KEYS) for key in step if key not in _STEP_KEYS]
+    problems = [f"`then`: {unknown_name('key', key, _STEP_KEYS)}" for key in step if key not in _STEP_KEYS]
     if not isinstance(step.get("notebook"), str):
         problems.append(f"`then`: notebook must be the path of a notebook, got {_kind(step.get('notebook'))}")
     if not isinstance(step.get("each", False), bool):
         problems.append(f"`then`: each must be true or false, got {_kind(step['each'])}")
-    problems += _find_mapping_problems("then: fixed", step.get("fixed", {}))
-    return problems
+    return problems + _find_mapping_problems("`then`: fixed", step.get("fixed") or {})
 
 
 def _kind(value: object) -> str:
-    names = {type(None): "nothing", dict: "a mapping", list: "a list", str: "a text", bool: "true or false"}
-    if isinstance(value, list | dict) and not value:
-        return "an empty " + ("list" if isinstance(value, list) else "mapping")
-    name = names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
-    return name if isinstance(value, list | dict | None) else f"{name} ({str(value)[:40]!r})"
+    """What arrived, in words, with the value where it is short."""
+    if value is None:
+        return "nothing"
+    names = {dict: "a mapping", list: "a list", str: "the text", bool: "the switch", int: "the number", float: "the number"}
+    if isinstance(value, list | dict):
+        return names[type(value)] if value else f"an empty {names[type(value)][2:]}"
+    return f"{names.get(type(value), f'a {type(value).__name__}')} {reprlib.repr(value)}"

@@ -2,13 +2,14 @@
 
 import ast
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from seglib import config
 from seglib.errors import InputError
-from seglib.files import hash_text
+from seglib.files import PROJECT, hash_text
 
 
 def read_defaults(path: Path) -> dict[str, Any]:
@@ -19,18 +20,23 @@ def read_defaults(path: Path) -> dict[str, Any]:
     InputError
         Not a notebook, not exactly one such cell, or a default that is not a plain literal.
     """
-    cells = [cell for cell in _code_cells(path) if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    cells = [cell for cell in _code_cells(path) if "parameters" in cell["metadata"].get("tags", [])]
     if len(cells) != 1:
         raise InputError(f"{path}: required one code cell tagged `parameters`, got {len(cells)}; tag it in JupyterLab")
     try:
         statements = ast.parse(_source(cells[0])).body
-    except SyntaxError as error:
-        raise InputError(f"{path}: the parameters cell is not Python: line {error.lineno}: {error.msg}") from error
-    defaults = {}
-    for statement in statements:
-        name, value = _read_assignment(path, statement)
-        defaults[name] = value
-    return defaults
+    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+        place = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+        raise InputError(f"{path}: the parameters cell must be Python, got {place}") from error
+    return dict(_read_assignment(path, statement) for statement in statements)
+
+
+def find_notebook(notebook: str, grid_path: Path) -> Path:
+    """A notebook's path, seen from the current folder, the project's, or the grid file's."""
+    for folder in (Path.cwd(), PROJECT, grid_path.parent):
+        if os.path.isfile(folder / notebook):
+            return (folder / notebook).resolve()
+    raise InputError(f"{grid_path}: there is no notebook {notebook!r}, neither in {Path.cwd()} nor in {PROJECT}")
 
 
 def find_config(path: Path) -> type[config.NotebookConfig] | None:
@@ -60,17 +66,17 @@ def _read_assignment(path: Path, statement: ast.stmt) -> tuple[str, Any]:
         raise InputError(f"{path}: line {statement.lineno} of the parameters cell must be `name: type = literal`")
     try:
         return target.id, ast.literal_eval(statement.value)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: the default of {target.id} must be a plain literal, got code") from error
 
 
 def _code_cells(path: Path) -> list[dict]:
     try:
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such notebook") from error
-    except (ValueError, KeyError, TypeError) as error:
+        return [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and isinstance(cell["metadata"], dict)]
+    except OSError as error:
+        raise InputError(f"{path}: required a notebook that can be read, got {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: required a Jupyter notebook (JSON with cells), got something else") from error
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from seglib.errors import unknown_name
-from seglib.files import PROJECT, cache_dir, hash_text, write_json
+from seglib.errors import InputError, unknown_name
+from seglib.files import PROJECT, cache_dir, hash_file, hash_text, write_json
 
 TABLE = PROJECT / "seglib" / "models" / "compatibility.json"
 
@@ -37,7 +37,7 @@ def _look_up(model: dict) -> str | None:
     if not table or encoder.startswith(("tu-", "timm-")):
         return None
     if architecture not in table["architectures"]:
-        return unknown_name("architecture", architecture, table["architectures"], limit=20)
+        return unknown_name("architecture", architecture, table["architectures"])
     if encoder not in table["encoders"]:
         return unknown_name("encoder", encoder, table["encoders"])
     if encoder in table["refused"][architecture]:
@@ -59,21 +59,25 @@ def _load_table() -> dict:
 
 
 def _ask_child(models: Sequence[dict]) -> list[str]:
-    remembered_path = cache_dir() / "models.json"
-    remembered = _read_remembered(remembered_path)
-    keys = [hash_text(json.dumps([model, installed_versions()], sort_keys=True)) for model in models]
-    new = [model for model, key in zip(models, keys, strict=True) if key not in remembered]
+    """Build models in a child process; answers are remembered until a library or the code that builds changes."""
+    path = cache_dir() / "models.json"
+    remembered = _read_remembered(path)
+    state = [installed_versions(), *map(hash_file, sorted(TABLE.parent.glob("*.py")))]
+    keys = [hash_text(json.dumps([model, state], sort_keys=True)) for model in models]
+    new = {key: model for key, model in zip(keys, models, strict=True) if key not in remembered}
     if new:
-        child = subprocess.run(
-            [sys.executable, "-m", "seglib.models", "--check"],
-            input=json.dumps(new), capture_output=True, text=True, cwd=PROJECT,
-        )  # fmt: skip
-        if child.returncode:
-            raise RuntimeError(f"the check of the models failed:\n{child.stderr}")
-        answers = iter(json.loads(child.stdout.splitlines()[-1]))
-        remembered |= {key: next(answers) for key in keys if key not in remembered}
-        write_json(remembered_path, remembered)
+        remembered |= dict(zip(new, _build_in_child([*new.values()]), strict=True))
+        write_json(path, remembered)
     return [remembered[key] for key in keys]
+
+
+def _build_in_child(models: Sequence[dict]) -> list[str]:
+    command = [sys.executable, "-m", "seglib.models", "--check"]
+    child = subprocess.run(command, input=json.dumps(models), capture_output=True, text=True, cwd=PROJECT)
+    if child.returncode:
+        last = (child.stderr.strip() or f"exit code {child.returncode}").splitlines()[-1]
+        raise InputError(f"the check of the models could not run: {last}; try `python -m seglib.models --list`")
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def _read_remembered(path: Path) -> dict[str, str]:
@@ -81,4 +85,5 @@ def _read_remembered(path: Path) -> dict[str, str]:
         remembered = json.loads(path.read_text())
     except (OSError, ValueError):  # absent or damaged: everything is asked again
         return {}
-    return remembered if isinstance(remembered, dict) else {}
+    sound = isinstance(remembered, dict) and all(isinstance(answer, str) for answer in remembered.values())
+    return remembered if sound else {}

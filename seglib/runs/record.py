@@ -50,13 +50,16 @@ def open_run(run_dir: str, parameters: Mapping[str, Any]) -> Path:
     Raises
     ------
     InputError
-        The folder holds a finished run: results are never written over.
+        The folder holds a finished run, or one that is going on: results are never written over.
     """
     if os.environ.get(UNDER_RUNNER):
         return Path(run_dir)
     folder = Path(run_dir or outputs_dir() / "notebooks" / time.strftime("%Y-%m-%d_%H-%M-%S")).expanduser().resolve()
-    if (read_record(folder) or {}).get("status") == "ok":
+    record = read_record(folder) or {}
+    if record.get("status") == "ok":
         raise InputError(f'run_dir {folder} holds a finished run; required a new folder; choose another name or ""')
+    if record.get("status") == "running" and record["process"]["pid"] != os.getpid():
+        raise InputError(f'run_dir {folder} is written to by process {record["process"]["pid"]}; choose another name or ""')
     folder.mkdir(parents=True, exist_ok=True)
     start_record(folder, None, parameters, {})
     return folder
@@ -64,13 +67,12 @@ def open_run(run_dir: str, parameters: Mapping[str, Any]) -> Path:
 
 def start_record(run_dir: str | Path, key: str | None, parameters: Mapping[str, Any], varied: Mapping[str, Any]) -> None:
     """Say that a run has begun, in this process."""
-    process = psutil.Process()
     record = {
         "status": "running",
         "key": key,
         "params": dict(parameters),
         "varied": dict(varied),
-        "process": {"pid": process.pid, "started": process.create_time()},
+        **describe_process(),
         **describe_environment(),
     }
     write_json(Path(run_dir) / NAME, record)
@@ -94,11 +96,24 @@ def save_result(run_dir: str | Path, **fields: Any) -> None:
     update_record(run_dir, status=status, error=None, finished_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields)
 
 
+def is_finished(run_dir: str | Path, key: str) -> bool:
+    """Whether a run is done: its record is ok and was made with the same key."""
+    record = read_record(run_dir) or {}
+    return record.get("status") == "ok" and record.get("key") == key
+
+
+def describe_process() -> dict[str, Any]:
+    """This process, so that others can see whether it is still there."""
+    process = psutil.Process()
+    return {"process": {"pid": process.pid, "started": process.create_time()}}
+
+
 def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a `running` record still runs (its id may have gone to another since)."""
-    process = record.get("process") or {}
+    """Whether the process that signed a record still runs (its id may have gone to another since)."""
+    signed = record.get("process") or {}
     try:
-        return abs(psutil.Process(process["pid"]).create_time() - process["started"]) < 2
+        process = psutil.Process(signed["pid"])
+        return abs(process.create_time() - signed["started"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
 

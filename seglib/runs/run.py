@@ -1,19 +1,22 @@
 """Runs a checked grid: what is not done yet, the steps that follow, leaderboard and index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from seglib.files import write_text
 from seglib.runs.grid import Grid, Run
 from seglib.runs.index_page import write_index
+from seglib.runs.keys import compute_keys
 from seglib.runs.leaderboard import collect_runs, format_table, summarise_conditions, write_leaderboard
 from seglib.runs.record import read_record
-from seglib.runs.schedule import Job, is_finished, move_aside, run_jobs
+from seglib.runs.schedule import Job, run_jobs
 from seglib.runs.steps import plan_steps
 
 
 def run_grid(
     grid: Grid,
-    waiting: list[Run],
+    waiting: Sequence[Run],
     workers: int,
     fail_fast: bool,
     report: Callable[[str], None],
@@ -28,35 +31,58 @@ def run_grid(
     KeyboardInterrupt
         After Ctrl-C; what ran is kept and the leaderboard is written.
     """
-    grid.folder.mkdir(parents=True, exist_ok=True)
+
+    def prepare(job: Job) -> Job:
+        try:
+            key = compute_keys(grid.notebook, grid.config, [job.parameters])[0]
+        except ValueError:  # the data set or the notebook is gone: the run itself says so, and the others go on
+            key = job.key
+        if key != job.key:
+            report(f"{job.label}: notebook, seglib or data changed since the grid was checked; this run is with the new")
+            position = [run.name for run in grid.runs].index(job.label)
+            grid.runs[position] = replace(grid.runs[position], key=key)
+        make_room(job.run_dir, key, [run.name for run in grid.runs])
+        return replace(job, key=key)
+
+    def prepare_step(job: Job) -> Job:
+        make_room(job.run_dir, job.key, ())
+        return job
+
     write_text(grid.folder / "grid.yaml", grid.file.as_yaml())
+    jobs = [Job(run.name, grid.notebook, run.folder, run.key, run.parameters, run.varied) for run in waiting]
     try:
-        jobs = [_prepare(run, grid) for run in waiting]
-        ok = run_jobs(jobs, workers, fail_fast, report, show, lambda: write_results(grid))
+        ok = run_jobs(jobs, workers, fail_fast, prepare, report, show, lambda: write_results(grid))
         if fail_fast and not ok:
             return False
-        steps = [job for job in plan_steps(grid) if not is_finished(job.run_dir, job.key)]
-        for job in steps:
-            move_aside(job.run_dir, ())
-        return run_jobs(steps, workers, fail_fast, report, show, lambda: None) and ok
+        return run_jobs(plan_steps(grid), workers, fail_fast, prepare_step, report, show, lambda: None) and ok
     except KeyboardInterrupt:
         write_results(grid)
         raise
 
 
+def make_room(folder: Path, key: str, planned: Iterable[str]) -> None:
+    """Move aside a finished run, or what other parameters, code or data left; a run that did not end goes on.
+
+    The old folder becomes `<run>.1` (or .2, ...), never a name that is planned: `weight_decay=0` is not moved onto
+    `weight_decay=0.1`.
+    """
+    record = read_record(folder) or {}
+    if not folder.exists() or (record.get("key") == key and record.get("status") != "ok"):
+        return
+    number, taken = 1, set(planned)
+    while (target := folder.with_name(f"{folder.name}.{number}")).exists() or target.name in taken:
+        number += 1
+    folder.rename(target)
+
+
 def write_results(grid: Grid, width: int = 100) -> str:
     """Write leaderboard.csv and index.html; return the leaderboard as text `width` columns wide, and where to look."""
-    rows = collect_runs(grid.folder, [run.name for run in grid.runs], grid.varied)
+    keys = {run.name: run.key for run in grid.runs}
+    rows = [
+        replace(row, status="outdated") if row.status == "ok" and row.key != keys[row.run] else row
+        for row in collect_runs(grid.folder, [*keys], grid.varied)
+    ]
     conditions = summarise_conditions(rows, grid.varied, grid.file.baseline)
     table = write_leaderboard(grid.folder, rows)
     page = write_index(grid.folder, rows, conditions, grid.varied, grid.name, grid.notebook.stem)
     return f"{format_table(rows, conditions, grid.varied, width)}\n\nleaderboard  {table}\nlook here    {page}"
-
-
-def _prepare(run: Run, grid: Grid) -> Job:
-    """Move away what an earlier run with other parameters, code or data left; a run that did not end goes on."""
-    record = read_record(run.folder) or {}
-    if record.get("key") != run.key or record.get("status") == "ok":
-        move_aside(run.folder, (planned.name for planned in grid.runs))
-    parameters = run.parameters | ({"run_dir": str(run.folder)} if "run_dir" in run.parameters else {})
-    return Job(run.name, grid.notebook, run.folder, run.key, parameters, run.varied)

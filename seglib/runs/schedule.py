@@ -1,28 +1,29 @@
-"""Runs a grid: one process a run, a few at a time, with progress; what fails or is killed does not stop the rest."""
+"""Runs jobs: one process each, a few at a time, with progress; what fails or is killed does not stop the rest."""
 
+import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from seglib.files import PROJECT
-from seglib.runs.record import read_record, update_record
+from seglib.runs.record import UNDER_RUNNER, read_record, update_record
 from seglib.runs.text_table import format_seconds
 
-GRACE = 20  # [s] that an interrupted run gets to save its notebook before it is killed
+GRACE = 20  # [s] that a run which is told to stop gets to save its notebook before it is killed
+POLL = 0.25  # [s] between two looks at what runs
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """A notebook to execute: a run of the grid, or a step that follows. The record is written in `run_dir`."""
+    """A notebook to execute: a run of the grid, or a step that follows. Everything is written in `run_dir`."""
 
     label: str
     notebook: Path
@@ -32,28 +33,21 @@ class Job:
     varied: dict[str, Any]
 
 
-def is_finished(folder: Path, key: str) -> bool:
-    """Whether a run is done: its record is ok and was made with the same key."""
-    record = read_record(folder) or {}
-    return record.get("status") == "ok" and record.get("key") == key
+@dataclass(frozen=True)
+class _Active:
+    """A job that runs: its process, its place in the list, when it began on the monotonic clock [s]."""
 
-
-def move_aside(folder: Path, planned: Iterable[str]) -> Path | None:
-    """Rename a folder to `<run>.1` (or .2, ...), never to a name that a planned run has; None if there is none."""
-    if not folder.exists():
-        return None
-    taken = set(planned)
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.{number}")).exists() or target.name in taken:
-        number += 1
-    folder.rename(target)
-    return target
+    job: Job
+    process: subprocess.Popen
+    place: str
+    began: float
 
 
 def run_jobs(
-    jobs: list[Job],
+    jobs: Sequence[Job],
     workers: int,
     fail_fast: bool,
+    prepare: Callable[[Job], Job],
     report: Callable[[str], None],
     show: Callable[[str], None],
     on_end: Callable[[], None],
@@ -62,6 +56,7 @@ def run_jobs(
 
     Parameters
     ----------
+    prepare : called just before a job starts; makes room in its folder and returns the job to start.
     report : takes a line that stays (a run began or ended).
     show : takes the line of what is going on now, about four times a second.
     on_end : called after each job.
@@ -75,88 +70,95 @@ def run_jobs(
     try:
         while waiting or active:
             while waiting and len(active) < workers:
-                number = len(jobs) - len(waiting) + 1
-                active.append((_start(waiting[0]), waiting.pop(0), number, time.monotonic()))
-                report(f"[{number}/{len(jobs)}] {active[-1][1].label}")
-            time.sleep(0.25)
+                place = f"[{len(jobs) - len(waiting) + 1}/{len(jobs)}]"
+                active.append(_start(prepare(waiting.pop(0)), place))
+                report(f"{place} {active[-1].job.label}")
+            time.sleep(POLL)
             show(_describe(active, len(statuses), len(jobs), began))
-            for entry in [entry for entry in active if entry[0].poll() is not None]:
-                active.remove(entry)
-                statuses.append(_finish(*entry, total=len(jobs), report=report))
+            for run in [run for run in active if run.process.poll() is not None]:
+                active.remove(run)
+                statuses.append(_finish(run, report))
                 on_end()
             if fail_fast and any(status != "ok" for status in statuses):
                 waiting.clear()
-    except KeyboardInterrupt:
-        show("stopping ...")
-        _interrupt([process for process, *_ in active])
-        for entry in active:
-            _finish(*entry, total=len(jobs), report=report, interrupted=True)
-        raise
+    finally:
+        if active:  # Ctrl-C, or a disk that is full
+            show("stopping ...")
+            _stop([run.process for run in active])
+            for run in active:
+                _finish(run, report, interrupted=True)
     return len(statuses) == len(jobs) and all(status == "ok" for status in statuses)
 
 
-def _start(job: Job) -> subprocess.Popen:
+def _start(job: Job, place: str) -> _Active:
     job.run_dir.mkdir(parents=True, exist_ok=True)
-    task = {name: str(value) if isinstance(value, Path) else value for name, value in vars(job).items()}
     with open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "seglib.runs.execute"],
             stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, cwd=PROJECT,
+            close_fds=False,  # the lock on the grid's folder is the one handle that is inheritable
             start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which ends its children in order
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
-    process.stdin.write(json.dumps(task))
-    process.stdin.close()
-    return process
+    with contextlib.suppress(BrokenPipeError):  # it ended already; _finish says how
+        process.stdin.write(json.dumps(asdict(job), default=str) + "\n")
+        process.stdin.flush()  # and stays open: when this process is killed, its end tells the child
+    return _Active(job, process, place, time.monotonic())
 
 
-def _finish(
-    process: subprocess.Popen, job: Job, number: int, began: float, total: int, report: Callable, interrupted: bool = False
-) -> str:
+def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = False) -> str:
     """Read how a job ended; if its process could not say so itself, say it for it."""
-    record = read_record(job.run_dir) or {}
-    if not record or "process" in record or process.returncode:
-        status = "interrupted" if interrupted else "killed" if process.returncode < 0 else "failed"
-        error = f"the process of the run ended with code {process.returncode}; see {job.run_dir / 'run.log'}"
-        record = update_record(job.run_dir, status=status, error=error, key=job.key, params=job.parameters, varied=job.varied)
+    job, code = run.job, run.process.returncode
+    run.process.stdin.close()
+    if code or interrupted:
+        _kill_family(run.process.pid)
+    if code:
+        status, error = "failed", _last_line(job.run_dir / "run.log")
+        if interrupted:
+            status, error = "interrupted", "stopped before its end"
+        elif code < 0:
+            status, error = "killed", f"the process of the run was killed (signal {-code})"
+        update_record(job.run_dir, status=status, error=error, key=job.key, params=job.parameters, varied=job.varied)
     (job.run_dir / "progress.json").unlink(missing_ok=True)
-    status = record["status"]
-    miou = (record.get("metrics") or {}).get("miou")
-    detail = f"mIoU {miou:.4f}" if status == "ok" and miou is not None else (record.get("error") or "")
-    report(f"[{number}/{total}] {job.label}: {status}, {format_seconds(time.monotonic() - began)}  {detail[:300]}".rstrip())
+    record = read_record(job.run_dir) or {}
+    status, miou = record.get("status", "failed"), (record.get("metrics") or {}).get("miou")
+    detail = f"mIoU {miou:.4f}" if status == "ok" and miou is not None else record.get("error") or ""
+    seconds = format_seconds(time.monotonic() - run.began)
+    report(f"{run.place} {job.label}: {status}, {seconds}  {detail[:300]}".rstrip())
     return status
 
 
-def _interrupt(processes: list[subprocess.Popen]) -> None:
-    """Ask every process to stop and save, then end it and all it has started."""
+def _stop(processes: Sequence[subprocess.Popen]) -> None:
+    """Ask every process to stop and save, and end those that do not."""
     for process in processes:
         process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + GRACE
     for process in processes:
-        family = _family(process.pid)
         try:
             process.wait(max(0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        for orphan in family:
-            if orphan.is_running():
-                orphan.kill()
 
 
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def _kill_family(pid: int) -> None:
+    """Kill what a run's process has left behind: its kernel and its loader's workers carry its id in their environment."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # gone, or another user's
+            if process.environ().get(UNDER_RUNNER) == str(pid):
+                process.kill()
 
 
-def _describe(active: list, done: int, total: int, began: float) -> str:
-    parts = []
-    for _, job, number, started in active:
-        text = _read_progress(job.run_dir) or f"starting {format_seconds(time.monotonic() - started)}"
-        parts.append(f"[{number}/{total}] {text}")
-    left = f" | about {format_seconds((time.monotonic() - began) / done * (total - done))} in all" if done else ""
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1][:300] if lines else 'the process of the run ended without a word'}; see {log}"
+
+
+def _describe(active: Sequence[_Active], done: int, total: int, began: float) -> str:
+    now = time.monotonic()
+    parts = [
+        f"{run.place} {_read_progress(run.job.run_dir) or f'starting {format_seconds(now - run.began)}'}" for run in active
+    ]
+    left = f" | about {format_seconds((now - began) / done * (total - done))} left" if done else ""
     return " | ".join(parts) + left
 
 

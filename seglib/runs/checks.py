@@ -1,0 +1,115 @@
+"""Words what is wrong with the runs of a grid, all of it, before any starts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seglib.config import NotebookConfig
+from seglib.errors import InputError, unknown_name
+from seglib.runs.grid_file import GridFile
+from seglib.runs.naming import shorten
+from seglib.runs.notebook import find_config, find_notebook, read_defaults
+from seglib.runs.preflight import find_model_refusals
+
+_MODEL = ("architecture", "encoder", "image_size", "batch_size")
+
+
+def check_values(
+    config: type[NotebookConfig] | None, defaults: Mapping[str, Any], values: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Check one run's parameters; return them (whole numbers as floats where floats are meant) and name -> problem."""
+    problems = config.find_problems(values) if config else _find_untyped_problems(values, defaults)
+    if config and not problems:
+        return config(**values).model_dump(), {}
+    return dict(values), problems
+
+
+def find_run_problems(
+    file: GridFile,
+    config: type[NotebookConfig] | None,
+    parameters: Sequence[Mapping[str, Any]],
+    problems: Sequence[Mapping[str, str]],
+    varied: Sequence[Mapping[str, Any]],
+    overrides: Mapping[str, Any],
+) -> list[str]:
+    """One line a mistake, with the varied values that it comes from and without those that make no difference."""
+    lines: dict[str, None] = {}
+    for found, shown in zip(problems, varied, strict=True):
+        for name, problem in found.items():
+            lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
+    if config and all(name in config.model_fields for name in _MODEL):
+        sound = [not any(name in found for name in _MODEL) for found in problems]
+        runs = [pair for pair, is_sound in zip(zip(parameters, varied, strict=True), sound, strict=True) if is_sound]
+        lines |= dict.fromkeys(_find_model_problems(file, runs, overrides))
+    return list(lines)
+
+
+def _find_model_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]], overrides: Mapping) -> list[str]:
+    """Why models cannot be built; each is asked about once, however many runs train it."""
+    models: dict[str, tuple[dict, Mapping]] = {}
+    for values, shown in runs:
+        model = {name: values[name] for name in _MODEL} | {"batch_size": min(values["batch_size"], 2)}
+        models.setdefault(json.dumps(model), (model, shown))
+    refusals = find_model_refusals([model for model, _ in models.values()])
+    return [
+        f"{_where(file, _MODEL, shown, overrides)}: {refusal}"
+        for refusal, (_, shown) in zip(refusals, models.values(), strict=True)
+        if refusal
+    ]
+
+
+def find_grid_problems(file: GridFile, parameters: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+    """Mistakes of the grid as a whole: the same run twice, a baseline that is not in it, steps that cannot run."""
+    problems = []
+    seen: dict[str, str] = {}
+    for values, name in zip(parameters, names, strict=True):
+        first = seen.setdefault(json.dumps(values, sort_keys=True, default=str), name)
+        if first != name:
+            problems.append(f"{file.path}: the same run stands twice, as {first} and {name}; take one out")
+    problems += _find_baseline_problems(file, parameters)
+    for step in file.then:
+        problems += [f"{file.path}: `then`: {problem}" for problem in _find_step_problems(file, step)]
+    return problems
+
+
+def _find_baseline_problems(file: GridFile, parameters: Sequence[Mapping]) -> list[str]:
+    unknown = [name for name in file.baseline if name not in parameters[0]]
+    if unknown:
+        return [f"{file.path}: `baseline`: {unknown_name('parameter', name, parameters[0])}" for name in unknown]
+    if not any(file.baseline.items() <= values.items() for values in parameters):
+        shown = ", ".join(f"{name}={shorten(value)}" for name, value in file.baseline.items())
+        return [f"{file.path}: `baseline` must be the values of a run, got {shown}, which no run has"]
+    return []
+
+
+def _find_step_problems(file: GridFile, step: Any) -> list[str]:
+    try:
+        notebook = find_notebook(step.notebook, file.path)
+        defaults, config = read_defaults(notebook), find_config(notebook)
+    except InputError as error:
+        return [str(error)]
+    needed = "run_dir" if step.each else "grid_dir"
+    if needed not in defaults:
+        return [f"{step.notebook} must have a parameter {needed}, through which it is told what to read"]
+    _, problems = check_values(config, defaults, defaults | step.fixed)
+    return [f"{step.notebook}: {problem}" for name, problem in problems.items() if name in step.fixed]
+
+
+def _find_untyped_problems(values: Mapping, defaults: Mapping) -> dict[str, str]:
+    """A notebook without a config class: names must be the notebook's, types those of the defaults."""
+    problems = {name: unknown_name("parameter", name, defaults) for name in values if name not in defaults}
+    for name, default in defaults.items():
+        whole = isinstance(default, float) and type(values[name]) is int
+        if type(values[name]) is not type(default) and not whole:
+            problems[name] = (
+                f"{name} must be of type {type(default).__name__} (as the notebook's default {shorten(default)!r}),"
+                f" got {shorten(values[name])!r} ({type(values[name]).__name__})"
+            )
+    return problems
+
+
+def _where(file: GridFile, names: Sequence[str], varied: Mapping, overrides: Mapping) -> str:
+    """The file, or `--set` where the values come from the command line, and which of the varied values it is."""
+    shown = ", ".join(f"{name}={shorten(varied[name])[:60]}" for name in names if name in varied)
+    source = "--set" if any(name in overrides for name in names) else file.path
+    return f"{source} [{shown}]" if shown else f"{source}"

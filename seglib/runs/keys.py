@@ -1,0 +1,52 @@
+"""A run's key: the hash of everything that decides its result."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seglib.config import NotebookConfig
+from seglib.data.fingerprint import fingerprint_data, hash_files
+from seglib.files import PROJECT, hash_file, hash_text
+from seglib.runs.notebook import hash_code
+
+
+def compute_keys(
+    notebook: Path, config: type[NotebookConfig] | None, parameters: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Hash each run's parameters with the notebook's code, seglib's code, and the content behind paths, not their names.
+
+    `seglib/runs` does not count: it starts and records runs, and a change of the index page must not cost a night.
+
+    Raises
+    ------
+    InputError
+        Data that cannot be read.
+    """
+    code = [hash_code(notebook), hash_seglib(besides=("runs",))]
+    content: dict[tuple, str] = {}  # many runs read the same files
+    return [
+        hash_text(json.dumps([_replace_paths(config, values, content), *code], sort_keys=True, default=str))
+        for values in parameters
+    ]
+
+
+def hash_seglib(besides: Sequence[str] = ()) -> str:
+    """Hash of seglib's own source files, some of its folders left out."""
+    folder = PROJECT / "seglib"
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*.py"))
+    counted = [name for name in names if name.parts[0] not in besides]
+    return hash_text("".join(f"{name.as_posix()} {hash_file(folder / name)}\n" for name in counted))
+
+
+def _replace_paths(config: type[NotebookConfig] | None, parameters: Mapping, content: dict[tuple, str]) -> dict[str, Any]:
+    """The parameters with hashes where paths were; `run_dir` decides nothing."""
+    values = {name: value for name, value in parameters.items() if name != "run_dir"}
+    for name, unless in config.path_parameters() if config else ():
+        if values[name] in unless:
+            continue
+        source = (values[name], *(config(**parameters).json_names() if name == "data_dir" else ()))
+        if source not in content:
+            content[source] = fingerprint_data(source[0], source[1:]) if name == "data_dir" else hash_files(source)[0]
+        values[name] = content[source]
+    return values
