@@ -1,11 +1,14 @@
 """seglib is imported before torchvision (see seglib/__init__.py); caches and data are the test session's own."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-import seglib  # noqa: F401
-from seglib.data.synthetic import make_synthetic
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait give the core to the kernels that tests start
+
+import seglib  # noqa: E402, F401
+from seglib.data.synthetic import make_synthetic  # noqa: E402
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,202 @@
+"""The training loop: learns, selects, resumes bit for bit, accumulates like the whole batch, fails loudly."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, jaccard_score
+
+from seglib.data.dataset import build_loader, open_data
+from seglib.errors import InputError
+from seglib.evaluation.metrics import compute_metrics, load_confusion
+from seglib.models import build_model
+from seglib.training.checkpoint import hash_weights, load_checkpoint
+from seglib.training.loop import choose_precision, evaluate, require_falling_loss, train, train_one_epoch
+from seglib.training.losses import build_loss
+from seglib.training.optim import build_optimizer, build_scheduler
+from seglib.training.reproducibility import seed_everything
+
+CPU = torch.device("cpu")
+
+
+class Nobody:
+    def step(self, epoch, step, steps):
+        pass
+
+    def epoch(self, history):
+        pass
+
+
+class Killer(Nobody):
+    """Dies in the middle of an epoch, as a killed kernel does."""
+
+    def __init__(self, epoch, step):
+        self.when = (epoch, step)
+
+    def step(self, epoch, step, steps):
+        if (epoch, step) == self.when:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def subsets(small_data):
+    return open_data(str(small_data), "train.json", "val.json", split="given", folds=4, fold=0, seed=1,
+                     paint_order="class_id", background="class", image_size=64, cache=False)  # fmt: skip
+
+
+def run(subsets, run_dir, epochs=3, watcher=None, accumulate=1, select_by="miou", seed=5, workers=0):
+    run_dir.mkdir(exist_ok=True)
+    train_set, val_set = subsets
+    names = list(train_set.data.class_names)
+    loader = build_loader(train_set, 8, shuffle=True, augmentation="flips", seed=seed, num_workers=workers)
+    val_loader = build_loader(val_set, 8, shuffle=False, augmentation="none", seed=seed, num_workers=0)
+    seed_everything(seed, deterministic=True)
+    model = build_model("Linknet", "tu-resnet10t", len(names))
+    optimizer = build_optimizer("adamw", model, 1e-3, 1e-4)
+    scheduler = build_scheduler("cosine", optimizer, epochs, len(loader), 0.5)
+    return train(
+        model, build_loss({"cross_entropy": 1.0}, len(names)), optimizer, scheduler, loader, val_loader, epochs=epochs,
+        accumulate=accumulate, precision="float32", device=CPU, seed=seed, select_by=select_by, run_dir=run_dir,
+        checkpoint_facts={"architecture": "Linknet", "class_names": names}, watcher=watcher or Nobody(),
+    )  # fmt: skip
+
+
+def weights_hash(run_dir, name="last.pt"):
+    return hash_weights(load_checkpoint(run_dir / name, required=("model",))["model"])
+
+
+def test_the_same_seed_gives_the_same_bits_with_any_number_of_workers_and_another_seed_does_not(subsets, tmp_path):
+    for name, options in {"a": {}, "b": {"workers": 2}, "c": {"seed": 6}}.items():
+        run(subsets, tmp_path / name, epochs=1, **options)
+    assert weights_hash(tmp_path / "a") == weights_hash(tmp_path / "b") != weights_hash(tmp_path / "c")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(subsets, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(subsets, folder)
+
+
+@pytest.mark.parametrize("when", [(1, 1), (2, 2), (3, 1)])
+def test_a_killed_run_goes_on_to_the_same_weights(subsets, uninterrupted, tmp_path, when, capsys):
+    folder, whole = uninterrupted
+    with pytest.raises(KeyboardInterrupt):
+        run(subsets, tmp_path / "killed", watcher=Killer(*when))
+    resumed = run(subsets, tmp_path / "killed")
+    assert weights_hash(tmp_path / "killed") == weights_hash(folder)
+    assert weights_hash(tmp_path / "killed", "best.pt") == weights_hash(folder, "best.pt")
+    same = ["epoch", "lr", "train_loss", "val_loss", "miou"]
+    pd.testing.assert_frame_equal(resumed[same], whole[same])
+    assert (f"going on after epoch {when[0] - 1}" in capsys.readouterr().out) == (when[0] > 1)
+
+
+def test_a_checkpoint_of_another_run_is_refused(subsets, tmp_path):
+    run(subsets, tmp_path, epochs=1)
+    state = load_checkpoint(tmp_path / "last.pt", required=())
+    torch.save(state | {"architecture": "Unet"}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match=r"last\.pt: is of another run, with other architecture"):
+        run(subsets, tmp_path, epochs=2)
+
+
+@pytest.mark.parametrize("select_by, column, best", [("miou", "miou", "max"), ("loss", "val_loss", "min")])
+def test_the_best_epoch_is_kept(subsets, tmp_path, select_by, column, best):
+    history = run(subsets, tmp_path, select_by=select_by)
+    expected = history["epoch"][getattr(history[column], f"idx{best}")()]
+    assert load_checkpoint(tmp_path / "best.pt", required=("epoch",))["epoch"] == expected
+    confusion, _, names = load_confusion(tmp_path / "confusion.npz")
+    metrics = compute_metrics(confusion, names, 8)
+    assert metrics["miou"] == history["miou"][expected - 1]
+
+
+def test_scores_are_scikit_learns_on_the_same_predictions(subsets):
+    _, val_set = subsets
+    torch.manual_seed(0)
+    model = build_model("FPN", "tu-resnet10t", val_set.data.num_classes)
+    loader = build_loader(val_set, 3, shuffle=False, augmentation="none", seed=0, num_workers=0)
+    loss = build_loss({"cross_entropy": 1.0}, val_set.data.num_classes)
+    evaluation = evaluate(model, loss, loader, val_set.data.num_classes, "float32", CPU)
+    with torch.inference_mode():
+        preds = torch.cat([model(images).argmax(1) for images, _ in loader]).numpy().ravel()
+    truth = np.concatenate([masks.numpy().ravel() for _, masks in loader])
+    metrics = compute_metrics(evaluation.confusion, val_set.data.class_names, 3)
+    labels = np.union1d(truth, preds)
+    assert metrics["miou"] == pytest.approx(jaccard_score(truth, preds, labels=labels, average="macro"), abs=1e-12)
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, preds), abs=1e-12)
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(subsets):
+    train_set, _ = subsets
+    num_classes = train_set.data.num_classes
+    loader = build_loader(train_set, 8, shuffle=False, augmentation="none", seed=1, num_workers=0)
+    batch = [(images, masks.clone()) for images, masks in loader][:1]
+    batch[0][1][0], batch[0][1][3, :40] = 255, 255  # ignored pixels, unevenly spread
+    loader_of_one = FakeLoader(batch, loader.batch_sampler)
+    torch.manual_seed(0)
+    model = build_model("FPN", "tu-resnet10t", num_classes).double()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train = lambda mode=True: None  # batch norm sees micro-batches: it is frozen to compare the rest
+            module.training = False
+        elif isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.0
+    gradients = []
+    for accumulate in (1, 4):
+        copied = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(copied.parameters(), lr=1e-9)
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        loss = build_loss({"cross_entropy": 0.8, "focal": 0.2}, num_classes)
+        loader_of_one.batch_sampler.batch_size = 8
+        train_one_epoch(copied, loss, optimizer, scheduler, scaler, loader_of_one, 1, accumulate, "float32", CPU, Nobody())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in copied.parameters()]))
+    assert gradients[0].abs().max() > 1e-3
+    assert torch.allclose(gradients[0], gradients[1], rtol=0, atol=1e-6)
+
+
+class FakeLoader(list):
+    def __init__(self, batches, batch_sampler):
+        super().__init__(batches)
+        self.batch_sampler = batch_sampler
+
+
+def test_a_tiny_model_overfits_two_images(subsets):
+    train_set, _ = subsets
+    images, masks = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*[train_set.read(i) for i in (0, 1)], strict=True))
+    images = images.permute(0, 3, 1, 2)
+    torch.manual_seed(0)
+    model = build_model("Unet", "tu-resnet10t", train_set.data.num_classes)
+    loss = build_loss({"cross_entropy": 0.5, "dice": 0.5}, train_set.data.num_classes)
+    optimizer = build_optimizer("adamw", model, 3e-3, 0.0)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(model(images), masks).backward()
+        optimizer.step()
+    assert (model(images).argmax(1) == masks).float().mean() > 0.97
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(subsets):
+    train_set, _ = subsets
+    loader = build_loader(train_set, 8, shuffle=True, augmentation="none", seed=1, num_workers=0)
+    model = build_model("FPN", "tu-resnet10t", train_set.data.num_classes)
+    with torch.no_grad():
+        model.network.segmentation_head[0].bias.fill_(float("nan"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    loss = build_loss({"cross_entropy": 1.0}, train_set.data.num_classes)
+    with pytest.raises(FloatingPointError, match="training loss became nan in epoch 1; lower lr"):
+        train_one_epoch(model, loss, optimizer, scheduler, scaler, loader, 1, 1, "float32", CPU, Nobody())
+
+
+def test_debug_fails_loudly_when_the_loss_does_not_fall():
+    require_falling_loss(pd.DataFrame({"train_loss": [2.0, 1.0]}))
+    for losses in ([1.0, 1.0], [1.0, 2.0], [1.0, float("nan")]):
+        with pytest.raises(RuntimeError, match="training loss must fall, but went from"):
+            require_falling_loss(pd.DataFrame({"train_loss": losses}))
+
+
+def test_auto_precision_is_what_the_device_computes_in():
+    assert choose_precision("auto", CPU) in ("float32", "bfloat16")
+    assert choose_precision("float16", CPU) == "float16"
