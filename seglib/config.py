@@ -193,6 +193,19 @@ class TrainConfig(NotebookConfig):
         return problems
 
 
+class ErrorAnalysisConfig(NotebookConfig):
+    """The parameters of notebooks/03_error_analysis.ipynb."""
+
+    run_dir: Text = Field(description='folder of a finished training run; "" is the newest one')
+    compare_with: Text = Field(description='folder of a second run on the same images; "" for none')
+    output_dir: Text = Field(description='folder of tables and figures; "" is 03_error_analysis in run_dir')
+    data_dir: Text = Field(description='where the run\'s data is now; "" where it was')
+    num_images: Whole = Field(ge=1, le=50, description="images shown in a figure")
+    batch_size: Whole = Field(ge=0, le=4096, description="images predicted at a time; 0 is the run's own")
+    keep_probabilities: Switch
+    resamples: Whole = Field(ge=100, le=100_000, description="bootstrap draws of the images")
+
+
 def _above(values: Mapping[str, Any], name: str, bound: str, or_equal: bool = False) -> bool:
     if name not in values or bound not in values:
         return False
@@ -211,7 +224,7 @@ _REQUIRED = {
     "less_than": "below {lt}",
     "less_than_equal": "at most {le}",
     "string_too_short": "a text that is not empty",
-    "too_short": "not empty",
+    "too_short": "a mapping that is not empty",
 }
 
 

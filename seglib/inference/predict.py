@@ -1,14 +1,45 @@
-"""Predictions of a model for some images of a data set."""
+"""Predictions of a model: of some images at once, or of a run's whole validation set, kept in the run's folder."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.lib.format import write_array_header_1_0
+from torch import Tensor, nn
 
-from seglib.data.dataset import Subset
-from seglib.evaluation.metrics import mean_iou
-from seglib.training.loop import autocast
+from seglib.data.dataset import Subset, build_loader
+from seglib.errors import InputError
+from seglib.evaluation.label_quality import RELIABILITY_BINS, summarise_probabilities
+from seglib.evaluation.metrics import confusion_per_image, mean_iou
+from seglib.files import replacing, write_json
+from seglib.inference.finished_run import FinishedRun
+from seglib.training.loop import autocast, move
+from seglib.training.reproducibility import seed_everything
+
+TOLERANCE = 1e-3  # share of pixels that another device or batch size may decide otherwise
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of N images of S x S pixels, in the order of the run's validation images.
+
+    Attributes
+    ----------
+    preds : (N, S, S) uint8 class ids, read from disk where it is looked at
+    probabilities : (N, C, S, S) float16 likewise, or None where they were not kept
+    reliability : (N, bins, 3) float64: pixels, sum of confidences, pixels that are right; see `summarise_probabilities`
+    softmin, given : (N,) float64, label quality of each image
+    """
+
+    preds: np.ndarray
+    probabilities: np.ndarray | None
+    reliability: np.ndarray
+    softmin: np.ndarray
+    given: np.ndarray
 
 
 @torch.inference_mode()
@@ -21,14 +52,113 @@ def predict(
     -------
     images (N, S, S, 3) uint8 RGB, truths (N, S, S) uint8, preds (N, S, S) uint8.
     """
-    model.eval()
     images, truths = (np.stack(arrays) for arrays in zip(*map(subset.read, positions), strict=True))
-    preds = []
-    for image in images:
-        batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2).to(device)
-        with autocast(device, precision):
-            preds.append(model(batch).argmax(dim=1)[0].to(torch.uint8).cpu().numpy())
+    preds = [predict_logits(model, image, device, precision).argmax(dim=0).to(torch.uint8).cpu() for image in images]
     return images, truths, np.stack(preds)
+
+
+def take_images(
+    subset: Subset, preds: np.ndarray, positions: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """images, truths, preds of some images as `predict` gives them, from predictions (N, S, S) made before."""
+    images, truths = (np.stack(arrays) for arrays in zip(*map(subset.read, positions), strict=True))
+    return images, truths, np.stack([preds[position] for position in positions])
+
+
+def probability_of_labels(run: FinishedRun, positions: Sequence[int], device: torch.device) -> np.ndarray:
+    """(n, S, S) float32: the model's probability of the label that each pixel is given; 1 where it is ignored."""
+    model, given = run.model.to(device), []
+    for image, mask in map(run.val_images.read, positions):
+        probabilities = predict_logits(model, image, device, run.record["precision"]).softmax(dim=0).cpu().numpy()
+        label = np.where(mask < len(probabilities), mask, 0)
+        chosen = np.take_along_axis(probabilities, label[None].astype(np.int64), axis=0)[0]
+        given.append(np.where(mask < len(probabilities), chosen, 1))
+    return np.stack(given)
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, image: np.ndarray, device: torch.device, precision: str) -> Tensor:
+    """Logits (C, S, S) float32 of one image (S, S, 3) uint8 RGB."""
+    model.eval()
+    batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2).to(device)
+    with autocast(device, precision):
+        return model(batch)[0].float()
+
+
+def open_predictions(
+    run: FinishedRun,
+    device: torch.device,
+    *,
+    batch_size: int = 0,
+    keep_probabilities: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Open the predictions kept in a run's folder; made first where there are none, or those of other weights.
+
+    Writes predictions.npy, prediction_quality.npz, probabilities.npy if these are kept, and predictions.json last: files
+    without it are not looked at. One batch is in memory at a time.
+
+    Parameters
+    ----------
+    batch_size : images predicted at a time; 0 is the run's own, which gives the same bits on the same device.
+    progress : called with (images done, images in all).
+    """
+    facts = {
+        "weights_sha256": run.record["weights_sha256"],
+        "image_ids": run.val_images.image_ids.tolist(),
+        "image_size": run.image_size,
+        "classes": len(run.class_names),
+    }
+    if not _is_current(run.folder, facts, keep_probabilities):
+        (run.folder / "predictions.json").unlink(missing_ok=True)
+        _write_predictions(run, device, batch_size or run.batch_size, keep_probabilities, progress)
+        write_json(run.folder / "predictions.json", facts | {"probabilities": keep_probabilities})
+    kept = (run.folder / "probabilities.npy").exists()
+    with np.load(run.folder / "prediction_quality.npz", allow_pickle=False) as file:
+        quality = {name: file[name] for name in ("reliability", "softmin", "given")}
+    return Predictions(
+        preds=_open_array(run.folder / "predictions.npy"),
+        probabilities=_open_array(run.folder / "probabilities.npy") if kept else None,
+        **quality,
+    )
+
+
+def count_confusion(run: FinishedRun, preds: np.ndarray) -> np.ndarray:
+    """(images, classes, classes) int64 of a run's predictions, truth in rows.
+
+    Raises
+    ------
+    InputError
+        It is not what the run counted itself, by more than another device's rounding explains.
+    """
+    counts = [
+        confusion_per_image(torch.from_numpy(truth)[None], torch.from_numpy(pred.copy())[None], len(run.class_names))
+        for truth, pred in run.pair_masks(preds)
+    ]
+    confusion = torch.cat(counts).numpy()
+    differing = count_differing(confusion, run.confusion)
+    if differing > TOLERANCE * confusion.sum():
+        raise InputError(
+            f"{run.folder}: required predictions that give the run's confusion.npz, got {differing} of {confusion.sum()} pixels"
+            " counted otherwise; the data or seglib changed since the run: train it again, or delete predictions.json"
+        )
+    return confusion
+
+
+def describe_agreement(run: FinishedRun, confusion: np.ndarray) -> str:
+    """One line: whether the predictions give the run's confusion matrices."""
+    differing, pixels = count_differing(confusion, run.confusion), int(confusion.sum())
+    if not differing:
+        return f"predictions of {len(confusion)} images give the run's confusion.npz exactly, all {pixels} pixels"
+    return (
+        f"predictions of {len(confusion)} images: {differing} of {pixels} pixels are decided otherwise than in confusion.npz,"
+        " as another device or batch size does; the analysis is of these predictions"
+    )
+
+
+def count_differing(confusion: np.ndarray, other: np.ndarray) -> int:
+    """Fewest pixels that must be decided otherwise to turn one confusion matrix into the other."""
+    return int(np.abs(confusion - other).sum() + 1) // 2
 
 
 def choose_spread(confusion: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,3 +170,69 @@ def choose_spread(confusion: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
     order = np.argsort(scores)[: np.isfinite(scores).sum()]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))]
     return chosen, scores[chosen]
+
+
+def _is_current(folder: Path, facts: dict, keep_probabilities: bool) -> bool:
+    """Whether predictions.json says that the files beside it are what is asked for."""
+    try:
+        written = json.loads((folder / "predictions.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    names = ["predictions.npy", "prediction_quality.npz"] + ["probabilities.npy"] * keep_probabilities
+    same = isinstance(written, dict) and {name: written.get(name) for name in facts} == facts
+    return same and all((folder / name).is_file() for name in names)
+
+
+def _write_predictions(
+    run: FinishedRun,
+    device: torch.device,
+    batch_size: int,
+    keep_probabilities: bool,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    count, size, classes = len(run.val_images), run.image_size, len(run.class_names)
+    (run.folder / "probabilities.npy").unlink(missing_ok=True)
+    quality = {"reliability": np.zeros((count, RELIABILITY_BINS, 3)), "softmin": np.zeros(count), "given": np.zeros(count)}
+    with ExitStack() as files:
+        preds_file = _start_array(files, run.folder / "predictions.npy", np.uint8, (count, size, size))
+        if keep_probabilities:
+            shape = (count, classes, size, size)
+            probabilities_file = _start_array(files, run.folder / "probabilities.npy", np.float16, shape)
+        done = 0
+        for masks, logits in _predict_batches(run, device, batch_size):
+            probabilities = logits.float().softmax(dim=1)
+            preds_file.write(logits.argmax(dim=1).to(torch.uint8).cpu().numpy().tobytes())
+            if keep_probabilities:
+                probabilities_file.write(probabilities.half().cpu().numpy().tobytes())
+            for name, values in summarise_probabilities(probabilities, masks).items():
+                quality[name][done : done + len(masks)] = values
+            done += len(masks)
+            if progress:
+                progress(done, count)
+    with replacing(run.folder / "prediction_quality.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **quality)
+
+
+@torch.inference_mode()
+def _predict_batches(run: FinishedRun, device: torch.device, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(masks, logits) a batch, computed as training's evaluation does: the same algorithms, layout, precision, batches."""
+    seed_everything(run.record["params"]["seed"], run.record["params"]["deterministic"])
+    model = run.model.to(device, memory_format=torch.channels_last).eval()
+    loader = build_loader(run.val_images, batch_size, shuffle=False, augmentation="none", seed=0, num_workers=0)
+    for images, masks in loader:
+        with autocast(device, run.record["precision"]):
+            logits = model(move(images, device))
+        yield move(masks, device), logits
+
+
+def _start_array(files: ExitStack, path: Path, dtype: type, shape: tuple[int, ...]):
+    """A file that bytes are appended to, with the header of the whole array; renamed to `path` when `files` closes."""
+    temporary = files.enter_context(replacing(path))
+    file = files.enter_context(temporary.open("wb"))
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+    return file
+
+
+def _open_array(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)

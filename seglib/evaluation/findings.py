@@ -1,0 +1,93 @@
+"""An error analysis in words: each finding is a sentence made from the tables."""
+
+import numpy as np
+import pandas as pd
+
+
+def describe_classes(classes: pd.DataFrame) -> str:
+    """What the mean hides; table of `tabulate_classes`."""
+    known = classes.dropna(subset=["iou"]).sort_values("iou")
+    zero = known.loc[known["iou"] < 0.005, "class"].tolist()
+    missed, invented = 100 * known["lost_missed"].mean(), 100 * known["lost_invented"].mean()
+    text = f"mIoU **{known['iou'].mean():.4f}** over {len(known)} classes, from {_named(known.iloc[0])} to {_named(known.iloc[-1])}."
+    text += f" Missed pixels cost {missed:.1f} points, invented ones {invented:.1f}."
+    if zero:
+        text += f" At zero: {', '.join(zero)}; they alone hold back {100 * len(zero) / len(known):.1f} points."
+    return text
+
+
+def describe_confusions(confusions: pd.DataFrame) -> str:
+    """What to work on next; table of `tabulate_confusions`."""
+    if confusions.empty:
+        return "Nothing is confused."
+    first = confusions.iloc[0]
+    share = confusions["lost"].head(5).sum() / confusions["lost"].sum()
+    return (
+        f"Work on next: **{first['true']} taken for {first['predicted']}**, {first['share']:.0%} of its pixels; fixed alone,"
+        f" mIoU would be {first['gain']:+.4f}. The five dearest of {len(confusions)} confusions hold {share:.0%} of what is lost."
+    )
+
+
+def describe_images(images: pd.DataFrame) -> str:
+    """How concentrated the mistakes are; table of `tabulate_images`."""
+    dearest = images.sort_values("gain", ascending=False)
+    first, scores = dearest.iloc[0], images["miou"].dropna()
+    return (
+        f"Images score from {scores.min():.3f} to {scores.max():.3f} (median {scores.median():.3f}). The dearest is"
+        f" {first['image_id']:.0f}: predicted perfectly it would give {first['gain']:+.4f}."
+    )
+
+
+def describe_objects(by_size: pd.DataFrame, uncounted: int) -> str:
+    """Which sizes are found; table of `summarise_objects` by size, and the objects without a visible pixel."""
+    if by_size.empty:
+        return "No annotated object has a visible pixel."
+    total = by_size["objects"].sum()
+    found = (by_size["found"] * by_size["objects"]).sum() / total
+    parts = [f"{row.found:.0%} of {row.objects} {name}" for name, row in zip(by_size.index, by_size.itertuples(), strict=True)]
+    worst = by_size["missed"].idxmax()
+    gone = f" {uncounted} objects have no pixel left at this size and count nowhere." if uncounted else ""
+    return (
+        f"Of {total} objects **{found:.0%} are found** at IoU 0.5: {', '.join(parts)}. Most missed pixels belong to objects"
+        f" of {worst} ({by_size['missed'].max() / max(1, by_size['missed'].sum()):.0%}).{gone}"
+    )
+
+
+def describe_kinds(kinds: pd.Series, near: float) -> str:
+    """Where wrong pixels lie; counts of `count_error_kinds`, and the share near true boundaries."""
+    if not kinds.sum():
+        return "No pixel is wrong."
+    share = kinds / kinds.sum()
+    meaning = {
+        "boundary": "edges are drawn inexactly: resolution, and a loss that sees boundaries",
+        "extent": "objects are found, and cut short or spilt over",
+        "segment": "whole objects are missed or invented: more such examples, or a better classifier",
+    }
+    listed = ", ".join(f"{value:.0%} {name}" for name, value in share.items())
+    return f"Wrong pixels: {listed}. Mostly **{share.idxmax()}**: {meaning[share.idxmax()]}. {near:.0%} lie near true boundaries."
+
+
+def describe_calibration(reliability: pd.DataFrame, error: float) -> str:
+    """Whether probabilities mean what they say; table of `tabulate_reliability`."""
+    bias = float(((reliability["confidence"] - reliability["accuracy"]) * reliability["share"]).sum())
+    word = "over" if bias > 0 else "under"
+    return f"Calibration error {error:.3f}: pixels are **{word}confident** by {abs(bias):.3f} on average."
+
+
+def describe_labels(images: pd.DataFrame, count: int) -> str:
+    """Which images' labels deserve a second look; needs the column softmin."""
+    lowest = images.sort_values("softmin").head(count)
+    return f"Look again at the labels of images {', '.join(f'{image_id}' for image_id in lowest['image_id'])}."
+
+
+def describe_difference(difference: float, low: float, high: float) -> str:
+    """Whether one run is better on these images."""
+    verdict = "no more than the choice of images explains" if low <= 0 <= high else f"{'A' if difference > 0 else 'B'} is better"
+    return (
+        f"A minus B: **{difference:+.4f}** mIoU, 95 % interval {low:+.4f} to {high:+.4f} over images: {verdict}"
+        " (another seed of the training moves it too)."
+    )
+
+
+def _named(row: pd.Series) -> str:
+    return f"{row['class']} ({np.round(row['iou'], 3)})"

@@ -1,0 +1,208 @@
+"""Figures of where predictions and truth differ: tables in, a matplotlib Figure out."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from seglib.viz.style import use_font_for
+
+RIGHT, MISSED, INVENTED, INK = "#9a9a9a", "#0072b2", "#e69f00", "#333333"
+KIND_COLOURS = {"boundary": "#56b4e9", "extent": "#e69f00", "segment": "#882255"}
+OUTCOME_COLOURS = {"both": "#e8e8e8", "only_a": "#0072b2", "only_b": "#e69f00", "neither": "#5a5a5a"}
+MAX_CLASSES = 16  # rows that a heat map can show with legible names
+PANEL = 2.4  # [inch] side of one image
+
+
+def plot_class_table(table: pd.DataFrame, miou: float) -> Figure:
+    """Each class's union as one bar (IoU, lost to missed pixels, lost to invented ones), beside precision and recall.
+
+    table: of `tabulate_classes`; absent classes are left out.
+    """
+    use_font_for(table["class"].tolist())
+    shown = table.dropna(subset=["iou"]).sort_values("iou", ascending=False, ignore_index=True)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 1.3 + 0.3 * len(shown)), width_ratios=(1.5, 1), sharey=True, layout="constrained"
+    )
+    start = np.zeros(len(shown))
+    parts = {"iou": ("IoU", RIGHT), "lost_missed": ("lost: missed", MISSED), "lost_invented": ("lost: invented", INVENTED)}
+    for column, (label, colour) in parts.items():
+        left.barh(shown.index, shown[column], left=start, color=colour, label=label)
+        start += shown[column].to_numpy()
+    left.bar_label(left.containers[0], fmt="%.3f", label_type="edge", fontsize=8, padding=3)
+    left.axvline(miou, color=INK, linestyle="--", linewidth=1)
+    left.set(xlim=(0, 1), xlabel=f"share of the class's union (dashed: mIoU {miou:.4f})")
+    left.set_yticks(shown.index, shown["class"])
+    right.plot(shown["precision"], shown.index, "o", color=INVENTED, label="precision")
+    right.plot(shown["recall"], shown.index, "s", color=MISSED, label="recall", markersize=5)
+    right.set(xlim=(-0.02, 1.02), xlabel="precision, recall")
+    right.grid(alpha=0.3)
+    left.invert_yaxis()
+    for axis in (left, right):
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize=8)
+    return _finish(figure)
+
+
+def plot_confusion(confusion: np.ndarray, lost: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Three heat maps, truth in rows: pixels, percent of the row, and mIoU points lost to each confusion.
+
+    Of more than 16 classes the ones that lose most are shown. confusion (C, C) int64, lost (C, C) float64 in 0..1.
+    """
+    use_font_for(class_names)
+    dearest = np.argsort(-(lost.sum(0) + lost.sum(1)), kind="stable")[:MAX_CLASSES]
+    chosen = np.sort(dearest)
+    rows = 100 * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    cell = np.ix_(chosen, chosen)
+    names = [class_names[index] for index in chosen]
+    side = 2.4 + 0.33 * len(names)
+    figure, axes = plt.subplots(1, 3, figsize=(3 * side, side), sharey=True, layout="constrained")
+    maximum = max(2, int(confusion.max()))
+    _draw_matrix(axes[0], confusion[cell], names, "pixels (log)", LogNorm(1, maximum), "Greys", _short)
+    _draw_matrix(axes[1], rows[cell], names, "% of the true class", Normalize(0, 100), "Blues", "{:.0f}".format)
+    points = 100 * lost[cell]
+    _draw_matrix(axes[2], points, names, "mIoU points lost", Normalize(0, max(0.01, points.max())), "Reds", "{:.1f}".format)
+    axes[0].set_ylabel("true class")
+    left_out = f" ({len(chosen)} of {len(class_names)} classes, the dearest)" if len(chosen) < len(class_names) else ""
+    figure.supxlabel(f"predicted class{left_out}", fontsize=10)
+    return _finish(figure)
+
+
+def plot_gains(table: pd.DataFrame, count: int = 15) -> Figure:
+    """The dearest confusions: mIoU points won if one were fixed alone, and the points that are lost to it.
+
+    table: of `tabulate_confusions`.
+    """
+    shown = table.head(count)
+    labels = (shown["true"] + "  taken for  " + shown["predicted"]).tolist()
+    use_font_for(labels)
+    figure, axis = plt.subplots(figsize=(8.5, 1.2 + 0.29 * max(1, len(shown))), layout="constrained")
+    rows = np.arange(len(shown))
+    bars = axis.barh(rows, 100 * shown["gain"], color=MISSED, label="gain, if this alone were fixed")
+    axis.plot(100 * shown["lost"], rows, "D", color=INVENTED, markersize=5, label="lost (adds up to 1 - mIoU)")
+    axis.bar_label(bars, fmt="+%.2f", fontsize=8, padding=9)
+    axis.set_yticks(rows, labels, fontsize=9)
+    axis.invert_yaxis()
+    axis.set(xlabel="mIoU points", xlim=(0, 118 * max(0.001, shown[["gain", "lost"]].max().max())))
+    axis.legend(loc="lower right", frameon=False, fontsize=8)
+    return _finish(figure)
+
+
+def plot_recall(by_size: pd.DataFrame, by_class: pd.DataFrame) -> Figure:
+    """Objects found and their pixels' recall with 95 % intervals; tables of `summarise_objects`, names in the index."""
+    use_font_for([str(name) for name in by_class.index])
+    figure, axes = plt.subplots(
+        1, 2, figsize=(11, 1.6 + 0.3 * max(5, len(by_class))), width_ratios=(1, 1.2), layout="constrained"
+    )
+    for axis, table, title in zip(axes, (by_size, by_class), ("by size, sqrt(area) [px]", "by class"), strict=True):
+        rows = np.arange(len(table))
+        styles = (("found", "o", MISSED, "found at IoU 0.5", -0.13), ("recall", "s", INVENTED, "mean pixel recall", 0.13))
+        for column, marker, colour, label, shift in styles:
+            ends = (table[column] - table[f"{column}_low"]).clip(0), (table[f"{column}_high"] - table[column]).clip(0)
+            axis.errorbar(table[column], rows + shift, xerr=ends, fmt=marker, color=colour, label=label, capsize=2, markersize=5)
+        axis.set_yticks(rows, [f"{name}  (n={n})" for name, n in zip(table.index, table["objects"], strict=True)])
+        axis.set(xlim=(-0.03, 1.03), ylim=(len(rows) - 0.4, -0.6), xlabel="share of objects; mean recall of their pixels")
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False, fontsize=8)
+    return _finish(figure)
+
+
+def plot_kinds(kinds: pd.DataFrame, unions: Sequence[int], iou: Sequence[float], boundary_iou: Sequence[float]) -> Figure:
+    """Missed (left) and invented (right) pixels of each class by kind, in percent of its union; IoU and Boundary IoU.
+
+    Parameters
+    ----------
+    kinds : by class, of `count_error_kinds`.
+    unions : (C,) pixels in truth or prediction; classes without any are left out.
+    iou, boundary_iou : (C,)
+    """
+    use_font_for(kinds["class"].tolist())
+    present = np.flatnonzero(np.asarray(unions) > 0)
+    rows, names = np.arange(len(present)), kinds["class"].iloc[present]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(11, 1.4 + 0.3 * len(present)), width_ratios=(1.6, 1), sharey=True, layout="constrained"
+    )
+    for side, sign in (("missed", -1), ("invented", 1)):
+        start = np.zeros(len(present))
+        for kind, colour in KIND_COLOURS.items():
+            share = sign * 100 * kinds[f"{side}_{kind}"].to_numpy()[present] / np.asarray(unions)[present]
+            left.barh(rows, share, left=start, color=colour, label=kind if sign > 0 else None)
+            start += share
+    left.axvline(0, color=INK, linewidth=1)
+    left.set(xlim=(-100, 100), xlabel="missed   ◂   % of the class's union   ▸   invented")
+    left.set_xticks(range(-100, 101, 50), [abs(tick) for tick in range(-100, 101, 50)])
+    left.set_yticks(rows, names)
+    iou, boundary_iou = np.asarray(iou)[present], np.asarray(boundary_iou)[present]
+    right.hlines(rows, iou, boundary_iou, color=RIGHT, linewidth=2)
+    right.plot(iou, rows, "o", color=INK, label="IoU")
+    right.plot(boundary_iou, rows, "D", color=KIND_COLOURS["boundary"], label="Boundary IoU")
+    right.set(xlim=(-0.02, 1.02), xlabel="IoU")
+    right.grid(alpha=0.3)
+    left.invert_yaxis()
+    for axis in (left, right):
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False, fontsize=8)
+    return _finish(figure)
+
+
+def plot_reliability(table: pd.DataFrame, error: float) -> Figure:
+    """Accuracy against confidence by bin, and how many pixels lie in each; table of `tabulate_reliability`."""
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(4.6, 4.8), height_ratios=(3, 1), sharex=True, layout="constrained")
+    width = np.diff(table.index).min() if len(table) > 1 else 0.05
+    top.plot([0, 1], [0, 1], "--", color=RIGHT, linewidth=1)
+    top.plot(table["confidence"], table["accuracy"], "o-", color=MISSED, markersize=5)
+    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    top.set_title(f"expected calibration error {error:.4f}\nbelow the dashed line: overconfident", fontsize=10)
+    top.grid(alpha=0.3)
+    bottom.bar(table.index, 100 * table["share"], width=width, align="edge", color=RIGHT, edgecolor="white")
+    bottom.set(xlabel="confidence of a pixel", ylabel="% of pixels")
+    return _finish(figure)
+
+
+def plot_outcomes(table: pd.DataFrame, name_a: str, name_b: str) -> Figure:
+    """Who predicts a class's true pixels right, in percent; by class, of `count_outcomes`."""
+    use_font_for(table["class"].tolist())
+    columns = list(OUTCOME_COLOURS)
+    shown = table[table[columns].sum(axis=1) > 0]
+    share = 100 * shown[columns].div(shown[columns].sum(axis=1), axis=0)
+    labels = {"both": "both right", "only_a": f"only {name_a}", "only_b": f"only {name_b}", "neither": "neither"}
+    figure, axis = plt.subplots(figsize=(9, 1.5 + 0.3 * len(shown)), layout="constrained")
+    rows, start = np.arange(len(shown)), np.zeros(len(shown))
+    for column, colour in OUTCOME_COLOURS.items():
+        axis.barh(rows, share[column], left=start, color=colour, label=labels[column])
+        start += share[column].to_numpy()
+    axis.set_yticks(rows, shown["class"])
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 100), xlabel="% of the class's true pixels")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize=8)
+    return _finish(figure)
+
+
+def _draw_matrix(axis: Axes, matrix: np.ndarray, names: Sequence[str], title: str, norm, cmap: str, write) -> None:
+    axis.imshow(np.ma.masked_less_equal(matrix, 0), norm=norm, cmap=cmap, aspect="equal")
+    axis.set_title(title, fontsize=10)
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    for (row, column), value in np.ndenumerate(matrix):
+        text = write(value) if value > 0 else ""
+        if text.strip("0."):
+            dark = norm(value) > 0.6
+            axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if dark else INK)
+
+
+def _short(count: float) -> str:
+    """12, 3.4k, 56k, 7.8M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}" if count < 10 * size else f"{count / size:.0f}{unit}"
+    return f"{count:.0f}"
+
+
+def _finish(figure: Figure) -> Figure:
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)
+    return figure
