@@ -1,6 +1,7 @@
 """One look for all figures: a fixed colour for each class, and a font that has the class names' letters."""
 
 import colorsys
+import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -44,17 +45,32 @@ def use_font_for(texts: Sequence[str]) -> None:
     family = _find_family(letters)
     if family is None:
         sample = "".join(sorted(letters)[:8])
-        warnings.warn(f"no installed font has the letters {sample!r}; install Noto Sans CJK or NanumGothic", stacklevel=2)
+        warnings.warn(
+            f"no installed font has the letters {sample!r}; for Korean install NanumGothic (apt-get install fonts-nanum) "
+            "or Noto Sans CJK (fonts-noto-cjk) and restart the notebook",
+            stacklevel=2,
+        )
         return
-    fallback = [name for name in matplotlib.rcParams["font.sans-serif"] if name != family]
-    matplotlib.rcParams["font.family"] = "sans-serif"
-    matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans", family, *fallback]
+    # by name: of a generic family ("sans-serif") matplotlib takes the first font alone, and boxes for what it lacks
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", family]
 
 
 @cache
 def _find_family(letters: frozenset[str]) -> str | None:
+    """The family of a font with all letters: of those that matplotlib knows, else of those installed since it looked."""
+    family = _search_known(letters)
+    if family is None:
+        known = {font.fname for font in font_manager.fontManager.ttflist}
+        for path in set(font_manager.findSystemFonts()) - known:
+            font_manager.fontManager.addfont(path)
+        family = _search_known(letters)
+    return family
+
+
+def _search_known(letters: frozenset[str]) -> str | None:
     needed = {ord(letter) for letter in letters}
-    for font in sorted(font_manager.fontManager.ttflist, key=lambda font: ("Nanum" not in font.name, font.name)):
+    fonts = [font for font in font_manager.fontManager.ttflist if os.path.isfile(font.fname)]
+    for font in sorted(fonts, key=lambda font: (font.name != "NanumGothic", "Noto" not in font.name, font.name)):
         if needed <= font_manager.get_font(font.fname).get_charmap().keys():
             return font.name
     return None

@@ -1,0 +1,77 @@
+"""Colours are fixed and distinct; Korean class names are drawn with a font that has their letters, or it is said."""
+
+import warnings
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib import font_manager
+
+from seglib.viz import style
+
+KOREAN = "일반 쓰레기"
+
+
+@pytest.fixture(autouse=True)
+def _own_fonts():
+    style._find_family.cache_clear()
+    with matplotlib.rc_context():
+        yield
+    style._find_family.cache_clear()
+
+
+def has_korean_font() -> bool:
+    return style._search_known(frozenset(KOREAN.replace(" ", ""))) is not None
+
+
+def draw(text: str) -> np.ndarray:
+    figure = plt.figure(figsize=(2, 0.5))
+    figure.text(0, 0.2, text, fontsize=14)
+    figure.canvas.draw()
+    plt.close(figure)
+    return np.asarray(figure.canvas.buffer_rgba())
+
+
+def test_korean_names_are_drawn_with_letters_and_without_a_missing_glyph():
+    if not has_korean_font():
+        pytest.skip("no Korean font is installed (apt-get install fonts-nanum)")
+    style.use_font_for(["Paper", KOREAN])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of each glyph that it draws as an empty box
+        drawn, another = draw("쓰레기"), draw("기레쓰")
+    assert not np.array_equal(drawn, another)
+
+
+def test_latin_names_keep_their_font():
+    before = list(matplotlib.rcParams["font.family"])
+    style.use_font_for(["Paper", "Café"])
+    assert matplotlib.rcParams["font.family"] == before
+
+
+def test_without_a_font_the_warning_names_one_to_install(monkeypatch):
+    latin = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", latin)
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
+    with pytest.warns(UserWarning, match=r"no installed font has the letters '.*쓰.*' ?.*fonts-nanum"):
+        style.use_font_for([KOREAN])
+
+
+def test_a_font_installed_after_matplotlib_looked_is_found(monkeypatch):
+    if not has_korean_font():
+        pytest.skip("no Korean font is installed (apt-get install fonts-nanum)")
+    latin = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", latin)
+    assert style._find_family(frozenset("쓰")) is not None
+
+
+def test_colours_do_not_depend_on_the_number_of_classes_and_are_distinct():
+    colours = style.class_colours(61)
+    assert np.array_equal(colours[:12], style.class_colours(12))
+    assert len(np.unique(colours, axis=0)) == 61
+
+
+def test_ids_that_are_no_class_become_grey():
+    coloured = style.colour_mask(np.array([[0, 2, 3, 255]], np.uint8), num_classes=3)
+    assert np.array_equal(coloured[0, :2], style.class_colours(3)[[0, 2]])
+    assert np.array_equal(coloured[0, 2:], [style.IGNORED] * 2)
