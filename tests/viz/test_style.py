@@ -29,8 +29,9 @@ def draw(text: str) -> np.ndarray:
     figure = plt.figure(figsize=(2, 0.5))
     figure.text(0, 0.2, text, fontsize=14)
     figure.canvas.draw()
+    pixels = np.array(figure.canvas.buffer_rgba())
     plt.close(figure)
-    return np.asarray(figure.canvas.buffer_rgba())
+    return pixels
 
 
 def test_korean_names_are_drawn_with_letters_and_without_a_missing_glyph():
