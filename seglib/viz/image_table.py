@@ -1,0 +1,167 @@
+"""What the viewer sorts and filters images by, computed in one pass over the masks, an image at a time."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from seglib.viz.mask_source import MaskSource
+
+
+class ImageTable(NamedTuple):
+    """One row an image in the arrays, one row a fact in the tables; the reference is the truth where there is one.
+
+    pixels : (N, C) int64 [px], the reference's.
+    miou : (N, runs) float64, each image's own mIoU against the reference; NaN without a valid pixel.
+    confused : columns position, run, true, predicted, pixels [px]: wrong pixels only.
+    objects : columns position, class_id, across [px]: the reference's connected objects, square root of the area.
+    """
+
+    pixels: np.ndarray
+    miou: np.ndarray
+    confused: pd.DataFrame
+    objects: pd.DataFrame
+
+
+class Choice(NamedTuple):
+    """Which images, in which order. `None` and 0 stand for "any"."""
+
+    sort: str = "position"  # one of `list_sorts`
+    run: int = 0  # whose mIoU and confusions, an index of the compared runs
+    true_class: int | None = None
+    predicted: int | None = None
+    under: float = 0  # [px] objects smaller than this across
+
+    @property
+    def needs_table(self) -> bool:
+        return self.sort != "position" or self.true_class is not None or self.predicted is not None or self.under > 0
+
+
+def list_sorts(source: MaskSource) -> dict[str, str]:
+    """Label -> order, those that these masks allow."""
+    sorts = {"position": "position"}
+    if source.compared:
+        score = "mIoU" if source.truth else f"agreement with {source.reference}"
+        sorts |= {f"{score}, worst first": "worst mIoU", f"{score}, best first": "best mIoU"}
+        sorts |= {"confused pixels, most first": "confused pixels"}
+    if source.truth and len(source.compared) > 1:
+        first, second = source.compared[:2]
+        sorts |= {f"{first} ahead of {second}": "first run ahead", f"{second} ahead of {first}": "second run ahead"}
+    if source.reference:
+        sorts |= {"share of the class, most first": "class share", "smallest object first": "smallest object"}
+    return sorts
+
+
+def build_image_table(source: MaskSource, progress: Callable[[int, int], None] | None = None) -> ImageTable:
+    """Read every mask once; `progress` is told (images done, images in all)."""
+    count, num_classes, runs = len(source), len(source.class_names), len(source.compared)
+    pixels, miou = np.zeros((count, num_classes), np.int64), np.full((count, runs), np.nan)
+    confused, objects = [], []
+    for position in range(count):
+        masks = source.read(position).masks
+        reference = masks[source.reference]
+        pixels[position] = np.bincount(reference.ravel(), minlength=256)[:num_classes]
+        objects += [(position, *item) for item in measure_objects(reference, pixels[position])]
+        for run, name in enumerate(source.compared):
+            confusion = count_confusion(reference, masks[name], num_classes)
+            miou[position, run] = image_miou(confusion)
+            confused += [(position, run, *pair, confusion[pair]) for pair in _wrong_pairs(confusion)]
+        if progress is not None:
+            progress(position + 1, count)
+    return ImageTable(
+        pixels,
+        miou,
+        pd.DataFrame(confused, columns=["position", "run", "true", "predicted", "pixels"]),
+        pd.DataFrame(objects, columns=["position", "class_id", "across"]),
+    )
+
+
+def count_confusion(reference: np.ndarray, pred: np.ndarray, num_classes: int) -> np.ndarray:
+    """(C, C + 1) int64, the reference in rows; the last column takes predicted ids that are no class.
+
+    Pixels whose reference is no class (255: ignored) are left out. Counted here because figures import no scores;
+    a test compares with seglib.evaluation.metrics.
+    """
+    columns = num_classes + 1
+    index = reference.astype(np.int32).ravel() * columns + np.minimum(pred, num_classes).ravel()
+    return np.bincount(index, minlength=256 * columns)[: num_classes * columns].reshape(num_classes, columns)
+
+
+def image_miou(confusion: np.ndarray) -> float:
+    """Mean IoU of one (C, C + 1) matrix over the classes in either mask; NaN without a valid pixel."""
+    square = confusion[:, :-1]
+    hits, union = np.diagonal(square), confusion.sum(1) + square.sum(0) - np.diagonal(square)
+    present = union > 0
+    return float((hits[present] / union[present]).mean()) if present.any() else float("nan")
+
+
+def measure_objects(mask: np.ndarray, pixels: np.ndarray) -> list[tuple[int, float]]:
+    """Class id and size [px], the square root of the area, of each connected object (8 neighbours); 0 is no object."""
+    found = []
+    for class_id in np.flatnonzero(pixels[1:]) + 1:
+        areas = cv2.connectedComponentsWithStats((mask == class_id).view(np.uint8))[2][1:, cv2.CC_STAT_AREA]
+        found += [(int(class_id), float(across)) for across in np.sqrt(areas)]
+    return found
+
+
+def select_images(table: ImageTable | None, count: int, choice: Choice) -> np.ndarray:
+    """Positions (M,) of the images that the filters leave, in the order of `choice.sort`; ties stay in order."""
+    positions = np.arange(count)
+    if table is None:
+        return positions
+    kept = np.ones(count, bool)
+    if choice.true_class is not None:
+        kept &= table.pixels[:, choice.true_class] > 0
+    if choice.predicted is not None:
+        kept &= _sum_confused(table, count, choice) > 0
+    if choice.under > 0:
+        kept &= _smallest(table, count, choice.true_class) < choice.under
+    keys = np.nan_to_num(_sort_keys(table, count, choice), nan=np.inf)
+    return positions[kept][np.argsort(keys[kept], kind="stable")]
+
+
+def _sort_keys(table: ImageTable, count: int, choice: Choice) -> np.ndarray:
+    """(N,) float64: smallest first."""
+    match choice.sort:
+        case "worst mIoU":
+            return table.miou[:, choice.run]
+        case "best mIoU":
+            return -table.miou[:, choice.run]
+        case "first run ahead":
+            return table.miou[:, 1] - table.miou[:, 0]
+        case "second run ahead":
+            return table.miou[:, 0] - table.miou[:, 1]
+        case "class share":
+            return -_share(table, choice.true_class)
+        case "confused pixels":
+            return -_sum_confused(table, count, choice)
+        case "smallest object":
+            return _smallest(table, count, choice.true_class)
+    return np.arange(count, dtype=float)
+
+
+def _share(table: ImageTable, class_id: int | None) -> np.ndarray:
+    """Share of the class, or of everything that is not background where none is chosen."""
+    part = table.pixels[:, 1:].sum(1) if class_id is None else table.pixels[:, class_id]
+    return part / np.maximum(1, table.pixels.sum(1))
+
+
+def _sum_confused(table: ImageTable, count: int, choice: Choice) -> np.ndarray:
+    """(N,) wrong pixels of the chosen run, of the chosen true and predicted class where there are any."""
+    rows = table.confused[table.confused["run"] == choice.run]
+    for column, class_id in (("true", choice.true_class), ("predicted", choice.predicted)):
+        if class_id is not None:
+            rows = rows[rows[column] == class_id]
+    return np.bincount(rows["position"].to_numpy(np.int64), rows["pixels"].to_numpy(float), count)
+
+
+def _smallest(table: ImageTable, count: int, class_id: int | None) -> np.ndarray:
+    """(N,) size of the smallest object [px]; infinite where an image has none."""
+    rows = table.objects if class_id is None else table.objects[table.objects["class_id"] == class_id]
+    return rows.groupby("position")["across"].min().reindex(range(count), fill_value=np.inf).to_numpy(float)
+
+
+def _wrong_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:
+    return [(int(true), int(pred)) for true, pred in zip(*np.nonzero(confusion), strict=True) if true != pred]

@@ -1,0 +1,231 @@
+"""The viewer's controls and what they do: which image, which pane, which classes, which part."""
+
+from collections.abc import Callable
+
+import ipywidgets as w
+import numpy as np
+
+from seglib.viz.image_table import Choice, ImageTable, list_sorts, select_images
+from seglib.viz.layers import caption_layer, draw_layer, list_layers
+from seglib.viz.mask_source import MaskSource, Sample
+from seglib.viz.overlay import IGNORE_INDEX, colour_table, crop_window, encode_png, show_table
+from seglib.viz.readout import describe_image, describe_pixel, list_legend
+from seglib.viz.stage import Stage
+
+ZOOMS = (1, 2, 4, 8, 16)
+ANY = -1  # a menu shows nothing at all for None
+NOWHERE = [-1, -1]
+# Column -> width of a control, and of its words.
+WIDTHS = {1: ("250px", "70px"), 2: ("270px", "90px"), 3: ("330px", "140px"), 4: ("180px", "44px")}
+
+
+class ViewerPanel:
+    """Controls around a `Stage`; `box` is the whole.
+
+    Parameters
+    ----------
+    source : what is shown.
+    sort : the first order.
+    get_table : makes the table for sorting and filtering when first needed; is given a progress callback.
+    """
+
+    def __init__(self, source: MaskSource, sort: str, get_table: Callable[[Callable], ImageTable]):
+        self.source, self.get_table = source, get_table
+        self.layers = list_layers(source)
+        self.colours = colour_table(len(source.class_names))
+        self.shown = {*range(1, len(source.class_names)), IGNORE_INDEX}  # background would only darken the picture
+        self.order, self.at = np.arange(len(source)), 0
+        self.sample: Sample | None = None
+        self.centre = (0.0, 0.0)
+        self.stage = Stage()
+        self._make_controls(sort)
+        self.box = self._arrange()
+        self._connect()
+        self._select()
+
+    def _make_controls(self, sort: str) -> None:
+        source, labels = self.source, list(self.layers)
+        classes = [("any", ANY), *((name, class_id) for class_id, name in enumerate(source.class_names))]
+        self.previous = w.Button(icon="chevron-left", tooltip="previous image (left arrow)", layout={"width": "34px"})
+        self.next = w.Button(icon="chevron-right", tooltip="next image (right arrow)", layout={"width": "34px"})
+        self.number = w.BoundedIntText(1, min=1, max=len(source), layout={"width": "70px"})
+        self.of = w.Label(layout={"width": "64px"})
+        self.jump = w.Text(continuous_update=False, **_column(2, "Image id"))
+        self.sort = w.Dropdown(options=list(list_sorts(source).items()), value=sort, **_column(3, "Sort"))
+        self.true_class = w.Dropdown(options=classes, value=ANY, **_column(1, "With class"))
+        self.predicted = w.Dropdown(options=classes, value=ANY, **_column(2, "predicted as"))
+        self.under = w.BoundedIntText(
+            0, min=0, max=10_000, **_column(3, "Objects under [px]"),
+            tooltip="keep images with an object smaller than this across (square root of its area); 0: all images")  # fmt: skip
+        runs = [(name, index) for index, name in enumerate(source.compared)] or [("", 0)]
+        self.run = w.Dropdown(options=runs, value=0, **_column(4, "Run"))
+        self.left = w.Dropdown(options=labels, value=labels[min(1, len(labels) - 1)], **_column(1, "Left"))
+        self.right = w.Dropdown(
+            options=["nothing", *labels], value=labels[2] if len(labels) > 2 else "nothing", **_column(2, "Right"))  # fmt: skip
+        self.opacity = w.IntSlider(60, 0, 100, 5, **_column(3, "Opacity [%]"))
+        self.zoom = w.Dropdown(options=[(f"{zoom}×", zoom) for zoom in ZOOMS], value=1, **_column(4, "Zoom"))
+        self.status = w.Label(layout={"display": "none"})
+        self.progress = w.IntProgress(0, 0, len(source), layout={"display": "none", "width": "200px"})
+
+    def _arrange(self) -> w.Widget:
+        for control, needed in ((self.predicted, 1), (self.run, 2)):  # hidden, it keeps its place in the row
+            control.layout.visibility = "visible" if len(self.source.compared) >= needed else "hidden"
+        browse = w.HBox([self.previous, self.next, self.number, self.of], layout={"width": WIDTHS[1][0]})
+        rows = [
+            [browse, self.jump, self.sort],
+            [self.true_class, self.predicted, self.under, self.run] if self.source.reference else [],
+            [self.left, self.right, self.opacity, self.zoom],
+            [self.progress, self.status],
+        ]
+        look = {"flex_flow": "row wrap", "grid_gap": "0 14px", "overflow": "visible"}
+        return w.VBox([*(w.HBox(row, layout=look) for row in rows if row), self.stage], layout={"overflow": "visible"})
+
+    def _connect(self) -> None:
+        self.previous.on_click(lambda _: self._step(-1))
+        self.next.on_click(lambda _: self._step(1))
+        self.number.observe(lambda change: self._go(change["new"] - 1), "value")
+        self.jump.observe(lambda change: self._jump(change["new"]), "value")
+        for control in (self.sort, self.run, self.true_class, self.predicted, self.under):
+            control.observe(lambda _: self._select(), "value")
+        for control in (self.left, self.right, self.opacity, self.zoom):
+            control.observe(lambda _: self._draw(), "value")
+        self.stage.on_msg(self._answer)
+
+    def _select(self) -> None:
+        """Apply the filters and the order, and open the first image."""
+        true_class, predicted = (None if menu.value == ANY else menu.value for menu in (self.true_class, self.predicted))
+        choice = Choice(self.sort.value, self.run.value, true_class, predicted, self.under.value)
+        table = self._compute_table() if choice.needs_table else None
+        self.order = select_images(table, len(self.source), choice)
+        self.number.max = max(1, len(self.order))
+        self.of.value = f"of {len(self.order)}"
+        self.at = -1
+        self._go(0)
+
+    def _compute_table(self) -> ImageTable:
+        step = max(1, len(self.source) // 100)
+
+        def tell(done: int, count: int) -> None:
+            if done % step == 0:
+                self.progress.value = done
+                self._tell(f"looking through all masks, once: {done} of {count}")
+
+        self.progress.layout.display = ""
+        table = self.get_table(tell)
+        self.progress.layout.display = "none"
+        self._tell("")
+        return table
+
+    def _step(self, by: int) -> None:
+        self._go(self.at + by)
+
+    def _jump(self, text: str) -> None:
+        if not text.strip():
+            return
+        places = [index for index, at in enumerate(self.order) if str(self.source.image_ids[at]) == text.strip()]
+        if places:
+            self._go(places[0])
+        else:
+            known = text.strip() in map(str, self.source.image_ids)
+            self._tell(f"image {text.strip()} is filtered out" if known else f"no image has the id {text.strip()}")
+
+    def _go(self, at: int) -> None:
+        """Open the image at this place of the order; past an end it stays."""
+        at = min(max(0, at), len(self.order) - 1)
+        if at == self.at and len(self.order):
+            return
+        self.at = at
+        self._tell("" if len(self.order) else "no image fits these filters")
+        self.sample = self._read()
+        self.number.value = at + 1 if len(self.order) else 1
+        self.centre = (0.0, 0.0) if self.sample is None else tuple(side / 2 for side in self.sample.image.shape[1::-1])
+        self._draw(pin=NOWHERE)
+
+    def _read(self) -> Sample | None:
+        if not len(self.order):
+            return None
+        try:
+            return self.source.read(int(self.order[self.at]))
+        except (OSError, ValueError) as error:  # one broken file must not end the browsing
+            self._tell(f"image {self._image_id()} cannot be read: {error}")
+            return None
+
+    def _image_id(self) -> str:
+        return str(self.source.image_ids[self.order[self.at]])
+
+    def _draw(self, pin: list[int] | None = None) -> None:
+        """Send everything that the browser shows of the open image, in one message."""
+        stage, sample = self.stage, self.sample
+        with stage.hold_sync():
+            stage.pin = pin if pin is not None else stage.pin
+            stage.zoom = float(self.zoom.value)
+            if sample is None:
+                stage.panes, stage.legend, stage.title = [], [], [""]
+            else:
+                stage.title = describe_image(sample, self.source, self._image_id())
+                stage.legend = list_legend(sample, self.source, self.shown)
+                stage.panes = self._draw_panes(sample)
+            self._read_pixel(stage.pin)
+
+    def _draw_panes(self, sample: Sample) -> list[dict]:
+        height, width = sample.image.shape[:2]
+        left, top, w_, h_ = crop_window(height, width, self.zoom.value, self.centre)
+        self.stage.window, self.centre = [left, top, w_, h_], (left + w_ / 2, top + h_ / 2)
+        part = sample.crop(left, top, w_, h_)
+        look = self.source, self.colours, show_table(self.shown, len(self.source.class_names)), self.opacity.value / 100
+        labels = [label for label in (self.left.value, self.right.value) if label in self.layers]
+        return [
+            {"png": encode_png(draw_layer(self.layers[label], part, *look)),
+             "caption": caption_layer(label, self.layers[label], self.source)}
+            for label in labels
+        ]  # fmt: skip
+
+    def _read_pixel(self, place: list[int]) -> None:
+        self.stage.readout = describe_pixel(self.sample, self.source, *place)
+
+    def _tell(self, text: str) -> None:
+        self.status.value = text
+        self.status.layout.display = "" if text else "none"
+
+    def _answer(self, _stage: Stage, message: dict, _buffers: list) -> None:
+        """Do what the hand did in the browser, and say that it is done."""
+        try:
+            self._handle(message)
+        finally:
+            self.stage.send({"kind": "done"})
+
+    def _handle(self, message: dict) -> None:
+        match message:
+            case {"kind": "hover", "x": x, "y": y}:
+                self._read_pixel([x, y])
+            case {"kind": "leave"}:
+                self._read_pixel(self.stage.pin)
+            case {"kind": "click", "x": x, "y": y}:
+                self.stage.pin, self.centre = [x, y], (x + 0.5, y + 0.5)
+                self._read_pixel([x, y])
+            case {"kind": "drag", "dx": dx, "dy": dy}:
+                self.centre = (self.centre[0] + dx, self.centre[1] + dy)
+                self._draw()
+            case {"kind": "zoom", "x": x, "y": y, "out": out}:
+                self._zoom_at(x + 0.5, y + 0.5, -1 if out else 1)
+            case {"kind": "step", "by": by}:
+                self._step(by)
+            case {"kind": "toggle", "id": class_id, "alone": alone}:
+                self.shown = {class_id} if alone else self.shown ^ {class_id}
+                self._draw()
+            case {"kind": "toggle all", "on": on}:
+                self.shown = {*range(len(self.source.class_names)), IGNORE_INDEX} if on else set()
+                self._draw()
+
+    def _zoom_at(self, x: float, y: float, by: int) -> None:
+        place = ZOOMS.index(self.zoom.value) + by
+        self.centre = (x, y)
+        self.zoom.value = ZOOMS[min(max(0, place), len(ZOOMS) - 1)]
+
+
+def _column(number: int, description: str) -> dict:
+    """Words and widths of a control, so that controls stand in columns."""
+    width, description_width = WIDTHS[number]
+    return {
+        "description": description, "layout": {"width": width, "margin": "2px 0"},
+        "style": {"description_width": description_width}}  # fmt: skip
