@@ -98,8 +98,8 @@ class NotebookConfig(BaseModel):
         return [(name, marker.unless) for name, marker in markers if isinstance(marker, PathParameter)]
 
 
-class TrainConfig(NotebookConfig):
-    """The parameters of notebooks/02_train.ipynb."""
+class DataConfig(NotebookConfig):
+    """What the notebooks that open a data set share: where it is, how it is divided and painted."""
 
     data_dir: Annotated[Text, PathParameter(unless=("synthetic",))] = Field(description='a COCO folder, or "synthetic"')
     train_json: Text = Field(min_length=1, description="file name in data_dir")
@@ -109,6 +109,40 @@ class TrainConfig(NotebookConfig):
     fold: Whole = Field(ge=0)
     paint_order: PaintOrder
     background: Background
+
+    def json_names(self) -> tuple[str, ...]:
+        """The annotation files that this run reads."""
+        return (self.train_json, self.val_json) if self.split == "given" else (self.train_json,)
+
+    @field_validator("data_dir")
+    @classmethod
+    def _is_a_folder(cls, data_dir: str) -> str:
+        if data_dir != "synthetic" and not os.path.isdir(os.path.expanduser(data_dir)):
+            raise ValueError(
+                f'must be a folder with COCO files, or "synthetic"; there is no folder {data_dir!r}'
+                f" (seen from {Path.cwd()})"
+            )
+        return data_dir
+
+    @classmethod
+    def find_disagreements(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        problems = {}
+        if _above(values, "fold", "folds", or_equal=True):
+            problems["fold"] = f"fold must be below folds ({values['folds']}), got {values['fold']}"
+        elif values.get("split") == "given" and values.get("fold", 0):
+            problems["fold"] = f"fold must be 0 with split 'given', which makes no folds, got {values['fold']}"
+        if values.get("data_dir", "synthetic") != "synthetic":
+            folder = Path(os.path.expanduser(values["data_dir"]))
+            for name in ("train_json", "val_json") if values.get("split") == "given" else ("train_json",):
+                if values.get(name) and not os.path.isfile(folder / values[name]):
+                    there = ", ".join(sorted(path.name for path in folder.glob("*.json"))[:8]) or "no JSON files"
+                    problems[name] = f"{name} must be a file in data_dir, got {values[name]!r}; {folder} has {there}"
+        return problems
+
+
+class TrainConfig(DataConfig):
+    """The parameters of notebooks/02_train.ipynb."""
+
     image_size: Whole = Field(ge=32, le=4096, description="side of the square network input [px]")
     cache: Switch = Field(description="decode images and paint masks once, keep them on disk")
     augmentation: AugmentationName
@@ -134,10 +168,6 @@ class TrainConfig(NotebookConfig):
     debug: Switch
     run_dir: Text = Field(description='folder of this run; "" makes a new one')
 
-    def json_names(self) -> tuple[str, ...]:
-        """The annotation files that this run reads."""
-        return (self.train_json, self.val_json) if self.split == "given" else (self.train_json,)
-
     @field_validator("image_size")
     @classmethod
     def _fits_the_stride(cls, size: int) -> int:
@@ -153,16 +183,6 @@ class TrainConfig(NotebookConfig):
             raise ValueError(f"must have a term with a weight above 0, got {loss}")
         return loss
 
-    @field_validator("data_dir")
-    @classmethod
-    def _is_a_folder(cls, data_dir: str) -> str:
-        if data_dir != "synthetic" and not os.path.isdir(os.path.expanduser(data_dir)):
-            raise ValueError(
-                f'must be a folder with COCO files, or "synthetic"; there is no folder {data_dir!r}'
-                f" (seen from {Path.cwd()})"
-            )
-        return data_dir
-
     @field_validator("encoder_weights")
     @classmethod
     def _is_a_file(cls, weights: str) -> str:
@@ -175,21 +195,11 @@ class TrainConfig(NotebookConfig):
 
     @classmethod
     def find_disagreements(cls, values: Mapping[str, Any]) -> dict[str, str]:
-        problems = {}
-        if _above(values, "fold", "folds", or_equal=True):
-            problems["fold"] = f"fold must be below folds ({values['folds']}), got {values['fold']}"
-        elif values.get("split") == "given" and values.get("fold", 0):
-            problems["fold"] = f"fold must be 0 with split 'given', which makes no folds, got {values['fold']}"
+        problems = super().find_disagreements(values)
         if _above(values, "warmup_epochs", "epochs"):
             problems["warmup_epochs"] = (
                 f"warmup_epochs must not be above epochs ({values['epochs']}), got {values['warmup_epochs']}"
             )
-        if values.get("data_dir", "synthetic") != "synthetic":
-            folder = Path(os.path.expanduser(values["data_dir"]))
-            for name in ("train_json", "val_json") if values.get("split") == "given" else ("train_json",):
-                if name in values and not os.path.isfile(folder / values[name]):
-                    there = ", ".join(sorted(path.name for path in folder.glob("*.json"))[:8]) or "no JSON files"
-                    problems[name] = f"{name} must be a file in data_dir, got {values[name]!r}; {folder} has {there}"
         return problems
 
 
@@ -204,6 +214,20 @@ class ErrorAnalysisConfig(NotebookConfig):
     batch_size: Whole = Field(ge=0, le=4096, description="images predicted at a time; 0 is the run's own")
     keep_probabilities: Switch
     resamples: Whole = Field(ge=100, le=100_000, description="bootstrap draws of the images")
+
+
+class EdaConfig(DataConfig):
+    """The parameters of notebooks/01_eda.ipynb."""
+
+    val_json: Text = Field(description='file name in data_dir; "" where there is none; used by split: given')
+    seed: Whole = Field(ge=0, lt=2**31)
+    image_size: Whole = Field(ge=16, le=4096, description="side of the square training image [px]")
+    augmentation: AugmentationName
+    output_dir: Text = Field(description='folder of tables and figures; "" makes a new one')
+    num_images: Whole = Field(ge=1, le=12, description="images shown in a figure")
+
+    def json_names(self) -> tuple[str, ...]:
+        return tuple(name for name in super().json_names() if name)
 
 
 def _above(values: Mapping[str, Any], name: str, bound: str, or_equal: bool = False) -> bool:
