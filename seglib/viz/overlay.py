@@ -3,7 +3,6 @@
 import cv2
 import numpy as np
 
-from seglib.errors import InputError
 from seglib.viz.style import IGNORED, class_colours
 
 IGNORE_INDEX = 255
@@ -89,10 +88,7 @@ def encode_webp(picture: np.ndarray, quality: int = 75) -> bytes:
 
 
 def _encode(suffix: str, picture: np.ndarray, options: list[int]) -> bytes:
-    done, data = cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
-    if not done:
-        raise InputError(f"viewer: a picture must be (H, W, 3) uint8, got {picture.shape} {picture.dtype}")
-    return data.tobytes()
+    return cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)[1].tobytes()
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -1,9 +1,11 @@
 """MaskViewer: images with true and predicted masks in a notebook, to be browsed, sorted, filtered and zoomed."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import ipywidgets
+import numpy as np
 from IPython import get_ipython
 from IPython.display import HTML, display
 
@@ -72,24 +74,46 @@ class MaskViewer:
         """HTML of some images: the first ones of the order, or evenly spread where the order is the data set's."""
         total = len(self.source)
         if self.sort == "position":
-            positions = sorted({round(step * (total - 1) / max(1, count - 1)) for step in range(min(count, total))})
+            positions = np.linspace(0, total - 1, min(count, total)).round().astype(int)
             what = "evenly spread"
         else:
-            positions = select_images(self._get_table(None), total, Choice(self.sort))[:count]
-            what = f"sorted by {self.sort}"
+            positions = select_images(self._get_table(), total, Choice(self.sort))[:count]
+            label = next(label for label, sort in list_sorts(self.source).items() if sort == self.sort)
+            run = f" ({self.source.compared[0]})" if len(self.source.compared) > 1 and "mIoU" in self.sort else ""
+            what = f"by {label}{run}"
         caption = f"{len(positions)} of {total} images, {what}. Run this cell to browse them all."
         return contact_sheet_html(self.source, positions, caption)
 
     def _ipython_display_(self) -> None:
+        if self.sort != "position":
+            self._get_table(_show_progress_line())  # before the controls appear, which have a bar for later
         if _someone_watches():
             # Without its words: pages that know no widgets would print them above the sheet.
             display(self.widget._repr_mimebundle_() | {"text/plain": ""}, raw=True)
         display(HTML(self.contact_sheet()))
 
-    def _get_table(self, progress) -> ImageTable:
+    def _get_table(self, progress: Callable[[int, int], None] | None = None) -> ImageTable:
         if self._table is None:
             self._table = build_image_table(self.source, progress)
         return self._table
+
+
+def _show_progress_line() -> Callable[[int, int], None]:
+    """A function to call with (done, count): a line in the cell's output, for what takes longer than a second."""
+    told, line = time.monotonic(), None
+
+    def tell(done: int, count: int) -> None:
+        nonlocal told, line
+        if time.monotonic() - told < 1 and (line is None or done < count):
+            return
+        told = time.monotonic()
+        text = {"text/plain": f"looked through the masks of {done} of {count} images"}
+        if line is None:
+            line = display(text, raw=True, display_id=True)
+        else:
+            line.update(text, raw=True)
+
+    return tell
 
 
 def _someone_watches() -> bool:
