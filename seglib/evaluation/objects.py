@@ -103,7 +103,7 @@ def price_missed(objects: pd.DataFrame, confusion: np.ndarray, class_names: Sequ
     unions = confusion.sum(0) + confusion.sum(1) - np.diagonal(confusion)
     missed = objects.pivot_table(index="class_id", columns="bin", values="missed", aggfunc="sum", observed=True)
     points = 100 * missed.div(unions[missed.index] * (unions > 0).sum(), axis=0)
-    return points.set_axis([class_names[index] for index in points.index], axis=0)
+    return points.fillna(0.0).set_axis([class_names[index] for index in points.index], axis=0)
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,7 +152,7 @@ def describe_agreement(run: FinishedRun, confusion: np.ndarray) -> str:
         return f"predictions of {len(confusion)} images give the run's confusion.npz exactly, all {pixels} pixels"
     return (
         f"predictions of {len(confusion)} images: {differing} of {pixels} pixels are decided otherwise than in confusion.npz,"
-        " as another device or batch size does; the analysis is of these predictions"
+        " as another device, batch size or number of threads does; the analysis is of these predictions"
     )
 
 
@@ -220,9 +220,20 @@ def _predict_batches(run: FinishedRun, device: torch.device, batch_size: int) ->
     model = run.model.to(device, memory_format=torch.channels_last).eval()
     loader = build_loader(run.val_images, batch_size, shuffle=False, augmentation="none", seed=0, num_workers=0)
     for images, masks in loader:
-        with autocast(device, run.record["precision"]):
+        with autocast(device, run.record["precision"]), _threads(run.record["threads"]):
             logits = model(move(images, device))
         yield move(masks, device), logits
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads: another number adds in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _start_array(files: ExitStack, path: Path, dtype: type, shape: tuple[int, ...]):

@@ -8,18 +8,20 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from seglib.viz.error_plots import KIND_COLOURS, OUTCOME_COLOURS, PANEL
+from seglib.viz.error_plots import KIND_COLOURS, OUTCOME_COLOURS
 from seglib.viz.style import IGNORED, class_colours, colour_mask, use_font_for
+
+PANEL = 2.0  # [inch] side of one picture: photographs are what makes an executed notebook large
 
 
 def plot_kind_rows(
     images: np.ndarray, truths: np.ndarray, preds: np.ndarray, kinds: np.ndarray, class_names: Sequence[str],
     titles: Sequence[str],
 ) -> Figure:  # fmt: skip
-    """image | truth | prediction | kinds of error. kinds: (N, H, W) uint8, 0 for none, else 1 + place in KIND_COLOURS."""
+    """image | truth | prediction | error by kind. kinds: (N, H, W) uint8, 0 for none, else 1 + place in KIND_COLOURS."""
     rows = [
         {"image": image, "truth": colour_mask(truth, len(class_names)), "prediction": colour_mask(pred, len(class_names)),
-         "kinds of error": _tint(image, kind, [None, *KIND_COLOURS.values()], truth)}
+         "error": _tint(image, kind, [None, *KIND_COLOURS.values()], truth)}
         for image, truth, pred, kind in zip(images, truths, preds, kinds, strict=True)
     ]  # fmt: skip
     patches = [Patch(color=colour, label=f"error: {kind}") for kind, colour in KIND_COLOURS.items()]

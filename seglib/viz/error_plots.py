@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from seglib.viz.style import use_font_for
 
 RIGHT, MISSED, INVENTED, INK = "#9a9a9a", "#0072b2", "#e69f00", "#333333"
-KIND_COLOURS = {"boundary": "#56b4e9", "extent": "#e69f00", "segment": "#882255"}
-OUTCOME_COLOURS = {"both": "#e8e8e8", "only_a": "#0072b2", "only_b": "#e69f00", "neither": "#5a5a5a"}
+# Drawn beside masks, hence no colours of classes; apart in lightness, for colour-blind people.
+KIND_COLOURS = {"boundary": "#f9a03f", "extent": "#e0324b", "segment": "#5c0a1a"}
+OUTCOME_COLOURS = {"both": "#e8e8e8", "only_a": "#5e3c99", "only_b": "#7fbf7b", "neither": "#4a4a4a"}
 MAX_CLASSES = 16  # rows that a heat map can show with legible names
-PANEL = 2.4  # [inch] side of one image
 
 
 def plot_class_table(table: pd.DataFrame, miou: float) -> Figure:
@@ -33,10 +33,9 @@ def plot_class_table(table: pd.DataFrame, miou: float) -> Figure:
     for column, (label, colour) in parts.items():
         left.barh(shown.index, shown[column], left=start, color=colour, label=label)
         start += shown[column].to_numpy()
-    left.bar_label(left.containers[0], fmt="%.3f", label_type="edge", fontsize=8, padding=3)
     left.axvline(miou, color=INK, linestyle="--", linewidth=1)
     left.set(xlim=(0, 1), xlabel=f"share of the class's union (dashed: mIoU {miou:.4f})")
-    left.set_yticks(shown.index, shown["class"])
+    left.set_yticks(shown.index, [f"{name}  {iou:.3f}" for name, iou in zip(shown["class"], shown["iou"], strict=True)])
     right.plot(shown["precision"], shown.index, "o", color=INVENTED, label="precision")
     right.plot(shown["recall"], shown.index, "s", color=MISSED, label="recall", markersize=5)
     right.set(xlim=(-0.02, 1.02), xlabel="precision, recall")
@@ -47,26 +46,28 @@ def plot_class_table(table: pd.DataFrame, miou: float) -> Figure:
     return _finish(figure)
 
 
-def plot_confusion(confusion: np.ndarray, lost: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Three heat maps, truth in rows: pixels, percent of the row, and mIoU points lost to each confusion.
+def plot_confusion(confusion: np.ndarray, lost: np.ndarray, gain: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Four heat maps, truth in rows: pixels, percent of the row, mIoU points lost to each confusion and won by its fix.
 
-    Of more than 16 classes the ones that lose most are shown. confusion (C, C) int64, lost (C, C) float64 in 0..1.
+    Classes without pixels are left out, and of more than 16 the ones that lose least. confusion (C, C) int64; lost and
+    gain (C, C) float64 in 0..1, see `seglib.evaluation.errors`.
     """
     use_font_for(class_names)
-    dearest = np.argsort(-(lost.sum(0) + lost.sum(1)), kind="stable")[:MAX_CLASSES]
-    chosen = np.sort(dearest)
-    rows = 100 * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
-    cell = np.ix_(chosen, chosen)
-    names = [class_names[index] for index in chosen]
-    side = 2.4 + 0.33 * len(names)
-    figure, axes = plt.subplots(1, 3, figsize=(3 * side, side), sharey=True, layout="constrained")
-    maximum = max(2, int(confusion.max()))
-    _draw_matrix(axes[0], confusion[cell], names, "pixels (log)", LogNorm(1, maximum), "Greys", _short)
-    _draw_matrix(axes[1], rows[cell], names, "% of the true class", Normalize(0, 100), "Blues", "{:.0f}".format)
-    points = 100 * lost[cell]
-    _draw_matrix(axes[2], points, names, "mIoU points lost", Normalize(0, max(0.01, points.max())), "Reds", "{:.1f}".format)
-    axes[0].set_ylabel("true class")
-    left_out = f" ({len(chosen)} of {len(class_names)} classes, the dearest)" if len(chosen) < len(class_names) else ""
+    present = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
+    dearest = np.argsort(-(lost.sum(0) + lost.sum(1))[present], kind="stable")[:MAX_CLASSES]
+    chosen = np.sort(present[dearest])
+    cell, names = np.ix_(chosen, chosen), [class_names[index] for index in chosen]
+    share = 100 * confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    lost, gain, pixels = 100 * lost[cell], 100 * gain[cell], confusion[cell]
+    side = 1.6 + 0.33 * len(names)
+    figure, axes = plt.subplots(2, 2, figsize=(2 * side, 2 * side), sharex=True, sharey=True, layout="constrained")
+    top = max(0.01, lost.max(initial=0), gain.max(initial=0))
+    _draw_matrix(axes[0, 0], pixels, names, "pixels (log)", LogNorm(1, max(2, pixels.max(initial=0))), "Greys", _short)
+    _draw_matrix(axes[0, 1], share[cell], names, "% of the true class", Normalize(0, 100), "Blues", "{:.0f}".format)
+    _draw_matrix(axes[1, 0], lost, names, "mIoU points lost (add up)", Normalize(0, top), "Reds", "{:.1f}".format)
+    _draw_matrix(axes[1, 1], gain, names, "mIoU points won if fixed alone", Normalize(0, top), "Reds", "{:.1f}".format)
+    figure.supylabel("true class", fontsize=10)
+    left_out = f" (the {len(chosen)} dearest of {len(present)})" if len(chosen) < len(present) else ""
     figure.supxlabel(f"predicted class{left_out}", fontsize=10)
     return _finish(figure)
 
@@ -81,9 +82,10 @@ def plot_gains(table: pd.DataFrame, count: int = 15) -> Figure:
     use_font_for(labels)
     figure, axis = plt.subplots(figsize=(8.5, 1.2 + 0.29 * max(1, len(shown))), layout="constrained")
     rows = np.arange(len(shown))
-    bars = axis.barh(rows, 100 * shown["gain"], color=MISSED, label="gain, if this alone were fixed")
+    axis.barh(rows, 100 * shown["gain"], color=MISSED, label="gain, if this alone were fixed")
     axis.plot(100 * shown["lost"], rows, "D", color=INVENTED, markersize=5, label="lost (adds up to 1 - mIoU)")
-    axis.bar_label(bars, fmt="+%.2f", fontsize=8, padding=9)
+    for row, (gain, lost) in enumerate(100 * shown[["gain", "lost"]].to_numpy()):
+        axis.annotate(f"{gain:+.2f}", (max(gain, lost), row), (9, 0), textcoords="offset points", va="center", fontsize=8)
     axis.set_yticks(rows, labels, fontsize=9)
     axis.invert_yaxis()
     axis.set(xlabel="mIoU points", xlim=(0, 118 * max(0.001, shown[["gain", "lost"]].max().max())))

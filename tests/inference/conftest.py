@@ -1,0 +1,55 @@
+"""A finished run that nobody trained: a model with random weights, scored as training scores it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from seglib.data.dataset import build_loader, open_data
+from seglib.evaluation.metrics import compute_metrics, save_confusion
+from seglib.files import PROJECT, write_json
+from seglib.models import build_model
+from seglib.runs.notebook import read_defaults
+from seglib.training.checkpoint import hash_weights, save_checkpoint
+from seglib.training.loop import evaluate
+from seglib.training.losses import build_loss
+
+OVERRIDES = {"encoder_weights": "", "image_size": 64, "batch_size": 4}
+
+
+def make_run(folder: Path, data_dir: Path, seed: int) -> Path:
+    params = read_defaults(PROJECT / "notebooks" / "02_train.ipynb") | OVERRIDES | {"data_dir": str(data_dir), "seed": seed}
+    names = ("split", "folds", "fold", "seed", "paint_order", "background", "image_size", "cache")
+    options = {name: params[name] for name in names}
+    train_images, val_images = open_data(str(data_dir), params["train_json"], params["val_json"], **options)
+    class_names = list(val_images.data.class_names)
+    recipe = {"architecture": "FPN", "encoder": "resnet18", "num_classes": len(class_names)}
+    torch.manual_seed(seed)
+    model = build_model(**recipe).to(memory_format=torch.channels_last)
+    loader = build_loader(val_images, params["batch_size"], shuffle=False, augmentation="none", seed=0, num_workers=0)
+    loss = build_loss({"cross_entropy": 1.0}, len(class_names))
+    confusion = evaluate(model, loss, loader, len(class_names), "float32", torch.device("cpu")).confusion
+    folder.mkdir(parents=True)
+    facts = {**recipe, "class_names": class_names, "image_size": params["image_size"]}
+    save_checkpoint(folder / "best.pt", {"model": model.state_dict(), "epoch": 1, **facts})
+    save_confusion(folder / "confusion.npz", confusion, val_images.image_ids, class_names)
+    write_json(folder / "record.json", {
+        "status": "ok", "finished_at": f"2024-01-0{seed}T00:00:00+0000", "params": params, "precision": "float32",
+        "threads": torch.get_num_threads(), "weights_sha256": hash_weights(model.state_dict()),
+        "train_images": len(train_images), "metrics": compute_metrics(confusion, class_names, 4),
+    })  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory, small_data) -> tuple[Path, Path]:
+    """Folders of two runs with other weights, in outputs/<grid>/<run>; tests must not write into them."""
+    grid = tmp_path_factory.mktemp("outputs") / "grid"
+    return make_run(grid / "seed=1", small_data, 1), make_run(grid / "seed=2", small_data, 2)
+
+
+@pytest.fixture
+def run_dir(two_runs, tmp_path) -> Path:
+    """A run's folder of this test's own."""
+    return Path(shutil.copytree(two_runs[0], tmp_path / "grid" / "run"))
