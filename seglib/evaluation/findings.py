@@ -1,6 +1,5 @@
 """An error analysis in words: each finding is a sentence made from the tables."""
 
-import numpy as np
 import pandas as pd
 
 
@@ -24,7 +23,7 @@ def describe_confusions(confusions: pd.DataFrame) -> str:
     share = confusions["lost"].head(5).sum() / confusions["lost"].sum()
     return (
         f"Work on next: **{first['true']} taken for {first['predicted']}**, {first['share']:.0%} of its pixels; fixed alone,"
-        f" mIoU would be {first['gain']:+.4f}. The five dearest of {len(confusions)} confusions hold {share:.0%} of what is lost."
+        f" mIoU would change by {first['gain']:+.4f}. The five dearest of {len(confusions)} confusions hold {share:.0%} of what is lost."
     )
 
 
@@ -34,7 +33,7 @@ def describe_images(images: pd.DataFrame) -> str:
     first, scores = dearest.iloc[0], images["miou"].dropna()
     return (
         f"Images score from {scores.min():.3f} to {scores.max():.3f} (median {scores.median():.3f}). The dearest is"
-        f" {first['image_id']:.0f}: predicted perfectly it would give {first['gain']:+.4f}."
+        f" {first['image_id']:.0f}: predicted perfectly, it would change the mIoU by {first['gain']:+.4f}."
     )
 
 
@@ -44,7 +43,7 @@ def describe_objects(by_size: pd.DataFrame, uncounted: int) -> str:
         return "No annotated object has a visible pixel."
     total = by_size["objects"].sum()
     found = (by_size["found"] * by_size["objects"]).sum() / total
-    parts = [f"{row.found:.0%} of {row.objects} {name}" for name, row in zip(by_size.index, by_size.itertuples(), strict=True)]
+    parts = [f"{row.found:.0%} of the {row.objects} of {row.Index}" for row in by_size.itertuples()]
     worst = by_size["missed"].idxmax()
     gone = f" {uncounted} objects have no pixel left at this size and count nowhere." if uncounted else ""
     return (
@@ -64,7 +63,10 @@ def describe_kinds(kinds: pd.Series, near: float) -> str:
         "segment": "whole objects are missed or invented: more such examples, or a better classifier",
     }
     listed = ", ".join(f"{value:.0%} {name}" for name, value in share.items())
-    return f"Wrong pixels: {listed}. Mostly **{share.idxmax()}**: {meaning[share.idxmax()]}. {near:.0%} lie near true boundaries."
+    return (
+        f"Wrong pixels: {listed}. Mostly **{share.idxmax()}**: {meaning[share.idxmax()]}. {near:.0%} lie within 2 %"
+        " of the diagonal of a true boundary."
+    )
 
 
 def describe_calibration(reliability: pd.DataFrame, error: float) -> str:
@@ -90,4 +92,4 @@ def describe_difference(difference: float, low: float, high: float) -> str:
 
 
 def _named(row: pd.Series) -> str:
-    return f"{row['class']} ({np.round(row['iou'], 3)})"
+    return f"{row['class']} ({row['iou']:.3f})"

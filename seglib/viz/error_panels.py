@@ -1,9 +1,11 @@
 """Rows of pictures that show mistakes: their kinds, doubtful labels, two runs against each other."""
 
+import io
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import Image
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -55,6 +57,14 @@ def plot_duel_rows(
     labels = (f"only {names[0]} right", f"only {names[1]} right", "neither right")
     patches = [Patch(color=colour, label=label) for colour, label in zip(colours[1:], labels, strict=True)]
     return _plot_rows(rows, titles, [*list_classes([truths, preds_a, preds_b], class_names), *patches], class_names)
+
+
+def show_pictures(figure: Figure) -> Image:
+    """The figure as a notebook shows it: photographs as PNG would make each executed notebook megabytes large."""
+    buffer = io.BytesIO()
+    options = {"quality": 80, "subsampling": 0}  # colours as sharp as brightness: masks have edges
+    figure.savefig(buffer, format="jpeg", dpi=100, bbox_inches="tight", pil_kwargs=options)
+    return Image(buffer.getvalue(), format="jpeg", alt="rows of image, truth, prediction and errors")
 
 
 def list_classes(masks: Sequence[np.ndarray], class_names: Sequence[str]) -> list[Patch]:
