@@ -16,7 +16,7 @@ class ImageTable(NamedTuple):
     pixels : (N, C) int64 [px], the reference's.
     miou : (N, runs) float64, each image's own mIoU against the reference; NaN without a valid pixel.
     confused : columns position, run, true, predicted, pixels [px]: wrong pixels only.
-    objects : columns position, class_id, across [px]: the reference's connected objects, square root of the area.
+    objects : columns position, class_id, area, across (its square root) [px]: the reference's connected objects.
     """
 
     pixels: np.ndarray
@@ -58,23 +58,24 @@ def build_image_table(source: MaskSource, progress: Callable[[int, int], None] |
     """Read every mask once; `progress` is told (images done, images in all)."""
     count, num_classes, runs = len(source), len(source.class_names), len(source.compared)
     pixels, miou = np.zeros((count, num_classes), np.int64), np.full((count, runs), np.nan)
-    confused, objects = [], []
+    confused, objects = [np.empty((0, 5), np.int32)], [np.empty((0, 3), np.int32)]
     for position in range(count):
         masks = source.read(position).masks
         reference = masks[source.reference]
         pixels[position] = np.bincount(reference.ravel(), minlength=256)[:num_classes]
-        objects += [(position, *item) for item in measure_objects(reference, pixels[position])]
+        objects.append(_label_rows(measure_objects(reference, pixels[position]), position))
         for run, name in enumerate(source.compared):
             confusion = count_confusion(reference, masks[name], num_classes)
             miou[position, run] = image_miou(confusion)
-            confused += [(position, run, *pair, confusion[pair]) for pair in _wrong_pairs(confusion)]
+            confused.append(_label_rows(list_wrong_pairs(confusion), position, run))
         if progress is not None:
             progress(position + 1, count)
+    object_table = pd.DataFrame(np.concatenate(objects), columns=["position", "class_id", "area"])
     return ImageTable(
         pixels,
         miou,
-        pd.DataFrame(confused, columns=["position", "run", "true", "predicted", "pixels"]),
-        pd.DataFrame(objects, columns=["position", "class_id", "across"]),
+        pd.DataFrame(np.concatenate(confused), columns=["position", "run", "true", "predicted", "pixels"]),
+        object_table.assign(across=np.sqrt(object_table["area"])),
     )
 
 
@@ -97,13 +98,23 @@ def image_miou(confusion: np.ndarray) -> float:
     return float((hits[present] / union[present]).mean()) if present.any() else float("nan")
 
 
-def measure_objects(mask: np.ndarray, pixels: np.ndarray) -> list[tuple[int, float]]:
-    """Class id and size [px], the square root of the area, of each connected object (8 neighbours); 0 is no object."""
-    found = []
+def list_wrong_pairs(confusion: np.ndarray) -> np.ndarray:
+    """(pairs, 3) int32: true class, predicted class, pixels, of what is wrong in a (C, C + 1) matrix."""
+    true, pred = np.nonzero(confusion)
+    pairs = np.column_stack([true, pred, confusion[true, pred]]).astype(np.int32)
+    return pairs[true != pred]
+
+
+def measure_objects(mask: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """(objects, 2) int32: class id and area of each connected object (8 neighbours); background 0 is none.
+
+    pixels : (C,) of each class in the mask.
+    """
+    found = [np.empty((0, 2), np.int32)]
     for class_id in np.flatnonzero(pixels[1:]) + 1:
         areas = cv2.connectedComponentsWithStats((mask == class_id).view(np.uint8))[2][1:, cv2.CC_STAT_AREA]
-        found += [(int(class_id), float(across)) for across in np.sqrt(areas)]
-    return found
+        found.append(np.column_stack([np.full(len(areas), class_id, np.int32), areas]))
+    return np.concatenate(found)
 
 
 def select_images(table: ImageTable | None, count: int, choice: Choice) -> np.ndarray:
@@ -163,5 +174,6 @@ def _smallest(table: ImageTable, count: int, class_id: int | None) -> np.ndarray
     return rows.groupby("position")["across"].min().reindex(range(count), fill_value=np.inf).to_numpy(float)
 
 
-def _wrong_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:
-    return [(int(true), int(pred)) for true, pred in zip(*np.nonzero(confusion), strict=True) if true != pred]
+def _label_rows(rows: np.ndarray, *labels: int) -> np.ndarray:
+    """The rows with the same labels before each."""
+    return np.column_stack([np.tile(np.array(labels, np.int32), (len(rows), 1)), rows])

@@ -87,19 +87,25 @@ class ViewerPanel:
         self.jump.observe(lambda change: self._jump(change["new"]), "value")
         for control in (self.sort, self.run, self.true_class, self.predicted, self.under):
             control.observe(lambda _: self._select(), "value")
-        for control in (self.left, self.right, self.opacity, self.zoom):
+        for control in (self.left, self.right, self.opacity):
             control.observe(lambda _: self._draw(), "value")
+        self.zoom.observe(lambda _: self._zoom(), "value")
         self.stage.on_msg(self._answer)
 
     def _select(self) -> None:
         """Apply the filters and the order, and open the first image."""
         true_class, predicted = (None if menu.value == ANY else menu.value for menu in (self.true_class, self.predicted))
         choice = Choice(self.sort.value, self.run.value, true_class, predicted, self.under.value)
-        table = self._compute_table() if choice.needs_table else None
+        try:
+            table = self._compute_table() if choice.needs_table else None
+        except (OSError, ValueError) as error:  # a broken file among thousands: the open image stays
+            self._tell(f"cannot sort or filter: {error}")
+            return
         self.order = select_images(table, len(self.source), choice)
-        self.number.max = max(1, len(self.order))
         self.of.value = f"of {len(self.order)}"
         self.at = -1
+        with self.number.hold_trait_notifications():
+            self.number.max, self.number.value = max(1, len(self.order)), 1
         self._go(0)
 
     def _compute_table(self) -> ImageTable:
@@ -111,10 +117,10 @@ class ViewerPanel:
                 self._tell(f"looking through all masks, once: {done} of {count}")
 
         self.progress.layout.display = ""
-        table = self.get_table(tell)
-        self.progress.layout.display = "none"
-        self._tell("")
-        return table
+        try:
+            return self.get_table(tell)
+        finally:
+            self.progress.layout.display = "none"
 
     def _step(self, by: int) -> None:
         self._go(self.at + by)
@@ -125,6 +131,7 @@ class ViewerPanel:
         places = [index for index, at in enumerate(self.order) if str(self.source.image_ids[at]) == text.strip()]
         if places:
             self._go(places[0])
+            self.jump.value = ""  # so that the same id can be asked for again
         else:
             known = text.strip() in map(str, self.source.image_ids)
             self._tell(f"image {text.strip()} is filtered out" if known else f"no image has the id {text.strip()}")
@@ -137,8 +144,12 @@ class ViewerPanel:
         self.at = at
         self._tell("" if len(self.order) else "no image fits these filters")
         self.sample = self._read()
-        self.number.value = at + 1 if len(self.order) else 1
-        self.centre = (0.0, 0.0) if self.sample is None else tuple(side / 2 for side in self.sample.image.shape[1::-1])
+        self.number.value = max(1, at + 1)
+        if self.sample is None:
+            self.stage.title = [""]
+        else:
+            self.stage.title = describe_image(self.sample, self.source, self._image_id())
+            self.centre = tuple(side / 2 for side in self.sample.image.shape[1::-1])
         self._draw(pin=NOWHERE)
 
     def _read(self) -> Sample | None:
@@ -153,6 +164,13 @@ class ViewerPanel:
     def _image_id(self) -> str:
         return str(self.source.image_ids[self.order[self.at]])
 
+    def _zoom(self) -> None:
+        """Zoom around the pixel that was clicked, where it is in sight."""
+        (x, y), (left, top, width, height) = self.stage.pin, self.stage.window
+        if left <= x < left + width and top <= y < top + height:
+            self.centre = (x + 0.5, y + 0.5)
+        self._draw()
+
     def _draw(self, pin: list[int] | None = None) -> None:
         """Send everything that the browser shows of the open image, in one message."""
         stage, sample = self.stage, self.sample
@@ -160,9 +178,8 @@ class ViewerPanel:
             stage.pin = pin if pin is not None else stage.pin
             stage.zoom = float(self.zoom.value)
             if sample is None:
-                stage.panes, stage.legend, stage.title = [], [], [""]
+                stage.panes, stage.legend = [], []
             else:
-                stage.title = describe_image(sample, self.source, self._image_id())
                 stage.legend = list_legend(sample, self.source, self.shown)
                 stage.panes = self._draw_panes(sample)
             self._read_pixel(stage.pin)
@@ -201,13 +218,14 @@ class ViewerPanel:
             case {"kind": "leave"}:
                 self._read_pixel(self.stage.pin)
             case {"kind": "click", "x": x, "y": y}:
-                self.stage.pin, self.centre = [x, y], (x + 0.5, y + 0.5)
+                self.stage.pin = [x, y]
                 self._read_pixel([x, y])
             case {"kind": "drag", "dx": dx, "dy": dy}:
                 self.centre = (self.centre[0] + dx, self.centre[1] + dy)
                 self._draw()
             case {"kind": "zoom", "x": x, "y": y, "out": out}:
-                self._zoom_at(x + 0.5, y + 0.5, -1 if out else 1)
+                self.stage.pin = [x, y]
+                self.zoom.value = ZOOMS[min(max(0, ZOOMS.index(self.zoom.value) + (-1 if out else 1)), len(ZOOMS) - 1)]
             case {"kind": "step", "by": by}:
                 self._step(by)
             case {"kind": "toggle", "id": class_id, "alone": alone}:
@@ -216,11 +234,6 @@ class ViewerPanel:
             case {"kind": "toggle all", "on": on}:
                 self.shown = {*range(len(self.source.class_names)), IGNORE_INDEX} if on else set()
                 self._draw()
-
-    def _zoom_at(self, x: float, y: float, by: int) -> None:
-        place = ZOOMS.index(self.zoom.value) + by
-        self.centre = (x, y)
-        self.zoom.value = ZOOMS[min(max(0, place), len(ZOOMS) - 1)]
 
 
 def _column(number: int, description: str) -> dict:

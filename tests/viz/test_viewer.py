@@ -138,7 +138,7 @@ def test_buttons_number_and_id_open_images_and_stop_at_the_ends(data):
     panel.next.click()
     assert title(panel) == "image 20" and panel.number.value == 2
     panel.jump.value = "50"
-    assert title(panel) == "image 50" and panel.number.value == 5
+    assert title(panel) == "image 50" and panel.number.value == 5 and panel.jump.value == ""
     panel.number.value = 6
     panel.next.click()
     assert title(panel) == "image 60"
@@ -180,6 +180,9 @@ def test_zoom_shows_a_part_around_the_clicked_pixel_and_a_drag_moves_it(data):
     assert panel.stage.window == [7, 0, 8, 8]
     send(panel, kind="drag", dx=0.0, dy=2.0)
     assert panel.stage.window == [7, 2, 8, 8]  # what was dragged past the edge is not owed
+    send(panel, kind="click", x=8, y=3)
+    send(panel, kind="toggle", id=1, alone=False)
+    assert panel.stage.window == [7, 2, 8, 8]  # a click reads, it does not move the picture
     send(panel, kind="zoom", x=11, y=6, out=True)
     assert panel.zoom.value == 2 and panel.stage.window == [4, 0, 16, 16]
 
@@ -236,6 +239,9 @@ def test_an_unreadable_image_is_said_and_the_next_one_opens(data):
     assert panel.status.value == "image 20 cannot be read: 0002.jpg: not an image" and panel.stage.panes == []
     panel.next.click()
     assert title(panel) == "image 30" and panel.status.value == ""
+    panel.sort.value = "smallest object"
+    assert panel.status.value == "cannot sort or filter: 0002.jpg: not an image" and title(panel) == "image 30"
+    assert panel.progress.layout.display == "none"
 
 
 def test_what_does_not_fit_is_refused_in_words(data, preds):
