@@ -5,12 +5,11 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 import pandas as pd
-from pycocotools import mask as mask_api
 from scipy.stats import binomtest
 
 from seglib.data.coco import CocoData
-from seglib.data.masks import segmentation_to_rle
-from seglib.data.pixels import resize_mask
+from seglib.data.masks import IGNORE_INDEX, segmentation_to_rle
+from seglib.data.objects import resize_rle
 
 SIZE_BINS = {"≤ 8 px": 8, "8–20 px": 20, "20–32 px": 32, "32–96 px": 96, "> 96 px": np.inf}  # upper ends of sqrt(area)
 FOUND_AT = 0.5  # IoU
@@ -43,8 +42,9 @@ def measure_objects(
     for image_id, (truth, pred) in zip(image_ids, pairs, strict=True):
         annotations = data.annotations.iloc[rows_of_image.get(image_id, [])]
         for class_id, objects in annotations[annotations["iscrowd"] == 0].groupby("class_id"):
-            masks = [_paint(segmentation, *sizes.loc[image_id], len(truth)) for segmentation in objects["segmentation"]]
-            measures = _measure_class(masks, truth == class_id, pred == class_id, truth == 255)
+            rles = [segmentation_to_rle(segmentation, *sizes.loc[image_id]) for segmentation in objects["segmentation"]]
+            masks = [resize_rle(rle, len(truth)) for rle in rles]
+            measures = _measure_class(masks, truth == class_id, pred == class_id, truth == IGNORE_INDEX)
             ids = objects["annotation_id"]
             rows += [(i, image_id, class_id, *measured) for i, measured in zip(ids, measures, strict=True)]
     columns = ["annotation_id", "image_id", "class_id", "size", "visible", "hit", "recall", "iou", "missed"]
@@ -129,12 +129,6 @@ def _measure_class(
         recall, iou = (hit / visible, hit / (visible + extra)) if visible else (np.nan, np.nan)
         rows.append((float(np.sqrt(mask.sum())), visible, hit, recall, iou, missed))
     return rows
-
-
-def _paint(segmentation: list | dict, height: int, width: int, image_size: int) -> np.ndarray:
-    """One object as the masks are painted, (S, S) bool; pycocotools lays out by columns, hence the turns."""
-    mask = mask_api.decode(segmentation_to_rle(segmentation, height, width))
-    return resize_mask(mask.T, image_size).T.astype(bool)
 
 
 def _bootstrap_mean(objects: pd.DataFrame, resamples: int, seed: int) -> tuple[float, float]:
