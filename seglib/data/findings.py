@@ -96,7 +96,8 @@ def describe_duplicates(near: pd.DataFrame | None) -> str:
     return (
         f"**Copies:** {across['exact'].sum():,} pairs of images with one content stand on both sides of the split, and "
         f"{(~across['exact']).sum():,} pairs that look nearly the same; within train or val there are "
-        f"{within['exact'].sum():,} and {(~within['exact']).sum():,}."
+        f"{within['exact'].sum():,} and {(~within['exact']).sum():,}"
+        + (": a random split would separate many of these, a split by group would not." if len(within) else ".")
     )
 
 

@@ -15,7 +15,7 @@ from seglib.data.masks import IGNORE_INDEX
 
 Sample = tuple[np.ndarray, np.ndarray]
 Problem = tuple[str, str]  # what is wrong, and in detail
-DRAWS = 6  # of each step on each sample: a step with p = 0.5 shows itself on 8 samples in all but 1 of 10^14 checks
+DRAWS = 6  # of each step on each sample: on 8 samples a step with p = 0.1 is seen to draw in 99 of 100 checks
 
 
 def check_pipeline(
@@ -57,7 +57,7 @@ def check_pipeline(
     current = [[sample] * DRAWS for sample in samples]
     for number, step in enumerate(pipeline.transforms):
         single, is_last = A.Compose([deepcopy(step)]), number == len(pipeline.transforms) - 1
-        is_random = any(_draws_differ(single, states[0], seed) for states in current)
+        is_random = any(_draws_differ(single, states[0], seed, index) for index, states in enumerate(current))
         following = [
             [augment(single, *state, seed, draw, index) for draw, state in enumerate(states)]
             for index, states in enumerate(current)
@@ -87,8 +87,8 @@ def _describe(name: str, outputs: Sequence[Sample], is_random: bool, problems: l
     }
 
 
-def _draws_differ(step: A.Compose, sample: Sample, seed: int) -> bool:
-    outputs = (augment(step, *sample, seed, draw, 0) for draw in range(DRAWS))
+def _draws_differ(step: A.Compose, sample: Sample, seed: int, index: int) -> bool:
+    outputs = (augment(step, *sample, seed, draw, index) for draw in range(DRAWS))
     image, mask = next(outputs)
     return any(not np.array_equal(image, other) or not np.array_equal(mask, label) for other, label in outputs)
 

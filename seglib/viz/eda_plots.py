@@ -19,7 +19,8 @@ _MOST_MAPS = 11  # classes with a heat map of their own
 
 def plot_class_counts(classes: pd.DataFrame) -> Figure:
     """Annotations, images and pixels of each class side by side, log scale; `classes` of `tabulate_classes`."""
-    order = _by_count(classes["annotations"])
+    order = np.argsort(classes["annotations"].to_numpy()[1:], kind="stable") + 1  # the largest on top
+    order = np.append(order, 0) if classes["pixels"].iloc[0] else order
     figure, axes = _class_figure(classes.index, len(order), columns=3)
     colours = class_colours(len(classes))[order] / 255
     for axis, what in zip(axes, ("annotations", "images", "pixels"), strict=True):
@@ -35,13 +36,13 @@ def plot_class_counts(classes: pd.DataFrame) -> Figure:
 def plot_image_contents(class_pixels: np.ndarray, present: np.ndarray, objects: pd.DataFrame) -> Figure:
     """Background's share of the images, classes and annotations in an image, as histograms over images."""
     total = np.maximum(1, class_pixels.sum(axis=1))
-    empty, name = class_pixels[:, 0] / total, "background"
+    empty, name = class_pixels[:, 0] / total, "the background"
     if not class_pixels[:, 0].any() and class_pixels[:, -1].any():
         empty, name = class_pixels[:, -1] / total, "ignored pixels"
     annotations = np.bincount(objects["image"], minlength=len(class_pixels))
     figure, axes = plt.subplots(1, 3, figsize=(12, 2.8))
     axes[0].hist(100 * empty, bins=np.linspace(0, 100, 26), color=TRAIN)
-    axes[0].set(title=f"{name}'s share of an image [%]", ylabel="images")
+    axes[0].set(title=f"share of {name} in an image [%]", ylabel="images")
     for axis, values, title in ((axes[1], present.sum(axis=1), "classes"), (axes[2], annotations, "annotations")):
         step = max(1, -(-int(values.max(initial=0)) // 40))
         axis.hist(values, bins=np.arange(-0.5, values.max(initial=0) + step + 0.5, step), color=TRAIN, rwidth=0.9)
@@ -119,12 +120,12 @@ def plot_vanished(vanished: pd.DataFrame, class_names: Sequence[str]) -> Figure:
     thickness, colours = 0.8 / len(shares), ("#999999", TRAIN, VAL)[-len(shares) :]
     for number, (name, colour) in enumerate(zip(shares, colours, strict=True)):
         rows = np.arange(len(table)) + 0.4 - (number + 0.5) * thickness
-        bars = axis.barh(rows, 100 * table[name], thickness, color=colour, label=f"{name.removeprefix('share at ')} px")
+        bars = axis.barh(rows, 100 * table[name], thickness, color=colour, label=f"resized to {name.removeprefix('share at ')} px")
         lost = table[name.replace("share", "vanish")]
         axis.bar_label(bars, [f"{count:,}" if count else "" for count in lost], padding=2, fontsize=7)
     axis.set_xlabel("objects of whose mask no pixel is left [%]; label: how many")
     axis.margins(x=0.1)
-    axis.legend(frameon=False, fontsize=8, loc="lower right", title="resized to", title_fontsize=8)
+    _legend_above(axis)
     _name_rows(axis, [f"{name} ({count:,})" for name, count in table["objects"].items()])
     return _finish(figure)
 
@@ -176,7 +177,7 @@ def plot_subsets(compared: pd.DataFrame) -> Figure:
         axis.plot(shares["val"], rows, "s", color=VAL, markersize=4, label="val")
         axis.set(xscale="log", xlabel=f"share of {what}s [%]; leftmost: none")
         _plain_log(axis)
-    axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    _legend_above(axes[0])
     _name_rows(axes[0], used.index)
     return _finish(figure)
 
@@ -216,10 +217,9 @@ def _name_rows(axis: Axes, names: Sequence[str]) -> None:
     axis.set_ylim(-0.7, len(names) - 0.3)
 
 
-def _by_count(counts: pd.Series) -> np.ndarray:
-    """Positions by ascending count, so that the largest bar is on top; the background, which has none, at the top."""
-    order = np.argsort(counts.to_numpy()[1:], kind="stable") + 1
-    return np.append(order, 0)
+def _legend_above(axis: Axes) -> None:
+    """Where it covers no data."""
+    axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
 
 
 def _plain_log(axis: Axes) -> None:
