@@ -122,7 +122,6 @@ def test_figures_can_be_drawn_of_no_objects():
     eda_plots.plot_object_sizes(nothing, (8, 20), 256)
     eda_plots.plot_by_class(nothing, "size", "size", (8,), FEW)
     eda_plots.plot_positions(nothing, FEW)
-    eda_plots.plot_cooccurrence(pd.DataFrame(np.zeros((3, 3), int), FEW[1:], FEW[1:]))
 
 
 def test_policies_are_shown_with_the_image_or_alone():
