@@ -18,6 +18,7 @@ from seglib.runs.record import read_record
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
 FACTS = ("model", "epoch", "architecture", "encoder", "num_classes", "class_names", "image_size")
+FIELDS = ("params", "weights_sha256", "precision", "threads", "train_images")  # of record.json
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +151,7 @@ def _read_finished(folder: Path) -> dict[str, Any]:
         got = f"{record.get('status')} ({record.get('error') or 'still going on'})"
         raise InputError(f"run_dir {folder}: required a run that is ok, got {got}; run it again")
     missing = [name for name in ("best.pt", "confusion.npz") if not (folder / name).is_file()]
+    missing += [f"`{name}` in record.json" for name in FIELDS if name not in record]
     if missing:
         raise InputError(f"run_dir {folder}: required a training run, got a folder without {' and '.join(missing)}")
     return record

@@ -76,6 +76,12 @@ def test_a_run_without_its_files_is_refused(run_dir, name):
         load_finished_run(run_dir)
 
 
+def test_the_record_of_another_notebook_is_refused(run_dir):
+    write_json(run_dir / "record.json", {"status": "ok", "params": {}})
+    with pytest.raises(InputError, match=r"got a folder without `weights_sha256` in record\.json and `precision`"):
+        load_finished_run(run_dir)
+
+
 def test_weights_that_are_not_the_record_s_are_refused(run_dir):
     best = load_checkpoint(run_dir / "best.pt", required=("model",))
     next(iter(best["model"].values())).add_(1)
