@@ -191,7 +191,7 @@ def _draw_matrix(axis: Axes, matrix: np.ndarray, names: Sequence[str], title: st
     for (row, column), value in np.ndenumerate(matrix):
         text = write(value) if value > 0 else ""
         if text.strip("0."):
-            dark = norm(value) > 0.6
+            dark = norm(value) > 0.5
             axis.text(column, row, text, ha="center", va="center", fontsize=6, color="white" if dark else INK)
 
 
