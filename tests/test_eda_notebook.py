@@ -6,8 +6,8 @@ import shutil
 import cv2
 import nbformat
 import numpy as np
-import papermill
 import pandas as pd
+import papermill
 import pytest
 
 from seglib.files import PROJECT
