@@ -7,9 +7,9 @@ from html import escape
 import cv2
 import numpy as np
 
-from seglib.viz.layers import Layer, Part, caption_layer, draw_layer, list_layers
+from seglib.viz.layers import Layer, Part, caption_layer, draw_overlay, is_grey, list_layers
 from seglib.viz.mask_source import MaskSource
-from seglib.viz.overlay import colour_table, encode_webp, show_table
+from seglib.viz.overlay import blend, colour_table, encode_webp, make_grey, show_table
 from seglib.viz.readout import describe_image
 
 TILE = 176  # [px] side of one picture on the page
@@ -51,8 +51,11 @@ def _choose_layers(source: MaskSource) -> dict[str, Layer]:
 def _row(source: MaskSource, position: int, layers: dict[str, Layer]) -> str:
     sample = source.read(position)
     num_classes = len(source.class_names)
-    look = source, colour_table(num_classes), show_table(set(range(1, num_classes)), num_classes), OPACITY
-    cells = [_picture(draw_layer(layer, sample, *look), label) for label, layer in layers.items()]
+    look = source, colour_table(num_classes), show_table(set(range(1, num_classes)), num_classes)
+    cells = []
+    for label, layer in layers.items():
+        image = make_grey(sample.image) if is_grey(layer) else sample.image
+        cells.append(_picture(blend(image, draw_overlay(layer, sample, *look), OPACITY), label))
     words = "<br>".join(escape(line) for line in describe_image(sample, source, str(source.image_ids[position])))
     return f'<tr><td style="text-align:left;vertical-align:top">{words}</td>{"".join(cells)}</tr>'
 

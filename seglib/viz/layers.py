@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seglib.viz.mask_source import MaskSource, Sample
-from seglib.viz.overlay import ONLY_FIRST, ONLY_SECOND, WRONG, blend_comparison, blend_errors, blend_mask
+from seglib.viz.overlay import ONLY_FIRST, ONLY_SECOND, WRONG, overlay_comparison, overlay_errors, overlay_mask
 
 
 class Layer(NamedTuple):
@@ -37,20 +37,22 @@ def list_layers(source: MaskSource) -> dict[str, Layer]:
     return layers
 
 
-def draw_layer(
-    layer: Layer, sample: Sample, source: MaskSource, colours: np.ndarray, shown: np.ndarray, opacity: float
-) -> np.ndarray:
-    """Draw a layer over the sample's image: (H, W, 3) uint8. `colours` and `shown`: see `blend_mask`."""
-    image, masks = sample
+def is_grey(layer: Layer) -> bool:
+    """Whether the layer lies over the image without its colours."""
+    return layer.kind in ("error", "compare")
+
+
+def draw_overlay(layer: Layer, sample: Sample, source: MaskSource, colours: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Draw what lies over the sample's image: (H, W, 4) uint8 RGBA. `colours` and `shown`: see `overlay_mask`."""
+    masks = sample.masks
     match layer.kind:
         case "mask":
-            return blend_mask(image, masks[layer.name], colours, shown, opacity)
+            return overlay_mask(masks[layer.name], colours, shown)
         case "error":
-            return blend_errors(image, masks[source.reference], masks[layer.name], shown, opacity)
+            return overlay_errors(masks[source.reference], masks[layer.name], shown)
         case "compare":
-            pair = masks[layer.name], masks[layer.other]
-            return blend_comparison(image, masks[source.reference], *pair, shown, opacity)
-    return image
+            return overlay_comparison(masks[source.reference], masks[layer.name], masks[layer.other], shown)
+    return np.zeros((*sample.image.shape[:2], 4), np.uint8)
 
 
 def caption_layer(label: str, layer: Layer, source: MaskSource) -> list[Part]:

@@ -60,14 +60,14 @@ function makePane(model, send) {
   const caption = make("figcaption");
   const frame = make("div", "seglib-frame");
   const image = make("img");
-  image.draggable = false;
+  const overlay = make("img", "seglib-overlay");
   const pin = make("span", "seglib-pin");
-  frame.append(image, pin);
+  frame.append(image, overlay, pin);
   pane.append(caption, frame);
 
   const place = (event) => {
     const [left, top, width, height] = model.get("window");
-    const box = image.getBoundingClientRect();
+    const box = frame.getBoundingClientRect();
     const at = (part, whole) => Math.min(whole - 1, Math.max(0, Math.floor(part * whole)));
     return {
       x: left + at((event.clientX - box.left) / box.width, width),
@@ -76,12 +76,12 @@ function makePane(model, send) {
     };
   };
   let pressed = null;
-  image.addEventListener("pointerdown", (event) => {
+  frame.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
     pressed = { x: event.clientX, y: event.clientY, moved: false };
-    image.setPointerCapture(event.pointerId);
+    frame.setPointerCapture(event.pointerId);
   });
-  image.addEventListener("pointermove", (event) => {
+  frame.addEventListener("pointermove", (event) => {
     const { x, y, scale } = place(event);
     if (!pressed) return send({ kind: "hover", x, y });
     const dx = event.clientX - pressed.x;
@@ -90,15 +90,17 @@ function makePane(model, send) {
     send({ kind: "drag", dx: -dx * scale, dy: -dy * scale });
     pressed = { x: event.clientX, y: event.clientY, moved: true };
   });
-  image.addEventListener("pointerup", (event) => {
+  frame.addEventListener("pointerup", (event) => {
     if (pressed && !pressed.moved) send({ kind: "click", ...place(event) });
     pressed = null;
   });
-  image.addEventListener("pointercancel", () => (pressed = null));
-  image.addEventListener("pointerleave", () => send({ kind: "leave" }));
-  image.addEventListener("dblclick", (event) => send({ kind: "zoom", ...place(event), out: event.shiftKey }));
+  frame.addEventListener("pointercancel", () => (pressed = null));
+  frame.addEventListener("pointerleave", () => send({ kind: "leave" }));
+  frame.addEventListener("dblclick", (event) => send({ kind: "zoom", ...place(event), out: event.shiftKey }));
 
-  const update = ({ png, caption: parts }) => {
+  const drawImage = () => showPicture(image, model.get("image"));
+  const fade = () => (overlay.style.opacity = model.get("opacity") / 100);
+  const update = ({ overlay: bytes, grey, caption: parts }) => {
     caption.replaceChildren();
     for (const [text, colour] of parts) {
       const part = make("span", colour ? "seglib-meaning" : "");
@@ -106,8 +108,9 @@ function makePane(model, send) {
       part.append(text);
       caption.append(part);
     }
-    image.alt = parts.map(([text]) => text).join(", ");
-    showPicture(image, png);
+    overlay.alt = parts.map(([text]) => text).join(", ");
+    image.classList.toggle("seglib-grey", grey);
+    showPicture(overlay, bytes);
   };
   const movePin = () => {
     const [left, top, width, height] = model.get("window");
@@ -116,10 +119,12 @@ function makePane(model, send) {
     pin.style.display = inside ? "block" : "none";
     pin.style.left = `${(100 * (x + 0.5 - left)) / width}%`;
     pin.style.top = `${(100 * (y + 0.5 - top)) / height}%`;
-    image.classList.toggle("seglib-zoomed", model.get("zoom") > 1);
+    frame.classList.toggle("seglib-zoomed", model.get("zoom") > 1);
     frame.style.aspectRatio = `${width} / ${height}`;
   };
-  return { pane, update, movePin };
+  drawImage();
+  fade();
+  return { pane, update, movePin, drawImage, fade };
 }
 
 function drawReadout(box, model) {
@@ -184,13 +189,15 @@ function render({ model, el }) {
     wanted.forEach((pane, index) => shown[index].update(pane));
     movePins();
   };
+  const drawImages = () => shown.forEach(({ drawImage }) => drawImage());
+  const fadeAll = () => shown.forEach(({ fade }) => fade());
   const movePins = () => shown.forEach(({ movePin }) => movePin());
   const drawTitle = () => {
     const [head, ...lines] = model.get("title");
     title.replaceChildren(make("div", "seglib-id", head), ...lines.map((line) => make("div", "", line)));
   };
   const draws = {
-    panes: drawPanes, window: movePins, pin: movePins, title: drawTitle,
+    panes: drawPanes, image: drawImages, opacity: fadeAll, window: movePins, pin: movePins, title: drawTitle,
     readout: () => drawReadout(readout, model), legend: () => drawLegend(legend, model, send),
   };
   for (const [name, draw] of Object.entries(draws)) {

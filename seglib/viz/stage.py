@@ -11,7 +11,10 @@ FOLDER = Path(__file__).parent
 class Stage(anywidget.AnyWidget):
     """What the browser draws (stage.js). It reports the hand with custom messages and waits for "done" after each.
 
-    panes : [{"png": bytes, "caption": [(text, colour or None), ...]}, ...], all showing the same part of the image.
+    image : PNG of the part of the image that all panes show.
+    panes : [{"overlay": PNG of what lies over it, "grey": whether the image loses its colours,
+        "caption": [(text, colour or None), ...]}, ...]
+    opacity : of the overlays [%]; the browser blends, so that a slider can be linked to it without a kernel between.
     window : left, top, width, height [px] of that part.
     pin : x, y [px] of the pixel that was clicked, outside the image when none was.
     title : lines of text, the first one large.
@@ -21,6 +24,8 @@ class Stage(anywidget.AnyWidget):
 
     _esm = FOLDER / "stage.js"
     _css = FOLDER / "stage.css"
+    image = t.Bytes(b"").tag(sync=True)
+    opacity = t.Int(60).tag(sync=True)
     panes = t.List().tag(sync=True)
     window = t.List([0, 0, 1, 1]).tag(sync=True)
     zoom = t.Float(1.0).tag(sync=True)

@@ -6,7 +6,7 @@ import ipywidgets as w
 import numpy as np
 
 from seglib.viz.image_table import Choice, ImageTable, list_sorts, select_images
-from seglib.viz.layers import caption_layer, draw_layer, list_layers
+from seglib.viz.layers import caption_layer, draw_overlay, is_grey, list_layers
 from seglib.viz.mask_source import MaskSource, Sample
 from seglib.viz.overlay import IGNORE_INDEX, colour_table, crop_window, encode_png, show_table
 from seglib.viz.readout import describe_image, describe_pixel, list_legend
@@ -62,7 +62,7 @@ class ViewerPanel:
         self.left = w.Dropdown(options=labels, value=labels[min(1, len(labels) - 1)], **_column(1, "Left"))
         self.right = w.Dropdown(
             options=["nothing", *labels], value=labels[2] if len(labels) > 2 else "nothing", **_column(2, "Right"))  # fmt: skip
-        self.opacity = w.IntSlider(60, 0, 100, 5, **_column(3, "Opacity [%]"))
+        self.opacity = w.IntSlider(self.stage.opacity, 0, 100, 5, **_column(3, "Opacity [%]"))
         self.zoom = w.Dropdown(options=[(f"{zoom}×", zoom) for zoom in ZOOMS], value=1, **_column(4, "Zoom"))
         self.status = w.Label(layout={"display": "none"})
         self.progress = w.IntProgress(0, 0, len(source), layout={"display": "none", "width": "200px"})
@@ -87,8 +87,9 @@ class ViewerPanel:
         self.jump.observe(lambda change: self._jump(change["new"]), "value")
         for control in (self.sort, self.run, self.true_class, self.predicted, self.under):
             control.observe(lambda _: self._select(), "value")
-        for control in (self.left, self.right, self.opacity):
+        for control in (self.left, self.right):
             control.observe(lambda _: self._draw(), "value")
+        w.jslink((self.opacity, "value"), (self.stage, "opacity"))
         self.zoom.observe(lambda _: self._zoom(), "value")
         self.stage.on_msg(self._answer)
 
@@ -145,12 +146,12 @@ class ViewerPanel:
         self._tell("" if len(self.order) else "no image fits these filters")
         self.sample = self._read()
         self.number.value = max(1, at + 1)
-        if self.sample is None:
-            self.stage.title = [""]
-        else:
-            self.stage.title = describe_image(self.sample, self.source, self._image_id())
-            self.centre = tuple(side / 2 for side in self.sample.image.shape[1::-1])
-        self._draw(pin=NOWHERE)
+        with self.stage.hold_sync():
+            self.stage.pin, self.stage.title = NOWHERE, [""]
+            if self.sample is not None:
+                self.stage.title = describe_image(self.sample, self.source, self._image_id())
+                self.centre = tuple(side / 2 for side in self.sample.image.shape[1::-1])
+            self._draw(moved=True)
 
     def _read(self) -> Sample | None:
         if not len(self.order):
@@ -169,32 +170,36 @@ class ViewerPanel:
         (x, y), (left, top, width, height) = self.stage.pin, self.stage.window
         if left <= x < left + width and top <= y < top + height:
             self.centre = (x + 0.5, y + 0.5)
-        self._draw()
+        self._draw(moved=True)
 
-    def _draw(self, pin: list[int] | None = None) -> None:
-        """Send everything that the browser shows of the open image, in one message."""
+    def _draw(self, moved: bool = False) -> None:
+        """Send what has changed of the open image, in one message; the image itself only where it `moved`."""
         stage, sample = self.stage, self.sample
         with stage.hold_sync():
-            stage.pin = pin if pin is not None else stage.pin
             stage.zoom = float(self.zoom.value)
             if sample is None:
                 stage.panes, stage.legend = [], []
             else:
+                part = self._crop(sample)
+                if moved:
+                    stage.image = encode_png(part.image)
+                stage.panes = self._draw_panes(part)
                 stage.legend = list_legend(sample, self.source, self.shown)
-                stage.panes = self._draw_panes(sample)
             self._read_pixel(stage.pin)
 
-    def _draw_panes(self, sample: Sample) -> list[dict]:
-        height, width = sample.image.shape[:2]
-        left, top, w_, h_ = crop_window(height, width, self.zoom.value, self.centre)
-        self.stage.window, self.centre = [left, top, w_, h_], (left + w_ / 2, top + h_ / 2)
-        part = sample.crop(left, top, w_, h_)
-        look = self.source, self.colours, show_table(self.shown, len(self.source.class_names)), self.opacity.value / 100
-        labels = [label for label in (self.left.value, self.right.value) if label in self.layers]
+    def _crop(self, sample: Sample) -> Sample:
+        """The part that is in sight; from now on the centre is this part's, wherever it was pulled to."""
+        left, top, width, height = crop_window(*sample.image.shape[:2], self.zoom.value, self.centre)
+        self.stage.window, self.centre = [left, top, width, height], (left + width / 2, top + height / 2)
+        return sample.crop(left, top, width, height)
+
+    def _draw_panes(self, part: Sample) -> list[dict]:
+        look = self.source, self.colours, show_table(self.shown, len(self.source.class_names))
+        chosen = {label: self.layers[label] for label in (self.left.value, self.right.value) if label in self.layers}
         return [
-            {"png": encode_png(draw_layer(self.layers[label], part, *look)),
-             "caption": caption_layer(label, self.layers[label], self.source)}
-            for label in labels
+            {"overlay": encode_png(draw_overlay(layer, part, *look)), "grey": is_grey(layer),
+             "caption": caption_layer(label, layer, self.source)}
+            for label, layer in chosen.items()
         ]  # fmt: skip
 
     def _read_pixel(self, place: list[int]) -> None:
@@ -222,7 +227,7 @@ class ViewerPanel:
                 self._read_pixel([x, y])
             case {"kind": "drag", "dx": dx, "dy": dy}:
                 self.centre = (self.centre[0] + dx, self.centre[1] + dy)
-                self._draw()
+                self._draw(moved=True)
             case {"kind": "zoom", "x": x, "y": y, "out": out}:
                 self.stage.pin = [x, y]
                 self.zoom.value = ZOOMS[min(max(0, ZOOMS.index(self.zoom.value) + (-1 if out else 1)), len(ZOOMS) - 1)]
