@@ -223,7 +223,7 @@ class EdaConfig(DataConfig):
     seed: Whole = Field(ge=0, lt=2**31)
     image_size: Whole = Field(ge=16, le=4096, description="side of the square training image [px]")
     augmentation: AugmentationName
-    output_dir: Text = Field(description='folder of tables and figures; "" makes a new one')
+    run_dir: Text = Field(description='folder of tables and figures; "" makes a new one')
     num_images: Whole = Field(ge=1, le=12, description="images shown in a figure")
 
     def json_names(self) -> tuple[str, ...]:

@@ -18,14 +18,14 @@ NOTEBOOK = PROJECT / "notebooks" / "01_eda.ipynb"
 
 def execute(folder, **parameters):
     """Run the notebook; its output folder and all that it printed."""
-    output_dir = folder / "eda"
+    run_dir = folder / "eda"
     papermill.execute_notebook(
-        str(NOTEBOOK), str(folder / "01_eda.ipynb"), {"output_dir": str(output_dir), **parameters}, cwd=str(folder),
+        str(NOTEBOOK), str(folder / "01_eda.ipynb"), {"run_dir": str(run_dir), **parameters}, cwd=str(folder),
         kernel_name="python3", progress_bar=False,
     )  # fmt: skip
     outputs = [output for cell in nbformat.read(folder / "01_eda.ipynb", 4).cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.get("name") == "stderr"]
-    return output_dir, "".join(output.get("text", "") for output in outputs)
+    return run_dir, "".join(output.get("text", "") for output in outputs)
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +43,16 @@ def faulty(tmp_path_factory, small_data):
 
 
 def test_data_with_errors_is_shown_and_not_refused(faulty):
-    _, files, output_dir, printed = faulty
-    problems = pd.read_csv(output_dir / "problems.csv")
+    _, files, run_dir, printed = faulty
+    problems = pd.read_csv(run_dir / "problems.csv")
     assert problems["problem"].tolist() == ["odd-coordinates"]
     total = sum(len(content["annotations"]) for content in files.values())
     assert f"{total - 1} of {total} annotations can be painted" in printed
 
 
 def test_leaked_and_black_images_are_found(faulty):
-    _, files, output_dir, _ = faulty
-    copies, strange = pd.read_csv(output_dir / "copies.csv"), pd.read_csv(output_dir / "strange_images.csv")
+    _, files, run_dir, _ = faulty
+    copies, strange = pd.read_csv(run_dir / "copies.csv"), pd.read_csv(run_dir / "strange_images.csv")
     leaked = copies[copies["exact"] & copies["across"]]
     names = [files[name]["images"][0]["file_name"] for name in ("train", "val")]
     assert leaked[["first", "second"]].to_numpy().tolist() == [names]
@@ -60,26 +60,26 @@ def test_leaked_and_black_images_are_found(faulty):
 
 
 def test_counts_equal_a_few_lines_of_pandas(faulty):
-    _, files, output_dir, _ = faulty
+    _, files, run_dir, _ = faulty
     raw = pd.concat(pd.DataFrame(content["annotations"]) for content in files.values()).iloc[1:]
     names = raw["category_id"].map({entry["id"]: entry["name"] for entry in files["train"]["categories"]})
-    classes = pd.read_csv(output_dir / "classes.csv", index_col="class")
+    classes = pd.read_csv(run_dir / "classes.csv", index_col="class")
     assert classes["annotations"].drop("Background").to_dict() == {
         entry["name"]: int((names == entry["name"]).sum()) for entry in files["train"]["categories"]
     }
-    sizes = pd.read_csv(output_dir / "object_sizes.csv", index_col=0)
+    sizes = pd.read_csv(run_dir / "object_sizes.csv", index_col=0)
     for limit in (8, 20, 32, 96):
         assert sizes.loc["(all)", f"<={limit}"] == pytest.approx((np.sqrt(raw["area"]) <= limit).mean())
 
 
 def test_tables_figures_and_findings_are_saved(faulty):
-    _, _, output_dir, _ = faulty
-    figures = {path.stem for path in (output_dir / "figures").iterdir()}
+    _, _, run_dir, _ = faulty
+    figures = {path.stem for path in (run_dir / "figures").iterdir()}
     assert {"class_counts", "image_contents", "cooccurrence", "object_sizes", "sizes_by_class", "positions",
             "aspect_by_class", "split", "copies", "colours", "augmentation"} <= figures  # fmt: skip
-    record = read_record(output_dir)
+    record = read_record(run_dir)
     assert record["status"] == "ok"
-    summary = (output_dir / "summary.md").read_text(encoding="utf-8")
+    summary = (run_dir / "summary.md").read_text(encoding="utf-8")
     assert all(sentence in summary for sentence in record["findings"])
     assert "1 errors (odd-coordinates)" in summary
     assert "1 images are black" in summary
@@ -97,13 +97,13 @@ def test_annotations_alone_are_enough(tmp_path):
                             "area": float(side**2), "segmentation": [[float(value) for value in polygon]]})  # fmt: skip
     content = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "annotations.json").write_text(json.dumps(content))
-    output_dir, printed = execute(
+    run_dir, printed = execute(
         tmp_path, data_dir=str(tmp_path), train_json="annotations.json", val_json="", split="stratified", image_size=64
     )
     assert "There are no image files here" in printed
-    assert (output_dir / "figures" / "overlaps.png").is_file()
-    assert "Jensen-Shannon" in (output_dir / "summary.md").read_text(encoding="utf-8")
-    assert len(pd.read_csv(output_dir / "objects.csv")) == 200
+    assert (run_dir / "figures" / "overlaps.png").is_file()
+    assert "Jensen-Shannon" in (run_dir / "summary.md").read_text(encoding="utf-8")
+    assert len(pd.read_csv(run_dir / "objects.csv")) == 200
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_a_file_without_annotations_or_pixels_is_described(tmp_path):
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 30, "height": 20} for i in range(3)]
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "Paper"}]}
     (tmp_path / "test.json").write_text(json.dumps(content))
-    output_dir, _ = execute(tmp_path, data_dir=str(tmp_path), train_json="test.json", val_json="", image_size=64)
-    summary = (output_dir / "summary.md").read_text(encoding="utf-8")
+    run_dir, _ = execute(tmp_path, data_dir=str(tmp_path), train_json="test.json", val_json="", image_size=64)
+    summary = (run_dir / "summary.md").read_text(encoding="utf-8")
     assert "no annotation can be painted" in summary
     assert "no validation images" in summary

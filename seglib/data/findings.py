@@ -64,12 +64,14 @@ def describe_overlaps(objects: pd.DataFrame, overlaps: pd.DataFrame, pairs: pd.D
     if overlaps.empty:
         return "**Overlaps:** no two annotations overlap; the painting order makes no difference."
     involved = pd.unique(overlaps[["first", "second"]].to_numpy().ravel()).size
-    top, disputed, covered = pairs.iloc[0], counts.disputed.sum(), max(1, counts.covered.sum())
+    disputed, covered = counts.disputed.sum(), max(1, counts.covered.sum())
+    different = pairs[pairs["class_a"] != pairs["class_b"]]
+    most = [f" Of different classes, {row.class_a} and {row.class_b} share most pixels ({row.overlaps:,} pairs of annotations)."
+            for row in different.head(1).itertuples()]  # fmt: skip
     return (
         f"**Overlaps:** {involved:,} of {len(objects):,} annotations ({_percent(involved / len(objects))}) overlap "
         f"another; the three painting policies disagree in {disputed:,} px, {_percent(disputed / covered)} of the "
-        f"objects' pixels, in {np.count_nonzero(counts.disputed):,} images. Most overlapping pixels lie between "
-        f"{top['class_a']} and {top['class_b']} ({top['overlaps']:,} pairs of annotations)."
+        f"objects' pixels, in {np.count_nonzero(counts.disputed):,} images.{''.join(most)}"
     )
 
 

@@ -76,7 +76,8 @@ def plot_object_sizes(objects: pd.DataFrame, limits: Sequence[float], image_size
     """Histogram of sqrt(area) [px] in the training image, log scale, with the share at or under each limit."""
     figure, axis = plt.subplots(figsize=(9, 3.4))
     sizes = objects["size"].clip(lower=0.5)
-    axis.hist(sizes, bins=2.0 ** np.arange(-1, np.log2(max(2, image_size)) + 0.3, 0.25), color=TRAIN, alpha=0.8)
+    smallest = np.floor(np.log2(sizes.min())) if len(sizes) else 0
+    axis.hist(sizes, bins=2.0 ** np.arange(smallest, np.log2(image_size) + 0.3, 0.25), color=TRAIN, alpha=0.8)
     for number, limit in enumerate(limits):
         axis.axvline(limit, color=VAL, linewidth=1, linestyle="--")
         share = f"{100 * (objects['size'] <= limit).mean():.0f} % ≤ {limit:g} px" if len(objects) else f"{limit:g} px"
@@ -149,11 +150,12 @@ def plot_positions(objects: pd.DataFrame, class_names: Sequence[str]) -> Figure:
 
 
 def plot_class_pairs(pairs: pd.DataFrame, most: int = 15) -> Figure:
-    """The class pairs with the most overlapping pixels; of `tabulate_class_pairs`."""
+    """The class pairs with the most overlapping pixels, those of one class in grey; of `tabulate_class_pairs`."""
     top = pairs.head(most).iloc[::-1]
     names = [f"{a} + {b}" for a, b in zip(top["class_a"], top["class_b"], strict=True)]
     figure, (axis,) = _class_figure(names, len(top), columns=1)
-    bars = axis.barh(range(len(top)), top["pixels"], color=TRAIN)
+    colours = np.where(top["class_a"] == top["class_b"], "#bbbbbb", TRAIN)
+    bars = axis.barh(range(len(top)), top["pixels"], color=colours)
     axis.bar_label(bars, [f"{count:,}" for count in top["overlaps"]], padding=2, fontsize=7)
     axis.set(xlabel="overlapping pixels in the training images; label: pairs of annotations")
     axis.xaxis.set_major_formatter("{x:,.0f}")

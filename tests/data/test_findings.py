@@ -49,11 +49,11 @@ def test_sizes_and_vanished_objects_are_counted():
 
 def test_overlaps_count_annotations_and_disputed_pixels():
     overlaps = pd.DataFrame({"first": [1, 1], "second": [2, 3]})
-    pairs = pd.DataFrame({"class_a": ["Paper"], "class_b": ["Glass"], "overlaps": [2]})
+    pairs = pd.DataFrame({"class_a": ["Metal", "Paper"], "class_b": ["Metal", "Glass"], "overlaps": [9, 2]})
     told = findings.describe_overlaps(pd.DataFrame(index=range(6)), overlaps, pairs, counts())
     assert "3 of 6 annotations (50.0 %) overlap another" in told
     assert "disagree in 2 px, 5.0 % of the objects' pixels, in 1 images" in told
-    assert "between Paper and Glass (2 pairs of annotations)" in told
+    assert "Paper and Glass share most pixels (2 pairs of annotations)" in told
     nothing = findings.describe_overlaps(pd.DataFrame(index=range(6)), overlaps.iloc[:0], pairs, counts())
     assert "no two annotations overlap" in nothing
 
