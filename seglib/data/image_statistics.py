@@ -1,6 +1,5 @@
 """Colours of every image, read once as a stream: mean and spread, black or constant pictures, perceptual hashes."""
 
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,9 +15,7 @@ CONSTANT = 3  # [grey levels] between the darkest and the brightest value of eac
 CHANNELS = ("red", "green", "blue")
 
 
-def measure_images(
-    data: CocoData, image_size: int, progress: Callable[[int, int], None] | None = None
-) -> pd.DataFrame:
+def measure_images(data: CocoData, image_size: int) -> pd.DataFrame:
     """Measure the pixels of each image at the training resolution; a chunk of images is in memory at a time.
 
     Returns
@@ -32,8 +29,6 @@ def measure_images(
         for start in range(0, len(data.images), CHUNK):
             chunk = data.images.iloc[start : start + CHUNK].itertuples()
             rows += pool.map(lambda row: _measure(data, row, image_size), chunk)
-            if progress:
-                progress(len(rows), len(data.images))
     return pd.DataFrame(rows, index=data.images.index)
 
 
@@ -46,13 +41,9 @@ def _colours_of(measured: pd.DataFrame) -> dict[str, float]:
     sound = measured[measured["error"] == ""]
     means = {channel: sound[channel].mean() for channel in CHANNELS}
     deviations = {name: np.sqrt(sound[f"{name}_square"].mean() - mean**2) for name, mean in means.items()}
-    return dict(_columns(means, deviations))
-
-
-def _columns(means: dict[str, float], deviations: dict[str, float]) -> Iterator[tuple[str, float]]:
-    for what, values in (("mean", means), ("std", deviations)):
-        for channel, value in values.items():
-            yield f"{what} {channel}", value / 255
+    return {f"mean {name}": value / 255 for name, value in means.items()} | {
+        f"std {name}": value / 255 for name, value in deviations.items()
+    }
 
 
 def _measure(data: CocoData, row: tuple, image_size: int) -> dict:

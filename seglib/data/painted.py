@@ -1,6 +1,6 @@
 """What is left of the annotations in the masks that training sees: pixels by class, vanished objects, disputed pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +18,13 @@ class PaintedCounts:
     Attributes
     ----------
     class_pixels : (N, C + 1) int64, pixels of each class under the chosen policy; the ignored ones last.
-    covered, shared, disputed : (N,) int64, pixels that lie in an object; in two or more; and of these, the pixels in which
-        the three painting policies do not all agree.
+    covered, disputed : (N,) int64, pixels that lie in an object; of these, the pixels in which the three painting policies
+        do not all agree.
     left : DataFrame, index as the objects', one column a size [px]: pixels of the object's own mask at that size.
     """
 
     class_pixels: np.ndarray
     covered: np.ndarray
-    shared: np.ndarray
     disputed: np.ndarray
     left: pd.DataFrame
 
@@ -37,7 +36,6 @@ def count_painted(
     paint_order: str,
     background: str,
     sizes: Sequence[int] = (256, 128),
-    progress: Callable[[int, int], None] | None = None,
 ) -> PaintedCounts:
     """Paint every image at the training resolution, one at a time, from the annotations alone.
 
@@ -45,22 +43,19 @@ def count_painted(
     ----------
     data, objects : of `pool_files` and `tabulate_objects`
     sizes : resolutions [px] at which the objects' own pixels are counted, besides the training's
-    progress : called with (images done, images in all)
     """
     count, classes = len(data.images), data.num_classes
-    class_pixels, layers = np.zeros((count, 256), np.int64), np.zeros((count, 3), np.int64)
+    class_pixels, layers = np.zeros((count, 256), np.int64), np.zeros((count, 2), np.int64)
     class_pixels[:, IGNORE_INDEX if background == "ignore" else 0] = image_size**2
     sizes = sorted({*sizes, image_size}, reverse=True)
     left = np.zeros((len(objects), len(sizes)), np.int64)
-    for done, (image, rows) in enumerate(objects.groupby("image").indices.items(), start=1):
+    for image, rows in objects.groupby("image").indices.items():
         own = objects.iloc[rows]
         masks = {size: [resize_rle(rle, size) for rle in own["rle"]] for size in sizes}
         left[rows] = np.transpose([[np.count_nonzero(mask) for mask in masks[size]] for size in sizes])
         painted = paint_policies(data, own, masks[image_size], background)
         class_pixels[image] = np.bincount(painted[paint_order].ravel(), minlength=256)
         layers[image] = _count_layers(masks[image_size], painted)
-        if progress:
-            progress(done, objects["image"].nunique())
     counts = class_pixels[:, [*range(classes), IGNORE_INDEX]]
     return PaintedCounts(counts, *layers.T, pd.DataFrame(left, objects.index, sizes))
 
@@ -102,9 +97,8 @@ def paint_policies(
     return painted
 
 
-def _count_layers(masks: Sequence[np.ndarray], painted: dict[str, np.ndarray]) -> tuple[int, int, int]:
-    """Pixels in an object, in two or more, and disputed."""
-    depth = np.sum(masks, axis=0, dtype=np.uint16)
+def _count_layers(masks: Sequence[np.ndarray], painted: dict[str, np.ndarray]) -> tuple[int, int]:
+    """Pixels in an object, and disputed ones."""
     first, *others = painted.values()
     disputed = np.any([first != other for other in others], axis=0)
-    return np.count_nonzero(depth), np.count_nonzero(depth > 1), np.count_nonzero(disputed)
+    return np.count_nonzero(np.any(masks, axis=0)), np.count_nonzero(disputed)

@@ -10,7 +10,7 @@ from seglib.data.statistics import ALL
 
 def counts(class_pixels=((60, 30, 0, 10),), covered=40, disputed=2):
     left = pd.DataFrame({64: [1]})
-    return PaintedCounts(np.array(class_pixels), np.array([covered]), np.array([5]), np.array([disputed]), left)
+    return PaintedCounts(np.array(class_pixels), np.array([covered]), np.array([disputed]), left)
 
 
 def classes(paper, glass):

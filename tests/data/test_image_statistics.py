@@ -56,9 +56,3 @@ def test_images_are_measured_at_the_training_resolution(folder):
     noise = cv2.imread(str(folder / "noise.png"))[..., ::-1]
     resized = cv2.resize(noise, (8, 8), interpolation=cv2.INTER_AREA).astype(float)
     assert small.loc[0, "red_square"] == pytest.approx(np.square(resized[..., 0]).mean())
-
-
-def test_progress_ends_with_all_images(folder):
-    calls = []
-    measure_images(pool_files([load_coco(folder, "a.json")]), 8, lambda done, total: calls.append((done, total)))
-    assert calls[-1] == (6, 6)
