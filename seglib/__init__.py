@@ -18,7 +18,7 @@ class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):
             from seglib._torchvision import declare_missing
 
             declare_missing()
-        return None  # the ordinary finders find the module
+        # None: the ordinary finders find the module
 
 
 if "torchvision" not in sys.modules:

@@ -7,8 +7,8 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait give the core to the kernels that tests start
 
-import seglib  # noqa: E402, F401
-from seglib.data.synthetic import make_synthetic  # noqa: E402
+import seglib  # noqa: F401
+from seglib.data.synthetic import make_synthetic
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -83,7 +83,7 @@ def test_timm_weights_fit_a_timm_encoder(tmp_path):
 
 def test_weights_of_another_encoder_are_refused(tmp_path):
     torch.save(build_model("FPN", "resnet34", num_classes=3).network.encoder.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(InputError, match="required the 312 weights of this encoder, got 0 that fit .* another encoder"):
+    with pytest.raises(InputError, match=r"required the 312 weights of this encoder, got 0 that fit .* another encoder"):
         build_model("FPN", "mobilenet_v2", num_classes=3, encoder_weights=str(tmp_path / "weights.pth"))
 
 

@@ -1,6 +1,7 @@
 """Optimizers by name, and schedules against their formulas."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_warm_up_rises_evenly_and_hands_over_at_the_whole_rate():
     rates = learning_rates("cosine", warmup=1.5)
     assert rates[:15] == pytest.approx([0.5 * (step + 1) / 16 for step in range(15)])
     assert rates[15] == pytest.approx(0.5)
-    assert all(earlier > later for earlier, later in zip(rates[15:], rates[16:], strict=False))
+    assert all(earlier > later for earlier, later in pairwise(rates[15:]))
 
 
 def test_a_warm_up_as_long_as_training_never_divides_by_zero():

@@ -51,7 +51,7 @@ def test_predictions_have_a_row_an_image_and_both_sides_classes_in_the_legend():
 
 def test_one_epoch_without_a_score_can_be_drawn():
     row = {"epoch": 1, "lr": 0.1, "train_loss": 1.0, "val_loss": 2.0, "miou": np.nan, "miou_image": np.nan, "memory_mb": 5.0}
-    assert [axis.get_title() for axis in plot_history(pd.DataFrame([row]), 3).axes][0] == "loss"
+    assert plot_history(pd.DataFrame([row]), 3).axes[0].get_title() == "loss"
 
 
 def test_absent_classes_are_said_not_drawn_as_zero():
