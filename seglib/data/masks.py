@@ -47,7 +47,7 @@ def paint_mask(annotations: pd.DataFrame, height: int, width: int, paint_order: 
     # pycocotools lays masks out by columns: so does the canvas, or each of the copies would take six times longer
     canvas = np.full((height, width), IGNORE_INDEX if background == "ignore" else 0, np.uint8, order="F")
     rles = _annotation_rles(annotations, height, width)
-    order = _painting_order(annotations, rles, paint_order)
+    order = sort_for_painting(annotations, rles, paint_order)
     class_ids = annotations["class_id"].to_numpy(np.uint8)
     at_once = max(1, _DECODED_BYTES // (height * width))
     for start in range(0, len(order), at_once):
@@ -129,7 +129,7 @@ def _annotation_rles(annotations: pd.DataFrame, height: int, width: int) -> list
     return rles
 
 
-def _painting_order(annotations: pd.DataFrame, rles: list[dict], paint_order: str) -> np.ndarray:
+def sort_for_painting(annotations: pd.DataFrame, rles: list[dict], paint_order: str) -> np.ndarray:
     """Row numbers, the winner last."""
     if paint_order == "class_id":
         keys = annotations["class_id"].to_numpy()
@@ -137,7 +137,8 @@ def _painting_order(annotations: pd.DataFrame, rles: list[dict], paint_order: st
         keys = np.array([_first_length(segmentation) for segmentation in annotations["segmentation"]])
     else:
         area = annotations["area"].to_numpy()
-        keys = -np.where((area > 0) & (area < np.inf), area, mask_api.area(rles))
+        painted = np.array([mask_api.area(rle) for rle in rles])  # pycocotools 2.0.11 fails on a list of over 255
+        keys = -np.where((area > 0) & (area < np.inf), area, painted)
     return np.argsort(keys, kind="stable")
 
 
@@ -176,7 +177,7 @@ def _rle_problems(rle: dict, height: int, width: int) -> Iterator[tuple[str, str
         required = f"[{height}, {width}], the image's height and width"
         yield "error", "rle-size", f"size must be {required}, got {reprlib.repr(size)}"
         return
-    lengths = _numbers(counts) if isinstance(counts, list) else _decompress(counts)
+    lengths = _numbers(counts) if isinstance(counts, list) else decompress_counts(counts)
     if lengths is None or lengths.dtype.kind == "f" or (lengths < 0).any():
         yield "error", "rle-corrupt", "counts must be whole numbers from 0, or their compressed text, got neither"
     elif (total := lengths.sum(dtype=np.float64)) != height * width:  # as floats these cannot overflow
@@ -192,7 +193,7 @@ def _numbers(values: list) -> np.ndarray | None:
     return array if array.ndim == 1 and array.dtype.kind in "iuf" else None
 
 
-def _decompress(counts: object) -> np.ndarray | None:
+def decompress_counts(counts: object) -> np.ndarray | None:
     """The run lengths of a compressed RLE, None where it is corrupt: pycocotools reads on behind the string's end.
 
     Source: rleFrString of pycocotools. Each character holds 5 bits of a number, the 6th says that the next one goes on;

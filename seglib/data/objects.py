@@ -8,7 +8,7 @@ import pandas as pd
 from pycocotools import mask as mask_api
 
 from seglib.data.coco import CocoData
-from seglib.data.masks import _decompress, segmentation_to_rle
+from seglib.data.masks import decompress_counts, segmentation_to_rle
 from seglib.errors import InputError
 
 Rle = dict[str, object]
@@ -52,7 +52,7 @@ def resize_rle(rle: Rle, size: int) -> np.ndarray:
     """
     height, width = rle["size"]
     rows_before, columns_before, repeats = _count_samples(height, width, size)
-    runs = _decompress(rle["counts"])
+    runs = decompress_counts(rle["counts"])
     column, row = np.divmod(np.cumsum(runs), height)
     is_sampled = columns_before[column + 1] - columns_before[column]
     samples_before = columns_before[column] * size + is_sampled * rows_before[row]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from seglib.data.coco import CocoData
-from seglib.data.masks import IGNORE_INDEX, PAINT_ORDERS, _painting_order
+from seglib.data.masks import IGNORE_INDEX, PAINT_ORDERS, sort_for_painting
 from seglib.data.objects import resize_rle
 
 
@@ -88,7 +88,7 @@ def paint_policies(
     class_ids = objects["class_id"].to_numpy(np.uint8)
     painted, known = {}, {}
     for policy in PAINT_ORDERS:
-        order = tuple(_painting_order(annotations, rles, policy).tolist())
+        order = tuple(sort_for_painting(annotations, rles, policy).tolist())
         if order not in known:
             canvas = known[order] = empty.copy()
             for i in order:
