@@ -28,14 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Check a grid, run what is not done yet, write leaderboard and index; return the exit code."""
     options = parse_arguments(arguments)
     try:
-        grid = load_grid(options.file, options.outputs.expanduser().resolve(), parse_settings(options.set), options.debug)
+        grid = load_grid(
+            options.file, options.outputs.expanduser().resolve(), parse_settings(options.set), options.debug
+        )
         chosen = choose_runs(grid, options.only, options.limit)
         if not options.dry_run:
             return execute(grid, chosen, options)
         print_plan(grid, chosen, options.fresh)
         sys.stdout.flush()
     except InputError as error:
-        print(error, file=sys.stderr)
+        lines = str(error).splitlines()
+        shown = lines if len(lines) <= 30 else [*lines[:29], f"... and {len(lines) - 29} more"]
+        print("\n".join(shown), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; what ran is kept, the same command goes on from here", file=sys.stderr)
@@ -54,8 +58,7 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
     line = StatusLine()
     with only_runner(grid.folder, line.show):
         waiting = find_waiting(chosen, options.fresh)
-        done = len(chosen) - len(waiting)
-        line.keep(f"{grid.name}: {len(chosen)} runs, {done} done before, {len(waiting)} to go -> {grid.folder}")
+        line.keep(describe_plan(grid, len(chosen), len(waiting)))
         try:
             ok = run_grid(grid, waiting, options.workers, options.fail_fast, line.keep, line.show)
         finally:
@@ -85,7 +88,12 @@ def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
     for name in grid.varied:
         values = list(dict.fromkeys(shorten(run.varied[name]) for run in chosen if name in run.varied))
         print(fit(f"{name}: {', '.join(values)}", 200))
-    print(f"{grid.name}: {len(chosen)} runs, {len(chosen) - len(waiting)} done before, {len(waiting)} to go -> {grid.folder}")
+    print(describe_plan(grid, len(chosen), len(waiting)))
+
+
+def describe_plan(grid: Grid, chosen: int, waiting: int) -> str:
+    """How much there is to do, and where it goes."""
+    return f"{grid.name}: {chosen} runs, {chosen - waiting} done before, {waiting} to go -> {grid.folder}"
 
 
 def parse_settings(texts: list[str]) -> dict[str, object]:
@@ -125,14 +133,20 @@ class StatusLine:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="run_grid.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="run_grid.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("file", type=Path, metavar="FILE", help="a grid file, such as params/quickstart.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter; a list sweeps it")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter; a list sweeps it"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="only runs whose name contains TEXT")
     parser.add_argument("--limit", type=count, metavar="N", help="at most N runs")
     parser.add_argument("--workers", type=count, default=1, metavar="N", help="runs at a time (default 1)")
     parser.add_argument("--dry-run", action="store_true", help="check and list the runs, start nothing")
-    parser.add_argument("--debug", action="store_true", help="5 %% of the images, 2 epochs; fails if the loss does not fall")
+    parser.add_argument(
+        "--debug", action="store_true", help="5 %% of the images, 2 epochs; fails if the loss does not fall"
+    )
     parser.add_argument("--fresh", action="store_true", help="run again what is done; the old results are moved aside")
     parser.add_argument("--fail-fast", action="store_true", help="start no further run after one has failed")
     parser.add_argument("--outputs", type=Path, default=outputs_dir(), metavar="DIR", help="default: outputs/")

@@ -276,5 +276,11 @@ def _show(value: object) -> str:
     """A value as a person wrote it, with its type where that is what is wrong."""
     if isinstance(value, bool):
         return str(value).lower()
-    kind = "" if isinstance(value, int | float) else " (a text)" if isinstance(value, str) else f" ({type(value).__name__})"
+    kind = (
+        ""
+        if isinstance(value, int | float)
+        else " (a text)"
+        if isinstance(value, str)
+        else f" ({type(value).__name__})"
+    )
     return reprlib.repr(value) + kind

@@ -85,7 +85,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m seglib.models", description=__doc__.split("\n")[0])
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--list", action="store_true", help="pairs that work, with parameter counts")
-    action.add_argument("--check", action="store_true", help="read a JSON list of models, write why each cannot be built")
+    action.add_argument(
+        "--check", action="store_true", help="read a JSON list of models, write why each cannot be built"
+    )
     action.add_argument("--write-table", action="store_true", help="make compatibility.json anew (minutes)")
     parser.add_argument("--works-with", metavar="NAME", default="", help="with --list: one architecture or encoder")
     arguments = parser.parse_args()

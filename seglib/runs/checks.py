@@ -63,9 +63,10 @@ def find_grid_problems(file: GridFile, parameters: Sequence[Mapping[str, Any]], 
     problems = []
     seen: dict[str, str] = {}
     for values, name in zip(parameters, names, strict=True):
-        first = seen.setdefault(json.dumps(values, sort_keys=True, default=str), name)
-        if first != name:
-            problems.append(f"{file.path}: the same run stands twice, as {first} and {name}; take one out")
+        identity = json.dumps(values, sort_keys=True, default=str)
+        if identity in seen:
+            problems.append(f"{file.path}: the same run stands twice, as {seen[identity]} and {name}; take one out")
+        seen[identity] = name
     problems += _find_baseline_problems(file, parameters)
     for step in file.then:
         problems += [f"{file.path}: `then`: {problem}" for problem in _find_step_problems(file, step)]

@@ -65,7 +65,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[s
 
 
 def _use_sockets(folder: str) -> Config:
-    """Talk to the kernel through files: kernels that start together take each other's TCP ports, and TCP is in the clear."""
+    """Talk to the kernel through files: kernels that start together can take each other's TCP ports."""
     config = Config()
     config.ConnectionFileMixin.transport = "ipc"
     config.KernelManager.connection_file = f"{folder}/kernel.json"

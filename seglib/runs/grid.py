@@ -92,7 +92,9 @@ def _override(file: GridFile, overrides: Mapping[str, Any]) -> GridFile:
     axes = file.axes | lists if file.axes or not file.listed else {}
     axes = {name: [single[name]] if name in single else values for name, values in axes.items()}
     if sum(math.prod(map(len, product.values())) for product in (axes, *[lists] * len(file.listed))) > MOST_RUNS:
-        raise InputError(f"{file.path}: required at most {MOST_RUNS:,} runs, got more; split the grid into several files")
+        raise InputError(
+            f"{file.path}: required at most {MOST_RUNS:,} runs, got more; split the grid into several files"
+        )
     listed = [
         run | {name: value for name, value in single.items() if name in run} | values
         for run in file.listed
@@ -109,7 +111,7 @@ def _override(file: GridFile, overrides: Mapping[str, Any]) -> GridFile:
 
 
 def _resolve_paths(file: GridFile, config: type[NotebookConfig] | None) -> GridFile:
-    """Paths are seen from the current folder; absolute ones mean the same in the notebook and in the copy of the grid."""
+    """Make paths absolute, seen from the current folder: notebooks run in another, and so may the copy of the grid."""
     if config is None:
         return file
     resolve = partial(config.resolve_paths, folder=Path.cwd())

@@ -44,7 +44,8 @@ class GridFile:
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
 
-_KEYS = ("notebook", "fixed", "grid", "runs", "name", "baseline", "then")
+_EMPTY = {"fixed": {}, "grid": {}, "runs": [], "baseline": {}, "then": []}
+_KEYS = ("notebook", "name", *_EMPTY)
 _STEP_KEYS = ("notebook", "each", "fixed")
 _NAME = re.compile(r"[\w][\w.+,=@() -]{0,79}(?<! )")
 
@@ -61,6 +62,7 @@ def read_grid_file(path: str | Path) -> GridFile:
     spec = parse_yaml(read_text(path), str(path))
     if not isinstance(spec, dict):
         raise InputError(f"{path}: required a mapping with `notebook`, got {_kind(spec)}")
+    spec = _EMPTY | {key: value for key, value in spec.items() if value is not None}
     problems = _find_problems(spec)
     if problems:
         raise InputErrors(f"{path}: {problem}" for problem in problems)
@@ -68,41 +70,38 @@ def read_grid_file(path: str | Path) -> GridFile:
         path=path,
         name=spec.get("name", path.stem),
         notebook=spec["notebook"],
-        fixed=spec.get("fixed") or {},
-        axes=spec.get("grid") or {},
-        listed=spec.get("runs") or [],
-        baseline=spec.get("baseline") or {},
-        then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec.get("then") or []],
+        fixed=spec["fixed"],
+        axes=spec["grid"],
+        listed=spec["runs"],
+        baseline=spec["baseline"],
+        then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 
 
 def _find_problems(spec: Mapping) -> list[str]:
-    problems = [unknown_name("key", key, _KEYS) for key in spec if key not in _KEYS]
+    hint = "; parameters belong in `fixed`, `grid` or `runs`"
+    problems = [unknown_name("key", key, _KEYS) + hint for key in spec if key not in _KEYS]
     if not isinstance(spec.get("notebook"), str):
         problems.append(f"`notebook` must be the path of a notebook, got {_kind(spec.get('notebook'))}")
     name = spec.get("name", "grid")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         problems.append(f"`name` must be a folder name (letters, digits, . _ + -; at most 80), got {_kind(name)}")
     for key in ("fixed", "grid", "baseline"):
-        problems += _find_mapping_problems(f"`{key}`", spec.get(key) or {})
-    axes = spec["grid"] if isinstance(spec.get("grid"), dict) else {}
+        problems += _find_mapping_problems(f"`{key}`", spec[key])
+    axes, fixed = (spec[key] if isinstance(spec[key], dict) else {} for key in ("grid", "fixed"))
     for axis, values in axes.items():
         if not isinstance(values, list) or not values:
             problems.append(f"`grid`: {axis} must be a list of values, got {_kind(values)}; write {axis}: [VALUE, ...]")
-    both = [name for name in axes if name in (spec.get("fixed") or {})]
-    problems += [f"{name} stands in `fixed` and in `grid`; take one out" for name in both]
+    problems += [f"{name} stands in `fixed` and in `grid`; take one out" for name in axes if name in fixed]
     for key in ("runs", "then"):
-        problems += _find_list_problems(key, spec.get(key) or [])
-    for step in spec["then"] if isinstance(spec.get("then"), list) else ():
+        problems += _find_list_problems(key, spec[key])
+    for step in spec["then"] if isinstance(spec["then"], list) else ():
         problems += _find_step_problems(step) if isinstance(step, dict) else []
     return problems
 
 
 def _find_mapping_problems(where: str, value: object) -> list[str]:
-    if not isinstance(value, dict):
-        return [f"{where} must be a mapping name: value, got {_kind(value)}"]
-    names = [name for name in value if not isinstance(name, str)]
-    return [f"{where}: the name of a parameter must be a text, got {_kind(name)}; quote it" for name in names]
+    return [] if isinstance(value, dict) else [f"{where} must be a mapping name: value, got {_kind(value)}"]
 
 
 def _find_list_problems(key: str, value: object) -> list[str]:
@@ -127,7 +126,14 @@ def _kind(value: object) -> str:
     """What arrived, in words, with the value where it is short."""
     if value is None:
         return "nothing"
-    names = {dict: "a mapping", list: "a list", str: "the text", bool: "the switch", int: "the number", float: "the number"}
+    names = {
+        dict: "a mapping",
+        list: "a list",
+        str: "the text",
+        bool: "the switch",
+        int: "the number",
+        float: "the number",
+    }
     if isinstance(value, list | dict):
         return names[type(value)] if value else f"an empty {names[type(value)][2:]}"
     return f"{names.get(type(value), f'a {type(value).__name__}')} {reprlib.repr(value)}"

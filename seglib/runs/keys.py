@@ -14,7 +14,7 @@ from seglib.runs.notebook import hash_code
 def compute_keys(
     notebook: Path, config: type[NotebookConfig] | None, parameters: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """Hash each run's parameters with the notebook's code, seglib's code, and the content behind paths, not their names.
+    """Hash each run's parameters, the notebook's code, seglib's code, and the content behind paths, not their names.
 
     `seglib/runs` does not count: it starts and records runs, and a change of the index page must not cost a night.
 
@@ -39,7 +39,9 @@ def hash_seglib(besides: Sequence[str] = ()) -> str:
     return hash_text("".join(f"{name.as_posix()} {hash_file(folder / name)}\n" for name in counted))
 
 
-def _replace_paths(config: type[NotebookConfig] | None, parameters: Mapping, content: dict[tuple, str]) -> dict[str, Any]:
+def _replace_paths(
+    config: type[NotebookConfig] | None, parameters: Mapping, content: dict[tuple, str]
+) -> dict[str, Any]:
     """The parameters with hashes where paths were; `run_dir` decides nothing."""
     values = {name: value for name, value in parameters.items() if name != "run_dir"}
     for name, unless in config.path_parameters() if config else ():

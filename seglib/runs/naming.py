@@ -14,7 +14,9 @@ _LONGEST = 120  # characters; file systems allow 255 bytes, and folders get suff
 
 def name_runs(varied: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name each run by what varies: `loss=ce0.9+focal0.1,seed=21`; a run in which nothing varies is `run`."""
-    names = [_safe(",".join(f"{name}={shorten(value)}" for name, value in values.items()) or "run") for values in varied]
+    names = [
+        _safe(",".join(f"{name}={shorten(value)}" for name, value in values.items()) or "run") for values in varied
+    ]
     counts = Counter(name.casefold() for name in names)  # some file systems take upper and lower case for the same
     return [
         name if counts[name.casefold()] == 1 else _mark(name, values)

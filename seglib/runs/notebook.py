@@ -73,7 +73,9 @@ def _read_assignment(path: Path, statement: ast.stmt) -> tuple[str, Any]:
 def _code_cells(path: Path) -> list[dict]:
     try:
         notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [cell for cell in notebook["cells"] if cell["cell_type"] == "code" and isinstance(cell["metadata"], dict)]
+        return [
+            cell for cell in notebook["cells"] if cell["cell_type"] == "code" and isinstance(cell["metadata"], dict)
+        ]
     except OSError as error:
         raise InputError(f"{path}: required a notebook that can be read, got {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

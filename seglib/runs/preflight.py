@@ -23,7 +23,8 @@ def find_model_refusals(models: Sequence[dict]) -> list[str]:
     """Say for each model why it cannot be built, "" where it can.
 
     A model is a dict of architecture, encoder, image_size [px] and batch_size. smp's own names are looked up in
-    compatibility.json; the rest (`tu-` names, other library versions) is built in a child process and remembered.
+    compatibility.json; the rest (`tu-` names, other library versions, one image of 32 px) is built in a child process
+    and remembered.
     """
     answers = [_look_up(model) for model in models]
     unknown = [model for model, answer in zip(models, answers, strict=True) if answer is None]
@@ -34,7 +35,8 @@ def find_model_refusals(models: Sequence[dict]) -> list[str]:
 def _look_up(model: dict) -> str | None:
     table = _load_table()
     architecture, encoder = model["architecture"], model["encoder"]
-    if not table or encoder.startswith(("tu-", "timm-")):
+    one_pixel = model["image_size"] == 32 and model["batch_size"] == 1  # fails in nearly all encoders' batch norms
+    if not table or one_pixel or encoder.startswith(("tu-", "timm-")):
         return None
     if architecture not in table["architectures"]:
         return unknown_name("architecture", architecture, table["architectures"])

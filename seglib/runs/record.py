@@ -59,13 +59,17 @@ def open_run(run_dir: str, parameters: Mapping[str, Any]) -> Path:
     if record.get("status") == "ok":
         raise InputError(f'run_dir {folder} holds a finished run; required a new folder; choose another name or ""')
     if record.get("status") == "running" and record["process"]["pid"] != os.getpid():
-        raise InputError(f'run_dir {folder} is written to by process {record["process"]["pid"]}; choose another name or ""')
+        raise InputError(
+            f'run_dir {folder} is written to by process {record["process"]["pid"]}; choose another name or ""'
+        )
     folder.mkdir(parents=True, exist_ok=True)
     start_record(folder, None, parameters, {})
     return folder
 
 
-def start_record(run_dir: str | Path, key: str | None, parameters: Mapping[str, Any], varied: Mapping[str, Any]) -> None:
+def start_record(
+    run_dir: str | Path, key: str | None, parameters: Mapping[str, Any], varied: Mapping[str, Any]
+) -> None:
     """Say that a run has begun, in this process."""
     record = {
         "status": "running",

@@ -38,7 +38,9 @@ def run_grid(
         except ValueError:  # the data set or the notebook is gone: the run itself says so, and the others go on
             key = job.key
         if key != job.key:
-            report(f"{job.label}: notebook, seglib or data changed since the grid was checked; this run is with the new")
+            report(
+                f"{job.label}: notebook, seglib or data changed since the grid was checked; this run is with the new"
+            )
             position = [run.name for run in grid.runs].index(job.label)
             grid.runs[position] = replace(grid.runs[position], key=key)
         make_room(job.run_dir, key, [run.name for run in grid.runs])

@@ -17,6 +17,7 @@ from seglib.files import PROJECT
 from seglib.runs.record import UNDER_RUNNER, read_record, update_record
 from seglib.runs.text_table import format_seconds
 
+COMMAND = (sys.executable, "-m", "seglib.runs.execute")
 GRACE = 20  # [s] that a run which is told to stop gets to save its notebook before it is killed
 POLL = 0.25  # [s] between two looks at what runs
 
@@ -94,7 +95,7 @@ def _start(job: Job, place: str) -> _Active:
     job.run_dir.mkdir(parents=True, exist_ok=True)
     with open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "seglib.runs.execute"],
+            COMMAND,
             stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, cwd=PROJECT,
             close_fds=False,  # the lock on the grid's folder is the one handle that is inheritable
             start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which ends its children in order
@@ -141,7 +142,7 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def _kill_family(pid: int) -> None:
-    """Kill what a run's process has left behind: its kernel and its loader's workers carry its id in their environment."""
+    """Kill what a run's process left behind: its kernel and its loader's workers carry its id in their environment."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # gone, or another user's
             if process.environ().get(UNDER_RUNNER) == str(pid):
@@ -156,7 +157,8 @@ def _last_line(log: Path) -> str:
 def _describe(active: Sequence[_Active], done: int, total: int, began: float) -> str:
     now = time.monotonic()
     parts = [
-        f"{run.place} {_read_progress(run.job.run_dir) or f'starting {format_seconds(now - run.began)}'}" for run in active
+        f"{run.place} {_read_progress(run.job.run_dir) or f'starting {format_seconds(now - run.began)}'}"
+        for run in active
     ]
     left = f" | about {format_seconds((now - began) / done * (total - done))} left" if done else ""
     return " | ".join(parts) + left

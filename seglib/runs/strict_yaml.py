@@ -1,8 +1,9 @@
-"""Reads YAML as a person means it, and refuses what PyYAML takes in silence; each mistake in one line with its place."""
+"""Reads YAML as a person means it, refuses what PyYAML takes in silence; each mistake is one line with its place."""
 
 import itertools
 import math
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ _LARGEST = 300_000  # characters of a grid file, and values in it once its alias
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML takes in silence: a key that stands twice (the last wins), an alias that contains itself."""
+    """Refuses what PyYAML takes in silence: a name that stands twice (the last wins) or is no text (`no` is false)."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = "<<" if key_node.tag.endswith(":merge") else self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
+            if not isinstance(key, str):
+                what = f"the name {reprlib.repr(key)}, which is no text; quote it"
+                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -35,7 +37,9 @@ class _Loader(yaml.SafeLoader):
 
 
 # YAML 1.1, as PyYAML reads it, takes `1e-3` for a text; a person means a number.
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), [*"-+.0123456789"])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), [*"-+.0123456789"]
+)
 
 
 def _count_values(node: yaml.Node, counts: dict[int, float]) -> float:

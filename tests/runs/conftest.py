@@ -1,0 +1,121 @@
+"""Notebooks that train nothing, a runner that starts no kernel, and the command line called as a function."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from seglib.files import PROJECT
+from seglib.runs import keys, schedule, steps
+
+PARAMETERS = 'do: str = "ok"  # what happens\nweight: float = 0.0\nseed: int = 21\nrun_dir: str = ""\n'
+IMPORTS = "import os, sys, time\nfrom pathlib import Path\nfrom seglib.runs.record import save_result\n"
+RESULT = 'save_result(run_dir, metrics={"miou": 0.5})\n'
+
+STAND_IN = """
+import json, os, signal, sys, time
+from seglib.runs.record import UNDER_RUNNER, save_result, start_record, update_record
+os.environ[UNDER_RUNNER] = "1"
+job = json.loads(sys.stdin.readline())
+do, folder = job["parameters"].get("do", "ok"), job["run_dir"]
+if do == "crash":
+    sys.exit("no module named nonsense")
+start_record(folder, job["key"], job["parameters"], job["varied"])
+began = time.time()
+if do == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if do == "sleep":
+    time.sleep(60)
+if do == "slow":
+    time.sleep(0.7)
+if do == "raise":
+    update_record(folder, status="failed", error="ValueError: asked to")
+else:
+    save_result(folder, metrics={"miou": 0.5}, began=began, ended=time.time())
+    update_record(folder, status="ok")
+"""
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def write_notebook():
+    """Write a notebook of four cells: parameters, imports, a body, the result saved."""
+
+    def write(path, body="", parameters=PARAMETERS, result=RESULT):
+        sources = [parameters, IMPORTS, body, result]
+        code = [
+            {"cell_type": "code", "id": f"cell-{number}", "metadata": {}, "execution_count": None, "outputs": [],
+             "source": source}
+            for number, source in enumerate(sources)
+        ]  # fmt: skip
+        code[0]["metadata"]["tags"] = ["parameters"]
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": code}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def call(capsys, tmp_path):
+    """Call `run_grid.py`; results go to tmp_path/outputs."""
+    spec = importlib.util.spec_from_file_location("run_grid", PROJECT / "run_grid.py")
+    run_grid = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run_grid)
+
+    def call(*arguments):
+        try:
+            code = run_grid.main([*map(str, arguments), "--outputs", str(tmp_path / "outputs")])
+        except SystemExit as error:
+            code = error.code
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def write_grid(tmp_path, write_notebook):
+    """Write tmp_path/grid.yaml over a notebook that does what its parameter `do` says."""
+
+    def write(text):
+        write_notebook(tmp_path / "notebook.ipynb")
+        path = tmp_path / "grid.yaml"
+        path.write_text(f"notebook: {tmp_path}/notebook.ipynb\n{text}\n")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Runs are executed by a short script, which does to the record what a notebook does, and not by papermill."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(schedule, "COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(schedule, "POLL", 0.02)
+    for module in (keys, steps):  # somebody may be writing code while the tests run
+        monkeypatch.setattr(module, "hash_seglib", lambda besides=(): "the same all the time")
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Read all records of the grid: name of the run -> record."""
+
+    def read():
+        paths = (tmp_path / "outputs" / "grid").glob("*/record.json")
+        return {path.parent.name: json.loads(path.read_text()) for path in sorted(paths)}
+
+    return read
+
+
+@pytest.fixture
+def grid_folder(tmp_path) -> Path:
+    return tmp_path / "outputs" / "grid"

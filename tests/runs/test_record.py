@@ -1,0 +1,98 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from seglib.errors import InputError
+from seglib.runs.record import (
+    UNDER_RUNNER,
+    is_alive,
+    is_finished,
+    open_run,
+    read_record,
+    save_result,
+    start_record,
+    update_record,
+)
+
+
+@pytest.fixture(autouse=True)
+def _interactive(monkeypatch):
+    monkeypatch.delenv(UNDER_RUNNER, raising=False)
+
+
+def test_a_notebook_on_its_own_opens_a_folder_and_its_last_line_says_ok(tmp_path):
+    folder = open_run(str(tmp_path / "mine"), {"lr": 0.1})
+    assert read_record(folder)["status"] == "running"
+    save_result(folder, metrics={"miou": float("nan")}, best_epoch=3)
+    record = read_record(folder)
+    assert record["status"] == "ok" and record["error"] is None and record["metrics"] == {"miou": None}
+    assert record["params"] == {"lr": 0.1} and record["versions"]["torch"] and record["versions"]["python"]
+    assert re.fullmatch(r"[0-9a-f]{40}", record["git_commit"] or "0" * 40) and record["finished_at"]
+
+
+def test_under_the_runner_the_last_line_leaves_the_last_word_to_it(tmp_path, monkeypatch):
+    start_record(tmp_path, "key", {}, {})
+    monkeypatch.setenv(UNDER_RUNNER, "1")
+    assert open_run(str(tmp_path), {}) == tmp_path
+    save_result(tmp_path, metrics={"miou": 0.5})
+    assert read_record(tmp_path)["status"] == "running" and read_record(tmp_path)["metrics"] == {"miou": 0.5}
+    assert not is_finished(tmp_path, "key")
+    update_record(tmp_path, status="ok")
+    assert is_finished(tmp_path, "key") and not is_finished(tmp_path, "other key")
+
+
+def test_results_are_never_written_over(tmp_path):
+    save_result(open_run(str(tmp_path / "a"), {}), metrics={})
+    with pytest.raises(InputError, match="holds a finished run; required a new folder"):
+        open_run(str(tmp_path / "a"), {})
+    assert open_run(str(tmp_path / "b"), {}) == open_run(str(tmp_path / "b"), {})  # the same kernel, once more
+
+    script = "import sys, time; from seglib.runs.record import open_run; print(open_run(sys.argv[1], {}), flush=True)"
+    command = [sys.executable, "-c", f"{script}; time.sleep(60)", str(tmp_path / "c")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(InputError, match=f"is written to by process {other.pid}"):
+        open_run(str(tmp_path / "c"), {})
+    other.kill()
+    other.wait()
+    assert read_record(tmp_path / "c")["status"] == "killed"
+    open_run(str(tmp_path / "c"), {})
+
+
+def test_a_running_record_of_a_process_that_is_gone_reads_as_killed(tmp_path):
+    start_record(tmp_path, "key", {"lr": 1}, {})
+    assert read_record(tmp_path)["status"] == "running"
+    record = json.loads((tmp_path / "record.json").read_text())
+    record["process"]["started"] -= 100  # the id went to another process
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    assert (
+        read_record(tmp_path)["status"] == "killed"
+        and "killed before it could say why" in read_record(tmp_path)["error"]
+    )
+
+
+def test_a_process_that_nobody_waited_for_is_not_alive(tmp_path):
+    script = f"from seglib.runs.record import start_record; start_record({str(tmp_path)!r}, 'k', {{}}, {{}})"
+    child = subprocess.Popen([sys.executable, "-c", script])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie until it is waited for
+    assert read_record(tmp_path)["status"] == "killed"
+    child.wait()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"status": "running"}', '{"status": "running", "process": 3}']
+)
+def test_a_damaged_record_is_no_finished_run(tmp_path, content):
+    (tmp_path / "record.json").write_text(content)
+    assert (read_record(tmp_path) or {}).get("status") in (None, "killed") and not is_finished(tmp_path, "key")
+
+
+@pytest.mark.parametrize(
+    "signed", [{}, {"process": None}, {"process": {"pid": -1, "started": 0}}, {"process": {"pid": "x"}}]
+)
+def test_what_signs_nothing_is_not_alive(signed):
+    assert not is_alive(signed)

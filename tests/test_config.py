@@ -1,0 +1,175 @@
+import datetime
+import math
+from typing import get_args
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from seglib import config
+from seglib.config import TrainConfig
+from seglib.data.augment import PRESETS
+from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS
+from seglib.data.splits import SPLITS
+from seglib.errors import InputErrors
+from seglib.files import PROJECT
+from seglib.runs.notebook import find_config, read_defaults
+from seglib.training.losses import LOSSES
+from seglib.training.optim import SCHEDULES, build_optimizer
+
+NOTEBOOK = PROJECT / "notebooks" / "02_train.ipynb"
+DEFAULTS = read_defaults(NOTEBOOK)
+
+
+def problems(**values):
+    return TrainConfig.find_problems(DEFAULTS | values)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "real"),
+    [
+        (config.LossName, LOSSES),
+        (config.SchedulerName, SCHEDULES),
+        (config.AugmentationName, PRESETS),
+        (config.SplitName, SPLITS),
+        (config.PaintOrder, PAINT_ORDERS),
+        (config.Background, BACKGROUNDS),
+    ],
+    ids=["losses", "schedulers", "augmentations", "splits", "paint orders", "backgrounds"],
+)
+def test_the_vocabulary_is_the_real_thing(vocabulary, real):
+    assert set(get_args(vocabulary)) == set(real)
+
+
+@pytest.mark.parametrize("name", get_args(config.OptimizerName))
+def test_every_optimizer_can_be_built_and_takes_a_step(name):
+    model = torch.nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    optimizer = build_optimizer(name, model, 0.1, 0.01)
+    model(torch.ones(4, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model.weight)
+
+
+def test_the_notebook_has_the_parameters_of_its_config_and_its_defaults_are_sound():
+    assert find_config(NOTEBOOK) is TrainConfig
+    assert [*DEFAULTS] == [*TrainConfig.model_fields]
+    assert problems() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("lr", "fast", "lr must be a number, got 'fast' (a text)"),
+        ("lr", "1e-3", "lr must be a number, got '1e-3' (a text)"),
+        ("lr", True, "lr must be a number, got true"),
+        ("lr", 0, "lr must be above 0.0, got 0"),
+        ("lr", math.nan, "lr must be a finite number, got nan"),
+        ("lr", math.inf, "lr must be a finite number, got inf"),
+        ("epochs", 2.0, "epochs must be a whole number, got 2.0"),
+        ("epochs", 0, "epochs must be at least 1, got 0"),
+        ("epochs", None, "epochs must be a whole number, got None (NoneType)"),
+        ("seed", 2**31, "seed must be below 2147483648, got 2147483648"),
+        ("deterministic", 1, "deterministic must be true or false, got 1"),
+        ("architecture", "", "architecture must be a text that is not empty, got '' (a text)"),
+        ("split", "kfolds", "unknown split 'kfolds'; did you mean 'kfold'?"),
+        ("split", False, "split must be one of given, holdout, kfold"),
+        ("loss", {"focl": 1.0}, "unknown loss 'focl'; did you mean 'focal'? choices: cross_entropy, focal"),
+        ("loss", {"focal": "a"}, "loss.focal must be a number, got 'a' (a text)"),
+        ("loss", {"focal": -1}, "loss.focal must be at least 0.0, got -1"),
+        ("loss", {"focal": 0}, "loss must have a term with a weight above 0"),
+        ("loss", {}, "loss must be a mapping that is not empty, got {} (dict)"),
+        ("loss", "focal", "loss must be a mapping name: value, got 'focal' (a text)"),
+        ("image_size", 100, "image_size must be a multiple of 32 (encoder stride), got 100; nearest: 96 or 128"),
+        ("image_size", 10**400, "image_size must be at most 4096, got 1000"),
+        (
+            "data_dir",
+            "nowhere",
+            "data_dir must be a folder with COCO files, or \"synthetic\"; there is no folder 'nowhere'",
+        ),
+        ("encoder_weights", "no.pth", 'encoder_weights must be "imagenet", "" (from scratch) or a path to a file'),
+        ("encodr", "resnet18", "unknown parameter 'encodr'; did you mean 'encoder'"),
+    ],
+)
+def test_a_wrong_value_is_worded_in_one_line(name, value, words):
+    found = problems(**{name: value})
+    assert [*found] == [name] and found[name].startswith(words) and "\n" not in found[name]
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "words"),
+    [
+        ({"split": "kfold", "fold": 5}, "fold", "fold must be below folds (5), got 5"),
+        ({"fold": 10**400, "split": "kfold"}, "fold", "fold must be below folds (5), got 1000"),
+        ({"fold": 1}, "fold", "fold must be 0 with split 'given', which makes no folds, got 1"),
+        ({"warmup_epochs": 21}, "warmup_epochs", "warmup_epochs must not be above epochs (20), got 21"),
+    ],
+)
+def test_values_that_do_not_go_together_are_worded_too(values, name, words):
+    found = problems(**values)
+    assert [*found] == [name] and found[name].startswith(words)
+
+
+def test_a_missing_annotation_file_is_told_with_those_that_are_there(small_data):
+    found = problems(data_dir=str(small_data), val_json="valid.json")
+    assert [*found] == ["val_json"]
+    assert (
+        found["val_json"].startswith("val_json must be a file in data_dir, got 'valid.json'")
+        and "val.json" in found["val_json"]
+    )
+    assert problems(data_dir=str(small_data), val_json="valid.json", split="kfold") == {}
+
+
+@pytest.mark.parametrize("name", [*TrainConfig.model_fields, "nonsense"])
+def test_no_value_makes_the_check_itself_fail(name):
+    values = [
+        None,
+        True,
+        -1,
+        10**400,
+        1.5,
+        math.nan,
+        "",
+        "\0",
+        "x" * 5000,
+        "~nobody/x",
+        b"\xff",
+        [],
+        {},
+        {"a": {"b": [1]}},
+        {1: 2},
+    ]
+    for value in [*values, {"focal": math.nan}, datetime.date(2026, 1, 1), {1}, object()]:
+        found = TrainConfig.resolve_paths(DEFAULTS | {name: value}, PROJECT)
+        assert all("\n" not in problem for problem in TrainConfig.find_problems(found).values())
+
+
+def test_a_notebook_hears_of_all_its_mistakes_at_once():
+    namespace = DEFAULTS | {"lr": "fast", "epochs": 0, "unrelated": object()}
+    del namespace["seed"]
+    with pytest.raises(InputErrors) as caught:
+        TrainConfig.from_notebook(namespace)
+    assert caught.value.lines == [
+        "parameters: lr must be a number, got 'fast' (a text)",
+        "parameters: epochs must be at least 1, got 0",
+        "parameters: seed is missing; the notebook's parameters cell must set it",
+    ]
+
+
+def test_a_config_cannot_be_changed():
+    checked = TrainConfig.from_notebook(DEFAULTS)
+    with pytest.raises(ValidationError, match="frozen"):
+        checked.lr = 1.0
+
+
+def test_values_that_disagree_cannot_be_built_either():
+    with pytest.raises(ValidationError, match="fold must be below folds"):
+        TrainConfig(**DEFAULTS | {"split": "kfold", "fold": 5})
+
+
+def test_paths_are_made_absolute_and_words_are_left_alone(tmp_path):
+    values = {"data_dir": "../data", "encoder_weights": "imagenet", "train_json": "train.json"}
+    assert TrainConfig.resolve_paths(values, tmp_path / "notebooks") == values | {"data_dir": str(tmp_path / "data")}
+    assert (
+        TrainConfig.resolve_paths({"data_dir": "synthetic", "encoder_weights": ""}, tmp_path)["data_dir"] == "synthetic"
+    )
