@@ -24,8 +24,11 @@ def test_uint8_images_are_normalised_once_and_floats_are_left_alone():
     assert torch.equal(model(floats), model.network(floats))
 
 
-def test_normalisation_does_not_travel_in_the_weights():
-    assert not {"mean", "std"} & build_model("FPN", "resnet18", num_classes=3).state_dict().keys()
+def test_normalisation_travels_with_the_weights():
+    trained, rebuilt = (build_model("FPN", "tu-resnet10t", num_classes=3) for _ in range(2))
+    trained.mean.fill_(0.5)  # as Inception's weights want it
+    rebuilt.load_state_dict(trained.state_dict())
+    assert rebuilt.mean.flatten().tolist() == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
