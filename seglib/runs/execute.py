@@ -24,7 +24,8 @@ from traitlets.config import Config
 
 from seglib.files import write_text
 from seglib.runs.notebook import saves_result
-from seglib.runs.record import UNDER_RUNNER, read_record, start_record, update_record
+from seglib.runs.processes import UNDER_RUNNER, kill_family
+from seglib.runs.record import read_record, start_record, update_record
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 _STOPPED = {
@@ -77,9 +78,12 @@ def run_job(job: dict[str, Any]) -> None:
     notebook, run_dir = Path(job["notebook"]), Path(job["run_dir"])
     output = run_dir / notebook.name
     os.environ[UNDER_RUNNER] = str(os.getpid())
+    # Threads of OpenMP that wait for work spin; with two runs on the same cores that made each several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     began = time.monotonic()
     start_record(run_dir, job["key"], job["parameters"], job["varied"])
     status, error = execute(notebook, output, job["parameters"])
+    kill_family(os.getpid())
     if status == "ok" and saves_result(notebook) and "finished_at" not in (read_record(run_dir) or {}):
         status, error = "failed", "the notebook ended before it saved its result"
     if output.is_file():
