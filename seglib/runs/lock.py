@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from seglib.errors import InputError
-from seglib.runs.record import describe_process, is_alive
+from seglib.runs.processes import describe_process, is_alive
 
 
 @contextmanager

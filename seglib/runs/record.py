@@ -11,13 +11,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from seglib.errors import InputError
 from seglib.files import PROJECT, outputs_dir, write_json
+from seglib.runs.processes import UNDER_RUNNER, describe_process, is_alive
 
 NAME = "record.json"
-UNDER_RUNNER = "SEGLIB_RUNNER"  # set in the kernels that the runner starts: the runner then has the last word
 _PACKAGES = (
     "torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "opencv-python-headless",
     "numpy", "pandas", "pycocotools", "papermill", "ipykernel",
@@ -104,22 +102,6 @@ def is_finished(run_dir: str | Path, key: str) -> bool:
     """Whether a run is done: its record is ok and was made with the same key."""
     record = read_record(run_dir) or {}
     return record.get("status") == "ok" and record.get("key") == key
-
-
-def describe_process() -> dict[str, Any]:
-    """This process, so that others can see whether it is still there."""
-    process = psutil.Process()
-    return {"process": {"pid": process.pid, "started": process.create_time()}}
-
-
-def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether the process that signed a record still runs (its id may have gone to another since)."""
-    signed = record.get("process") or {}
-    try:
-        process = psutil.Process(signed["pid"])
-        return abs(process.create_time() - signed["started"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
 
 
 @cache

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from seglib.files import PROJECT
-from seglib.runs.record import UNDER_RUNNER, read_record, update_record
+from seglib.runs.processes import kill_family
+from seglib.runs.record import read_record, update_record
 from seglib.runs.text_table import format_seconds
 
 COMMAND = (sys.executable, "-m", "seglib.runs.execute")
@@ -109,9 +108,10 @@ def _start(job: Job, place: str) -> _Active:
 def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = False) -> str:
     """Read how a job ended; if its process could not say so itself, say it for it."""
     job, code = run.job, run.process.returncode
-    run.process.stdin.close()
+    with contextlib.suppress(BrokenPipeError):
+        run.process.stdin.close()
     if code or interrupted:
-        _kill_family(run.process.pid)
+        kill_family(run.process.pid)
     if code:
         status, error = "failed", _last_line(job.run_dir / "run.log")
         if interrupted:
@@ -139,14 +139,6 @@ def _stop(processes: Sequence[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _kill_family(pid: int) -> None:
-    """Kill what a run's process left behind: its kernel and its loader's workers carry its id in their environment."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # gone, or another user's
-            if process.environ().get(UNDER_RUNNER) == str(pid):
-                process.kill()
 
 
 def _last_line(log: Path) -> str:

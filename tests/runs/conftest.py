@@ -17,7 +17,8 @@ RESULT = 'save_result(run_dir, metrics={"miou": 0.5})\n'
 
 STAND_IN = """
 import json, os, signal, sys, time
-from seglib.runs.record import UNDER_RUNNER, save_result, start_record, update_record
+from seglib.runs.processes import UNDER_RUNNER
+from seglib.runs.record import save_result, start_record, update_record
 os.environ[UNDER_RUNNER] = "1"
 job = json.loads(sys.stdin.readline())
 do, folder = job["parameters"].get("do", "ok"), job["run_dir"]

@@ -112,17 +112,18 @@ def test_one_image_of_32_px_is_for_the_child_to_judge(count_children):
     ]
 
 
-def test_with_other_versions_the_child_is_asked(count_children, monkeypatch):
-    monkeypatch.setattr(
-        preflight, "installed_versions", lambda: {"segmentation-models-pytorch": "9.9.9", "timm": "1.0"}
-    )
+def test_with_other_versions_the_child_is_asked_again(count_children, monkeypatch):
+    asked = [model("FPN", "resnet18"), model("FPN", "tu-resnet10t")]
+    find_model_refusals(asked)
+    versions = {"segmentation-models-pytorch": "9.9.9", "timm": "9.9"}
+    monkeypatch.setattr(preflight, "installed_versions", lambda: versions)
     preflight._load_table.cache_clear()
     try:
-        assert find_model_refusals([model("FPN", "resnet18")]) == ["no resnet18"]
+        assert find_model_refusals(asked) == ["no resnet18", "no tu-resnet10t"]
     finally:
         monkeypatch.undo()
         preflight._load_table.cache_clear()
-    assert count_children == [model("FPN", "resnet18")]
+    assert count_children == [asked[1], *asked]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"a": 3}', ""])

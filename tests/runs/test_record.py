@@ -7,16 +7,8 @@ import sys
 import pytest
 
 from seglib.errors import InputError
-from seglib.runs.record import (
-    UNDER_RUNNER,
-    is_alive,
-    is_finished,
-    open_run,
-    read_record,
-    save_result,
-    start_record,
-    update_record,
-)
+from seglib.runs.processes import UNDER_RUNNER, is_alive
+from seglib.runs.record import is_finished, open_run, read_record, save_result, start_record, update_record
 
 
 @pytest.fixture(autouse=True)

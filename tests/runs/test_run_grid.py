@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs.record import UNDER_RUNNER, read_record
+from seglib.runs.processes import UNDER_RUNNER
+from seglib.runs.record import read_record
 
 # The first time, what `do` says happens; the next time the run is well.
 MISFORTUNE = """
@@ -23,6 +24,8 @@ if first and do == "kill":
 if first and do == "raise":
     raise ValueError("not this time")
 if first and do.startswith("sleep"):
+    import subprocess
+    subprocess.Popen(["sleep", "120"])  # as the workers of a loader
     time.sleep(120)
 """
 
@@ -44,7 +47,7 @@ def command(tmp_path_factory):
 @pytest.fixture
 def run(command):
     """Run the command to its end."""
-    return lambda *arguments: subprocess.run(command(*arguments), capture_output=True, text=True)
+    return lambda *arguments: subprocess.run(command(*arguments), capture_output=True, text=True, timeout=90)
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def wait_for(condition, seconds=30):
 
 
 def family_of(record):
-    """The process that executes a run, and its kernel."""
+    """The process that executes a run, its kernel, and what that has started."""
     pid = record["process"]["pid"]
     marked = []
     for process in psutil.process_iter():
@@ -131,7 +134,7 @@ def test_a_killed_process_takes_its_kernel_along_and_ctrl_c_keeps_what_ran(
     wait_for(lambda: len([*grid_folder.glob("*happened")]) == 2)
     one, two = (read_record(grid_folder / f"do=sleep_{number}") for number in (1, 2))
     families = [family_of(one), family_of(two)]
-    assert [len(family) for family in families] == [2, 2]
+    assert [len(family) for family in families] == [3, 3]
 
     os.kill(one["process"]["pid"], signal.SIGKILL)
     wait_for(lambda: all(map(is_gone, families[0])), 10)
@@ -169,7 +172,7 @@ def test_after_the_runner_is_killed_its_runs_end_before_the_next_one_starts(
     runner.kill()
     result = run(path)
     assert result.returncode == 0 and records()["do=sleep"]["status"] == "ok"
-    assert len(family) == 2 and all(map(is_gone, family))
+    assert len(family) == 3 and all(map(is_gone, family))
     assert "waiting for the last processes of a killed run_grid.py to end" in result.stdout
 
 

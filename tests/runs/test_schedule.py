@@ -195,6 +195,12 @@ def test_an_error_of_the_runner_itself_leaves_no_process(tmp_path):
     assert not psutil.Process().children()
 
 
+def test_a_process_that_ends_before_it_hears_of_its_job_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "COMMAND", ("sh", "-c", "echo no such module >&2; exit 3"))
+    assert not run_jobs([make_job(tmp_path / "a", "x" * 1_000_000)], 1, False, lambda job: job, ignore, ignore, ignore)
+    assert read_record(tmp_path / "a")["error"] == f"no such module; see {tmp_path / 'a' / 'run.log'}"
+
+
 def test_a_dry_run_into_head_is_quiet(tmp_path, write_grid):
     path = write_grid(f"grid: {{seed: {list(range(5000))}}}")
     command = f"{sys.executable} {PROJECT}/run_grid.py {path} --dry-run --outputs {tmp_path}/o | head -1"
