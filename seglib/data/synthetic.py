@@ -49,7 +49,7 @@ KINDS = (
     Kind("Battery", shapes.battery, 2, 0.8),
     Kind("Clothing", shapes.garment, 2.2, 2.2),
 )
-CLUTTER = (Kind("", shapes.leaf, 0, 0), Kind("", shapes.twig, 0, 0))
+CLUTTER = (Kind("", shapes.leaf, 0, 0), Kind("", shapes.twig, 0, 0))  # hides litter, is none: not annotated
 
 # Sizes are square roots of areas in an image of 256 px; all grow with the image.
 MEDIAN_SIZE = 19  # [px]
@@ -60,7 +60,7 @@ ON_ANOTHER = 0.3  # share of the objects thrown onto one that lies there already
 WHOLE = 0.1  # share of the annotations that outline the hidden part too, so that they overlap
 
 
-def make_synthetic(folder: Path, num_images: int = 240, image_size: int = 256, seed: int = 21,
+def make_synthetic(folder: str | Path, num_images: int = 240, image_size: int = 256, seed: int = 21,
                    progress: Callable[[int, int], None] | None = None) -> Path:
     """Draw the data set: `images/*.jpg`, `train.json`, `val.json`, `train_all.json` (both) and `test.json`.
 
@@ -70,7 +70,7 @@ def make_synthetic(folder: Path, num_images: int = 240, image_size: int = 256, s
 
     Parameters
     ----------
-    folder : Path
+    folder : str or Path
         Where to write; must be absent or empty. It appears whole, when all is drawn.
     num_images : int
         At least 8.
@@ -94,7 +94,7 @@ def make_synthetic(folder: Path, num_images: int = 240, image_size: int = 256, s
         if value < least:
             raise InputError(f"synthetic data: {name} must be at least {least}, got {value}; raise it")
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"synthetic data: the folder must be absent or empty, got {folder}; "
                          "name another one or delete it")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,9 @@ def open_synthetic(num_images: int = 240, image_size: int = 256, seed: int = 21)
     folder = cache_dir() / f"synthetic_v{VERSION}_{num_images}x{image_size}_seed{seed}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock"):
-        return folder if folder.exists() else make_synthetic(folder, num_images, image_size, seed)
+        if not (folder / "train.json").exists():
+            make_synthetic(folder, num_images, image_size, seed)
+    return folder
 
 
 def _write(folder: Path, num_images: int, image_size: int, seed: int, progress: Callable[[int, int], None]) -> None:
@@ -129,7 +131,7 @@ def _write(folder: Path, num_images: int, image_size: int, seed: int, progress: 
             number += 1
             file_name = f"images/{number:04d}.jpg"
             image, objects = _draw(np.random.default_rng([seed, 2, number]), scene, image_size)
-            cv2.imwrite(str(folder / file_name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+            (folder / file_name).write_bytes(_jpeg(image))
             images.append({"id": number, "file_name": file_name, "width": image_size, "height": image_size,
                            "group": group})  # fmt: skip
             for category, mask in objects if split != "test" else ():
@@ -139,6 +141,10 @@ def _write(folder: Path, num_images: int, image_size: int, seed: int, progress: 
     splits["train_all"] = tuple(a + b for a, b in zip(splits["train"], splits["val"], strict=True))
     for split, (images, annotations) in splits.items():
         _write_coco(folder / f"{split}.json", images, annotations)
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def _write_coco(path: Path, images: list[dict], annotations: list[dict]) -> None:
@@ -179,7 +185,7 @@ def _draw(rng: np.random.Generator, scene: Scene, image_size: int) -> tuple[np.n
     annotated = []
     for index, (category, mask) in enumerate(laid, start=1):
         visible = mask & (owner == index)
-        if category in CLASSES and visible.sum() >= max(LEAST_AREA * unit**2, 4):
+        if category and visible.sum() >= max(LEAST_AREA * unit**2, 4):
             annotated.append((CLASSES.index(category) + 1, mask if rng.random() < WHOLE else visible))
     return photograph(rng, image), annotated
 
@@ -188,8 +194,9 @@ def _choose_objects(rng: np.random.Generator, clutter: float, unit: float) -> li
     """Kind and size [px] of what lies in an image, mostly the largest first."""
     frequency, scale = np.array([(kind.frequency, kind.scale) for kind in KINDS]).T
     chosen = rng.choice(len(KINDS), 3 + rng.binomial(9, 0.6), p=frequency / frequency.sum())
-    sizes = MEDIAN_SIZE * rng.lognormal(0, DISTANCE_SPREAD) * scale[chosen] * rng.lognormal(0, OBJECT_SPREAD, len(chosen))
-    sizes = np.concatenate([np.clip(sizes, SMALLEST, LARGEST), rng.uniform(5, 16, rng.poisson(clutter))])
+    sizes = MEDIAN_SIZE * scale[chosen] * rng.lognormal(0, OBJECT_SPREAD, len(chosen))
+    sizes = np.clip(sizes * rng.lognormal(0, DISTANCE_SPREAD), SMALLEST, LARGEST)
+    sizes = np.concatenate([sizes, rng.uniform(5, 16, rng.poisson(clutter))])
     kinds = [*(KINDS[i] for i in chosen), *(CLUTTER[i] for i in rng.integers(0, 2, len(sizes) - len(chosen)))]
     order = np.argsort(-sizes * rng.lognormal(0, 0.5, len(sizes)))
     return [(kinds[i], float(sizes[i] * unit)) for i in order]
@@ -206,8 +213,10 @@ def _annotate(category: int, mask: np.ndarray) -> dict:
 def _outline(mask: np.ndarray) -> list[list[float]]:
     """Polygons [x, y, x, y, ...] around the parts of a mask, the longest first; holes are filled, specks left out."""
     fine = 4  # contours run through pixel centres: of pixels this much finer, so that no border is lost
-    enlarged = cv2.resize(mask.astype(np.uint8), None, fx=fine, fy=fine, interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    box = mask[y : y + height, x : x + width].astype(np.uint8)
+    box = cv2.resize(box, None, fx=fine, fy=fine, interpolation=cv2.INTER_NEAREST)
+    contours, _ = cv2.findContours(box, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=(x * fine, y * fine))
     contours = sorted(contours, key=cv2.contourArea, reverse=True)
     least = 0.03 * cv2.contourArea(contours[0])
     corners = [cv2.approxPolyDP(c, 0.4 * fine, True) for c in contours if cv2.contourArea(c) >= least]

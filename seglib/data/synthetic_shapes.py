@@ -1,4 +1,4 @@
-"""The litter of the embedded data set: one function a class draws an object's colour, relief and outline.
+"""The litter of the embedded data set: one function a sort draws an object's colour, relief and outline.
 
 Each function takes a generator and the object's own coordinates `x`, `y` (n, n), already turned: the object lies in
 the unit disc, x along its length. Shapes are distances to an outline [half canvases], positive inside, so that noise
@@ -130,8 +130,9 @@ def _face(x, y, corner, right, up):
 def carton(rng, x, y):
     """A printed drinks carton seen from a corner."""
     x, y = (axis + 0.015 * noise(rng, len(x), 3, 1) for axis in (x, y))
-    right, up, back = np.array([rng.uniform(0.4, 0.75), rng.uniform(-0.12, 0.12)]), (0.0, 0.95), (0.38, rng.uniform(0.2, 0.35))
-    corner = -(right + np.add(up, back)) / 2
+    right = np.array([rng.uniform(0.4, 0.75), rng.uniform(-0.12, 0.12)])
+    up, back = np.array([0, 0.95]), np.array([0.38, rng.uniform(0.2, 0.35)])
+    corner = -(right + up + back) / 2
     faces = [(corner, right, up, 1.0), (corner + right, back, up, 0.68), (corner + up, right, back, 1.18)]
     base, brand = _colour(rng, 0xDDB030, 0xD8A82C, 0xE4BC48, 0xD0A058), _colour(rng, 0xF0E6C8, 0x8A4E20, 0x6A3A2A)
     bands = rng.uniform(0.15, 0.8, 2)
@@ -167,7 +168,7 @@ GLASS = (0x1F7A38, 0x2E8A4A, 0x1F6B30, 0x1F7A38, 0x5C3A16)
 
 
 def glass_bottle(rng, x, y):
-    """A green, brown or clear bottle; the ground shines through."""
+    """A green or brown bottle; the ground shines through."""
     neck = rng.uniform(0.08, 0.12)
     width = np.interp(x, [-0.96, -0.94, -0.9, 0.15, 0.45, 0.88, 0.89, 0.95, 0.96],
                       [-1, 0.24, 0.29, 0.29, neck, neck, neck + 0.03, neck + 0.03, -1])  # fmt: skip
@@ -260,7 +261,8 @@ def leaf(rng, x, y):
     """A fallen leaf: no litter, but it hides some."""
     width = 0.42 * np.clip(1 - x**2, 0, 1) - 0.02
     colour = _plain(_colour(rng, 0x7A5A2A, 0x8C6A30, 0x5A4A24, 0x6A7030, 0x94602C), x)
-    colour = _blend(colour * (1 + 0.1 * noise(rng, len(x), 6, 2)[..., None]), np.float32(0.25), (np.abs(y) < 0.025) * 0.7)
+    colour = colour * (1 + 0.1 * noise(rng, len(x), 6, 2)[..., None])
+    colour = _blend(colour, np.float32(0.25), (np.abs(y) < 0.025) * 0.7)
     return Sprite(np.clip(colour, 0, 1), 0.3 * np.abs(y) + 0.04 * noise(rng, len(x), 2), _cover(width - np.abs(y)))
 
 
@@ -274,7 +276,7 @@ def twig(rng, x, y):
 
 def draw_turned(rng: np.random.Generator, shape: Callable[..., Sprite], size: float) -> Sprite:
     """Draw an object turned by a random angle, finely enough to be laid at that size [px]."""
-    n = int(np.clip(3 * size, 48, 320))
+    n = int(np.clip(2.5 * size, 48, 256))
     down, right = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     return shape(rng, right * np.cos(angle) + down * np.sin(angle), down * np.cos(angle) - right * np.sin(angle))
