@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ def run_jobs(
     KeyboardInterrupt
         After Ctrl-C, when every process has ended; records say `interrupted`.
     """
-    waiting, active, statuses, began = list(jobs), [], [], time.monotonic()
+    waiting, active, statuses, seconds = list(jobs), [], [], []
     try:
         while waiting or active:
             while waiting and len(active) < workers:
@@ -74,9 +75,10 @@ def run_jobs(
                 active.append(_start(prepare(waiting.pop(0)), place))
                 report(f"{place} {active[-1].job.label}")
             time.sleep(POLL)
-            show(_describe(active, len(statuses), len(jobs), began))
+            show(_describe(active, len(waiting), seconds, workers))
             for run in [run for run in active if run.process.poll() is not None]:
                 active.remove(run)
+                seconds.append(time.monotonic() - run.began)
                 statuses.append(_finish(run, report))
                 on_end()
             if fail_fast and any(status != "ok" for status in statuses):
@@ -146,14 +148,17 @@ def _last_line(log: Path) -> str:
     return f"{lines[-1][:300] if lines else 'the process of the run ended without a word'}; see {log}"
 
 
-def _describe(active: Sequence[_Active], done: int, total: int, began: float) -> str:
-    now = time.monotonic()
-    parts = [
-        f"{run.place} {_read_progress(run.job.run_dir) or f'starting {format_seconds(now - run.began)}'}"
-        for run in active
-    ]
-    left = f" | about {format_seconds((now - began) / done * (total - done))} left" if done else ""
-    return " | ".join(parts) + left
+def _describe(active: Sequence[_Active], waiting: int, seconds: Sequence[float], workers: int) -> str:
+    """What each run does now, after the time that is left if all take as long as those that ended [s]."""
+    parts = []
+    elapsed = [time.monotonic() - run.began for run in active]
+    if seconds:
+        mean = statistics.fmean(seconds)
+        left = (waiting * mean + sum(max(0, mean - so_far) for so_far in elapsed)) / workers
+        parts.append(f"about {format_seconds(left)} left")
+    for run, so_far in zip(active, elapsed, strict=True):
+        parts.append(f"{run.place} {_read_progress(run.job.run_dir) or f'starting {format_seconds(so_far)}'}")
+    return " | ".join(parts)
 
 
 def _read_progress(run_dir: Path) -> str:
