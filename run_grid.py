@@ -87,7 +87,8 @@ def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
         print(f"{'run ' if run.name in waiting else 'skip'}  {run.name}")
     for name in grid.varied:
         values = list(dict.fromkeys(shorten(run.varied[name]) for run in chosen if name in run.varied))
-        print(fit(f"{name}: {', '.join(values)}", 200))
+        rest = f", ... ({len(values)} values)" if len(values) > 12 else ""
+        print(f"{name}: {', '.join(values[:12])}{rest}")
     print(describe_plan(grid, len(chosen), len(waiting)))
 
 

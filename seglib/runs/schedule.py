@@ -78,8 +78,8 @@ def run_jobs(
             show(_describe(active, len(waiting), seconds, workers))
             for run in [run for run in active if run.process.poll() is not None]:
                 active.remove(run)
-                seconds.append(time.monotonic() - run.began)
                 statuses.append(_finish(run, report))
+                seconds += [time.monotonic() - run.began] if statuses[-1] == "ok" else []
                 on_end()
             if fail_fast and any(status != "ok" for status in statuses):
                 waiting.clear()
@@ -149,13 +149,13 @@ def _last_line(log: Path) -> str:
 
 
 def _describe(active: Sequence[_Active], waiting: int, seconds: Sequence[float], workers: int) -> str:
-    """What each run does now, after the time that is left if all take as long as those that ended [s]."""
+    """What each run does now, after the time that is left if all take as long as those that were ok [s]."""
     parts = []
     elapsed = [time.monotonic() - run.began for run in active]
     if seconds:
         mean = statistics.fmean(seconds)
         left = (waiting * mean + sum(max(0, mean - so_far) for so_far in elapsed)) / workers
-        parts.append(f"about {format_seconds(left)} left")
+        parts += [f"about {format_seconds(left)} left"] if left >= 1 else []
     for run, so_far in zip(active, elapsed, strict=True):
         parts.append(f"{run.place} {_read_progress(run.job.run_dir) or f'starting {format_seconds(so_far)}'}")
     return " | ".join(parts)

@@ -256,6 +256,13 @@ def test_a_thousand_runs_are_planned_without_torch(tmp_path):
     assert len({line for line in lines if line.startswith("run ")}) == 1000 and not (tmp_path / "outputs").exists()
 
 
+def test_twenty_thousand_runs_are_listed_in_seconds(call, write_grid):
+    began = time.monotonic()
+    result = call(write_grid(f"grid: {{seed: {list(range(20_000))}}}"), "--dry-run")
+    assert result.code == 0 and "\nseed: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ... (20000 values)\n" in result.out
+    assert time.monotonic() - began < 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
