@@ -39,7 +39,7 @@ def plot_batch(images: np.ndarray, masks: np.ndarray, class_names: Sequence[str]
 def plot_predictions(
     images: np.ndarray, truths: np.ndarray, preds: np.ndarray, class_names: Sequence[str], titles: Sequence[str]
 ) -> Figure:
-    """One row an image: image, truth, prediction, error (correct pixels dimmed, wrong ones in their true class)."""
+    """One row an image: image, truth, prediction, error (right pixels pale, wrong ones red, ignored ones grey)."""
     use_font_for(class_names)
     figure, axes = plt.subplots(len(images), 4, figsize=(4 * PANEL, PANEL * len(images)), squeeze=False)
     num_classes = len(class_names)
