@@ -2,14 +2,12 @@
 
 import importlib.metadata
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
-from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, cache_dir, hash_file, hash_text, write_json
+from seglib.errors import unknown_name
+from seglib.files import PROJECT, hash_file
+from seglib.runs.child_check import ask_child
 
 TABLE = PROJECT / "seglib" / "models" / "compatibility.json"
 
@@ -53,39 +51,13 @@ def _look_up(model: dict) -> str | None:
     return ""
 
 
+def _ask_child(models: Sequence[dict]) -> list[str]:
+    code = [hash_file(path) for path in sorted(TABLE.parent.glob("*.py"))]
+    return ask_child("seglib.models", models, [installed_versions(), code])
+
+
 @cache
 def _load_table() -> dict:
     """The shipped table; empty if it was made with other versions than those installed."""
     table = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
     return table if table.get("versions") == installed_versions() else {}
-
-
-def _ask_child(models: Sequence[dict]) -> list[str]:
-    """Build models in a child process; answers are remembered until a library or the code that builds changes."""
-    path = cache_dir() / "models.json"
-    remembered = _read_remembered(path)
-    state = [installed_versions(), *map(hash_file, sorted(TABLE.parent.glob("*.py")))]
-    keys = [hash_text(json.dumps([model, state], sort_keys=True)) for model in models]
-    new = {key: model for key, model in zip(keys, models, strict=True) if key not in remembered}
-    if new:
-        remembered |= dict(zip(new, _build_in_child([*new.values()]), strict=True))
-        write_json(path, remembered)
-    return [remembered[key] for key in keys]
-
-
-def _build_in_child(models: Sequence[dict]) -> list[str]:
-    command = [sys.executable, "-m", "seglib.models", "--check"]
-    child = subprocess.run(command, input=json.dumps(models), capture_output=True, text=True, cwd=PROJECT)
-    if child.returncode:
-        last = (child.stderr.strip() or f"exit code {child.returncode}").splitlines()[-1]
-        raise InputError(f"the check of the models could not run: {last}; try `python -m seglib.models --list`")
-    return json.loads(child.stdout.splitlines()[-1])
-
-
-def _read_remembered(path: Path) -> dict[str, str]:
-    try:
-        remembered = json.loads(path.read_text())
-    except (OSError, ValueError):  # absent or damaged: everything is asked again
-        return {}
-    sound = isinstance(remembered, dict) and all(isinstance(answer, str) for answer in remembered.values())
-    return remembered if sound else {}

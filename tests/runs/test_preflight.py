@@ -9,7 +9,7 @@ from seglib.errors import InputError
 from seglib.files import PROJECT, cache_dir
 from seglib.models.__main__ import find_refusal, list_models
 from seglib.models.build import ARCHITECTURES
-from seglib.runs import preflight
+from seglib.runs import child_check, preflight
 from seglib.runs.preflight import TABLE, find_model_refusals, installed_versions
 
 
@@ -19,7 +19,7 @@ def model(architecture, encoder, image_size=128, batch_size=2):
 
 @pytest.fixture
 def no_child(monkeypatch):
-    monkeypatch.setattr(preflight, "_build_in_child", lambda models: pytest.fail(f"a child was asked about {models}"))
+    monkeypatch.setattr(child_check, "_run_child", lambda module, models: pytest.fail(f"a child was asked about {models}"))
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def count_children(monkeypatch, tmp_path):
     monkeypatch.setenv("SEGLIB_CACHE", str(tmp_path / "cache"))
     asked = []
 
-    def answer(models):
+    def answer(module, models):
         asked.extend(models)
         return [f"no {item['encoder']}" for item in models]
 
-    monkeypatch.setattr(preflight, "_build_in_child", answer)
+    monkeypatch.setattr(child_check, "_run_child", answer)
     return asked
 
 
@@ -101,7 +101,7 @@ def test_encoders_of_timm_are_built_in_a_child_and_remembered(tmp_path, monkeypa
         "unknown encoder 'tu-resnet10x'; did you mean 'tu-resnet10t'"
     )
     assert answers[3] != ""
-    monkeypatch.setattr(preflight, "_build_in_child", lambda models: pytest.fail("asked twice"))
+    monkeypatch.setattr(child_check, "_run_child", lambda module, models: pytest.fail("asked twice"))
     assert find_model_refusals(asked) == answers
 
 
@@ -132,14 +132,14 @@ def test_damaged_answers_are_asked_for_again(count_children, content):
     find_model_refusals(asked)
     find_model_refusals(asked)
     assert len(count_children) == 1
-    (cache_dir() / "models.json").write_text(content)
+    (cache_dir() / "seglib.models.json").write_text(content)
     assert find_model_refusals(asked) == ["no tu-resnet10t"] and len(count_children) == 2
 
 
 def test_four_processes_at_once_get_their_answers_and_leave_a_whole_file(tmp_path, monkeypatch):
     script = (
-        "import sys\nfrom seglib.runs import preflight\n"
-        "preflight._build_in_child = lambda models: [item['encoder'] for item in models]\n"
+        "import sys\nfrom seglib.runs import child_check, preflight\n"
+        "child_check._run_child = lambda module, models: [item['encoder'] for item in models]\n"
         "for number in range(40):\n"
         "    name = f'tu-{sys.argv[1]}-{number}'\n"
         "    asked = {'architecture': 'FPN', 'encoder': name, 'image_size': 64, 'batch_size': 2}\n"
@@ -148,16 +148,16 @@ def test_four_processes_at_once_get_their_answers_and_leave_a_whole_file(tmp_pat
     monkeypatch.setenv("SEGLIB_CACHE", str(tmp_path))
     children = [subprocess.Popen([sys.executable, "-c", script, str(number)], cwd=PROJECT) for number in range(4)]
     assert [child.wait() for child in children] == [0, 0, 0, 0]
-    assert len(json.loads((tmp_path / "models.json").read_text())) >= 40
-    assert [path.name for path in tmp_path.iterdir()] == ["models.json"]
+    assert len(json.loads((tmp_path / "seglib.models.json").read_text())) >= 40
+    assert [path.name for path in tmp_path.iterdir()] == ["seglib.models.json"]
 
 
 def test_a_child_that_fails_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("SEGLIB_CACHE", str(tmp_path))
-    monkeypatch.setattr(preflight, "PROJECT", tmp_path)
+    monkeypatch.setattr(child_check, "PROJECT", tmp_path)
     (tmp_path / "seglib").mkdir()
     (tmp_path / "seglib" / "__init__.py").write_text("raise ImportError('no torch here')")
-    with pytest.raises(InputError, match="the check of the models could not run: ImportError: no torch here") as caught:
+    with pytest.raises(InputError, match="--check` could not run: ImportError: no torch here") as caught:
         find_model_refusals([model("FPN", "tu-resnet10t")])
     assert "\n" not in str(caught.value)
 
