@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seglib.config import NotebookConfig
 from seglib.errors import InputError, unknown_name
+from seglib.parameters import NotebookConfig
 from seglib.runs.grid_file import GridFile
 from seglib.runs.naming import shorten
 from seglib.runs.notebook import find_config, find_notebook, read_defaults

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seglib.config import NotebookConfig
 from seglib.errors import InputError, InputErrors
+from seglib.parameters import NotebookConfig
 from seglib.runs.checks import check_values, find_grid_problems, find_run_problems
 from seglib.runs.grid_file import GridFile, read_grid_file
 from seglib.runs.keys import compute_keys

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seglib.config import NotebookConfig
 from seglib.data.fingerprint import fingerprint_data, hash_files
 from seglib.files import PROJECT, hash_file, hash_text
+from seglib.parameters import NotebookConfig
 from seglib.runs.notebook import hash_code
 
 

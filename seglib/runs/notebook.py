@@ -10,6 +10,7 @@ from typing import Any
 from seglib import config
 from seglib.errors import InputError
 from seglib.files import PROJECT, hash_text
+from seglib.parameters import NotebookConfig
 
 
 def read_defaults(path: Path) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def find_notebook(notebook: str, grid_path: Path) -> Path:
     raise InputError(f"{grid_path}: there is no notebook {notebook!r}, neither in {Path.cwd()} nor in {PROJECT}")
 
 
-def find_config(path: Path) -> type[config.NotebookConfig] | None:
+def find_config(path: Path) -> type[NotebookConfig] | None:
     """The config class that the notebook checks itself with; None for a notebook that has none."""
     for cell in _code_cells(path):
         match = re.search(r"\b(\w+Config)\.from_notebook\(", _source(cell))
