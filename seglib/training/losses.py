@@ -1,79 +1,78 @@
-"""Training losses: four terms over valid pixels, and weighted mixtures of them.
+"""Training losses: the vocabulary of terms, and weighted mixtures of them.
 
 Every term is a function `(logits (N, C, H, W), target (N, H, W), weight (N, H, W)) -> scalar`, where `target` holds a
 class id in 0..C-1 everywhere and `weight` is 0 where the pixel is ignored, 1 elsewhere. Options of a term are keywords
 after these three.
 
-Only softmax and log-softmax are delegated to torch: its cross entropy is not deterministic on CUDA for (N, C, H, W) and
-8 times slower on a CPU for (N*H*W, C). smp 0.6's losses let ignored pixels dilute the mean or raise by default (soft
-cross entropy), give NaN where all are ignored (focal), or cannot ignore any (Jaccard).
+Targets are class ids even where images are mixed: the caller adds up share * loss(logits, mask) over the (mask, share)
+pairs of the mixture, which for cross entropy is the loss of the soft targets.
+
+Only softmax, log-softmax, pooling and convolution are delegated to torch: its cross entropy is not deterministic on
+CUDA for (N, C, H, W) and 8 times slower on a CPU for (N*H*W, C). smp 0.6's losses let ignored pixels dilute the mean
+or raise by default (soft cross entropy), give NaN where all are ignored (focal), or cannot ignore any (Jaccard).
 """
 
-import math
-from collections.abc import Mapping
-from numbers import Real
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from seglib.errors import InputError, unknown_name
+from seglib.training.loss_options import check_class_data, read_term, resolve_class_weights
+from seglib.training.pixel_losses import cross_entropy, focal, label_smoothing, ohem
+from seglib.training.region_losses import dice, focal_tversky, jaccard, lovasz, miou, tversky
+from seglib.training.structure_losses import boundary, ms_ssim
 
-# [pixels] keeps 0/0 of a class that is neither predicted nor present finite. Such classes are left out of the mean, and
-# beside one true pixel it is below float32's precision: the overlaps of the classes that count are not smoothed.
-SMOOTH = 1e-7
-
-
-def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Mean over valid pixels of -log p_y, in nats."""
-    return _mean(-_at_target(logits.log_softmax(1), target), weight)
-
-
-def focal(logits: Tensor, target: Tensor, weight: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean over valid pixels of (1 - p_y)^gamma * -log p_y, with p the softmax over classes; gamma >= 0.
-
-    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, equation 4, for softmax; gamma = 0 is cross entropy.
-    """
-    log_p = _at_target(logits.log_softmax(1), target)
-    # The floor keeps (1 - p)^(gamma - 1), which the derivative needs, finite where p rounds to 1.
-    wrongness = (1 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).tiny)
-    return _mean(wrongness**gamma * -log_p, weight)
-
-
-def dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """1 - mean over present classes of 2 I / (P + T): see `_soft_overlap`.
-
-    Source: Milletari et al. 2016, V-Net, with the denominator not squared, as in smp's DiceLoss("multiclass").
-    """
-    intersection, predicted, true = _soft_overlap(logits, target, weight)
-    score = (2 * intersection + SMOOTH) / (predicted + true + SMOOTH)
-    return _mean(1 - score, (true > 0).to(score.dtype))
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "label_smoothing": label_smoothing,
+    "focal": focal,
+    "ohem": ohem,
+    "dice": dice,
+    "jaccard": jaccard,
+    "miou": miou,
+    "lovasz": lovasz,
+    "tversky": tversky,
+    "focal_tversky": focal_tversky,
+    "ms_ssim": ms_ssim,
+    "boundary": boundary,
+}
 
 
-def jaccard(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """1 - mean over present classes of I / (P + T - I): see `_soft_overlap`.
-
-    Source: Rahman and Wang 2016, Optimizing Intersection-Over-Union in Deep Neural Networks, equation 3, a class at a
-    time.
-    """
-    intersection, predicted, true = _soft_overlap(logits, target, weight)
-    score = (intersection + SMOOTH) / (predicted + true - intersection + SMOOTH)
-    return _mean(1 - score, (true > 0).to(score.dtype))
+def describe_options() -> dict[str, dict[str, Any]]:
+    """The options of each term and their defaults: `{"focal": {"gamma": 2.0, "class_weights": ""}, ...}`."""
+    parameters = {name: list(inspect.signature(term).parameters.values()) for name, term in LOSSES.items()}
+    return {name: {option.name: option.default for option in listed[3:]} for name, listed in parameters.items()}
 
 
-LOSSES = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "jaccard": jaccard}
-
-
-def build_loss(weights: Mapping[str, float], num_classes: int, ignore_index: int = 255) -> nn.Module:
-    """Build the weighted sum of loss terms, for example `{"cross_entropy": 0.9, "focal": 0.1}`.
+def build_loss(
+    terms: Mapping[str, float | Mapping[str, Any]],
+    num_classes: int,
+    ignore_index: int = 255,
+    *,
+    class_names: Sequence[str] = (),
+    class_pixels: ArrayLike | None = None,
+) -> nn.Module:
+    """Build the weighted sum of loss terms, for example `{"cross_entropy": 0.9, "focal": {"weight": 0.1, "gamma": 3}}`.
 
     Parameters
     ----------
-    weights
-        Finite weights >= 0 by name in `LOSSES`; at least one is > 0. They need not sum to 1.
+    terms
+        By name in `LOSSES`: a finite weight >= 0, or a mapping of `weight` (1 by default) and the term's options, see
+        `describe_options`. At least one weight is > 0; they need not sum to 1. The option `class_weights` is "" (none),
+        "balanced" (n / (k n_c) over the k classes in the data) or a mapping of class names to weights >= 0 (others 1).
     num_classes
         Channels of the logits, background included, 2 to 256.
     ignore_index
         Mask id that takes no part in any term.
+    class_names
+        (C,) names, for class weights by name.
+    class_pixels
+        (C,) pixels of each class in the training masks, for balanced class weights.
 
     Returns
     -------
@@ -84,60 +83,44 @@ def build_loss(weights: Mapping[str, float], num_classes: int, ignore_index: int
     Raises
     ------
     InputError
-        Here: an unknown name, or weights that cannot be used. When called: shapes or ids that do not fit.
+        Here: an unknown name, or weights, options or class data that cannot be used. When called: shapes or ids that do
+        not fit. On a GPU only the first batch's ids are checked, since each check waits for the GPU.
     """
     if not 2 <= num_classes <= 256:
         raise InputError(f"loss: num_classes must be 2 to 256 (masks are uint8), got {num_classes}.")
-    _check_weights(weights)
-    terms = [(float(weight), LOSSES[name]) for name, weight in weights.items() if weight > 0]
-    return _Mixture(terms, num_classes, ignore_index)
+    check_class_data(num_classes, class_names, class_pixels)
+    available = describe_options()
+    weighted = []
+    for name, term in terms.items():
+        if name not in LOSSES:
+            raise InputError(f"loss: {unknown_name('loss', name, LOSSES)}")
+        weight, options = read_term(name, term, available[name])
+        if "class_weights" in options:
+            options["class_weights"] = resolve_class_weights(name, options["class_weights"], class_names, class_pixels)
+        if weight > 0:
+            weighted.append((weight, partial(LOSSES[name], **options)))
+    if not weighted:
+        raise InputError(f"loss: at least one weight must be > 0, got {dict(terms)}; try cross_entropy: 1.0.")
+    return _Mixture(weighted, num_classes, ignore_index)
 
 
 class _Mixture(nn.Module):
-    def __init__(self, terms: list, num_classes: int, ignore_index: int):
+    def __init__(self, terms: list[tuple[float, Callable[..., Tensor]]], num_classes: int, ignore_index: int):
         super().__init__()
         self.terms, self.num_classes, self.ignore_index = terms, num_classes, ignore_index
+        self.ids_checked = False
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         _check_shapes(logits, mask, self.num_classes)
-        # Half precision cannot add up a million pixels. Autocast lifts some of the terms' operations, not all.
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        valid = mask != self.ignore_index
-        target = mask * valid  # ignored pixels point at class 0 with weight 0
-        _check_ids(target, self.num_classes, self.ignore_index)
-        return sum(factor * term(logits, target, valid.to(logits.dtype)) for factor, term in self.terms)
-
-
-def _at_target(values: Tensor, target: Tensor) -> Tensor:
-    """Pick each pixel's value of its target class, (N, C, H, W) -> (N, H, W); its backward can be deterministic."""
-    return values.gather(1, target.long()[:, None])[:, 0]
-
-
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean; 0 where all weights are 0."""
-    return (values * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
-
-
-def _soft_overlap(logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per class over the valid pixels of the whole batch: sum of p where true (I), sum of p (P), true pixels (T); (C,).
-
-    The one-hot target is as large as the logits. Adding up p_y by class id without it is 20 % faster on a CPU, but its
-    order of additions on a GPU changes from call to call.
-    """
-    p, weight = logits.softmax(1), weight[:, None]
-    classes = torch.arange(p.shape[1], device=target.device).to(target.dtype)[:, None, None]
-    one_hot = (target[:, None] == classes) * weight  # (N, C, H, W), all zero where ignored
-    return tuple(x.sum((0, 2, 3)) for x in (p * one_hot, p * weight, one_hot))
-
-
-def _check_weights(weights: Mapping[str, float]) -> None:
-    for name, weight in weights.items():
-        if name not in LOSSES:
-            raise InputError(f"loss: {unknown_name('loss', name, LOSSES)}")
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
-            raise InputError(f"loss [{name}]: its weight must be finite and >= 0, got {weight!r}; try {name}: 1.0.")
-    if not any(weight > 0 for weight in weights.values()):
-        raise InputError(f"loss: at least one weight must be > 0, got {dict(weights)}; try cross_entropy: 1.0.")
+        # Half precision cannot add up a million pixels, and autocast would lower the convolutions of ms_ssim to it.
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            valid = mask != self.ignore_index
+            target = mask * valid  # ignored pixels point at class 0 with weight 0
+            if not self.ids_checked or not mask.is_cuda:
+                _check_ids(target, self.num_classes, self.ignore_index)
+                self.ids_checked = True
+            return sum(factor * term(logits, target, valid.to(logits.dtype)) for factor, term in self.terms)
 
 
 def _check_shapes(logits: Tensor, mask: Tensor, num_classes: int) -> None:
@@ -156,10 +139,7 @@ def _check_shapes(logits: Tensor, mask: Tensor, num_classes: int) -> None:
 
 
 def _check_ids(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Refuse ids that are no class: on a GPU gather aborts the process, and a one-hot drops them silently.
-
-    This waits for the GPU once a step, as the gradient scaler does.
-    """
+    """Refuse ids that are no class: on a GPU gather aborts the process, and a one-hot drops them silently."""
     if target.numel() == 0:
         return
     low, high = torch.stack(target.aminmax()).tolist()
