@@ -1,7 +1,7 @@
 """Loss terms that are means over pixels: cross entropy and what is made of it.
 
-`class_weights` is "" for none or a (C,) tensor with a weight >= 0 a class; `build_loss` makes it of names or "balanced".
-As in torch, a mean is then divided by the sum of the pixels' weights, not by their number.
+`class_weights` is "" for none or a (C,) tensor with a weight >= 0 a class; `build_loss` makes it of names or of
+"balanced". As in torch, a mean is then divided by the sum of the pixels' weights, not by their number.
 """
 
 from typing import Literal

@@ -75,8 +75,8 @@ def lovasz(logits: Tensor, target: Tensor, weight: Tensor, per_image: bool = Fal
     """
     true, valid = one_hot(target, logits.shape[1]) & (weight > 0)[:, None], weight[:, None]
     errors = (logits.softmax(1) - true.to(logits.dtype)).abs() * valid
-    errors, true, valid = (_in_rows(x, per_image) for x in (errors, true, valid > 0))
-    losses = (errors * _lovasz_slopes(errors.detach(), true, valid)).sum(-1)
+    errors, true = _in_rows(errors, per_image), _in_rows(true, per_image)
+    losses = (errors * _lovasz_slopes(errors.detach(), true)).sum(-1)
     return mean_over_present(losses, true.any(-1))
 
 
@@ -104,22 +104,21 @@ def _in_rows(x: Tensor, per_image: bool) -> Tensor:
     return x.flatten(2) if per_image else x.transpose(0, 1).flatten(1)[None]
 
 
-def _lovasz_slopes(errors: Tensor, true: Tensor, valid: Tensor) -> Tensor:
+def _lovasz_slopes(errors: Tensor, true: Tensor) -> Tensor:
     """Slope of the Lovász extension by each error, (images, C, pixels); it depends on their order alone.
 
-    Constants, so that neither the sort nor a cumulative sum is differentiated; the cumulative sums are of integers.
-    Both matter on CUDA, where those of floats are not deterministic.
+    Ignored pixels have no error: they come last, where they change no other slope. The slopes are constants, so that
+    the sort is not differentiated; the cumulative sums are of integers, since CUDA's of floats are not deterministic.
     """
     slopes = torch.empty_like(errors, memory_format=torch.contiguous_format)
     for i, c in product(range(errors.shape[0]), range(errors.shape[1])):
         order = sort_nonnegative(errors[i, c])[1].flip(0)
         is_true = true[i, c][order]
-        is_false = valid[i, 0][order] & ~is_true
         total = is_true.sum()
         # Once the pixels down to this one are wrong: I true ones are left of a union of U.
         intersection = total - is_true.cumsum(0, dtype=torch.int32)
-        union = (total + is_false.cumsum(0, dtype=torch.int32)).to(errors.dtype)
+        union = (total + (~is_true).cumsum(0, dtype=torch.int32)).to(errors.dtype)
         # What this pixel took from I / U; the difference of two neighbours would lose float32's digits.
         from_false = intersection / (union * (union - 1)).clamp_min(1)
-        slopes[i, c].scatter_(0, order, torch.where(is_true, 1 / union.clamp_min(1), from_false * is_false))
+        slopes[i, c].scatter_(0, order, torch.where(is_true, 1 / union.clamp_min(1), from_false))
     return slopes

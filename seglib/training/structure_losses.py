@@ -76,7 +76,7 @@ def _fitting_exponents(side: int, scales: int) -> list[float]:
 
 def _compare_windows(x: Tensor, y: Tensor, weight: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """SSIM's luminance, and its contrast and structure, (N, C, h, w); the valid share of the windows, (N, 1, h, w)."""
-    share = _blur(weight, window)
+    share = _blur(weight.expand(-1, 2, -1, -1), window)[:, :1]  # 2: see _blur
     scale = divide(torch.ones_like(share), share)
     wx, wy = weight * x, weight * y
     mean_x, mean_y, squares, product = (_blur(z, window) * scale for z in (wx, wy, wx * x + wy * y, wx * y))
@@ -89,7 +89,8 @@ def _compare_windows(x: Tensor, y: Tensor, weight: Tensor, window: Tensor) -> tu
 def _blur(x: Tensor, window: Tensor) -> Tensor:
     """Weighted sum in every window that fits, (N, C, H, W) -> (N, C, H - k + 1, W - k + 1).
 
-    A convolution a channel: torch's own kernels, in the tensor's precision. (TF32 would lose the variances.)
+    One convolution a channel, of two channels or more in NCHW, is torch's own on CUDA, in the precision of x. Others
+    are cuDNN's, which may use TF32 and lose the variances.
     """
     rows = window.expand(x.shape[1], -1, -1, -1)
     return F.conv2d(F.conv2d(x, rows, groups=x.shape[1]), rows.mT, groups=x.shape[1])
@@ -111,6 +112,6 @@ def _boundary(y: Tensor, valid: Tensor, theta0: int) -> Tensor:
 
 
 def _dilate(x: Tensor, size: int) -> Tensor:
-    # channels_last: 5 times faster on a CPU. Its backward is deterministic on CUDA, unlike those of 3D and adaptive pools.
+    # channels_last: 5 times faster on a CPU. The backward is deterministic on CUDA, as those of other pools are not.
     x = x.contiguous(memory_format=torch.channels_last)
     return F.max_pool2d(x, size, stride=1, padding=size // 2)

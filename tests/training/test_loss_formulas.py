@@ -1,4 +1,4 @@
-"""Each loss term of pixels and regions against its definition, written out in float64 NumPy, or against torch where torch has it."""
+"""Losses of pixels and regions against their definitions in float64 NumPy, or against torch where it has them."""
 
 from itertools import pairwise
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
+from seglib.training.loss_options import resolve_class_weights
 from seglib.training.losses import build_loss
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -179,6 +180,8 @@ def test_balanced_class_weights_are_those_of_scikit_learn():
     balanced = compute_class_weight("balanced", classes=np.unique(y), y=y)
     names = dict(zip(np.array(NAMES)[np.unique(y)].tolist(), balanced.tolist(), strict=True))
     counts = np.bincount(y, minlength=5)
+    resolved = resolve_class_weights("focal", "balanced", (), counts)
+    np.testing.assert_allclose(resolved.numpy()[np.unique(y)], balanced)
     for name in ("cross_entropy", "label_smoothing", "focal"):
         by_data = build_loss({name: {"class_weights": "balanced"}}, 5, class_pixels=counts)
         expected = value(name, logits, mask, class_weights={**names, "d": 0.0})
