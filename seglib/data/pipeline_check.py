@@ -64,7 +64,7 @@ def check_pipeline(
         ]
         before, after = (list(chain.from_iterable(states)) for states in (current, following))
         pairs = zip(before, after, strict=True)
-        problems = [problem for pair in pairs for problem in _step_problems(*pair, fills, is_last)]
+        problems = [problem for pair in pairs for problem in find_step_problems(*pair, fills, is_last)]
         if is_random and not training:
             problems += [("random, and this pipeline is not for training", "")] * len(after)
         rows.append(_describe(type(step).__name__, after, is_random, problems))
@@ -102,7 +102,8 @@ def _input_problems(image: np.ndarray, mask: np.ndarray, num_classes: int) -> It
     yield from _pair_problems(image, mask)
 
 
-def _step_problems(before: Sample, after: Sample, fills: set[int], is_last: bool) -> Iterator[Problem]:
+def find_step_problems(before: Sample, after: Sample, fills: set[int], is_last: bool) -> Iterator[Problem]:
+    """What a step did to a sample that it must not, as `check_pipeline` lists it; `fills`: ids that it may add."""
     (image, mask), (new_image, new_mask) = before, after
     new_ids = np.setdiff1d(np.setdiff1d(new_mask, mask), list(fills))
     if len(new_ids):

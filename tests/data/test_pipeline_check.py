@@ -44,11 +44,11 @@ def add_nan(image, **kwargs):
     return np.where(image > 0.5, np.nan, image).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["none", "flips"])
+@pytest.mark.parametrize("name", ["none", "flips", "elastic", "dropout", "crop", "trivial"])
 def test_the_presets_are_sound(samples, name):
-    table = check_pipeline(build_augmentation(name), samples, 7, training=True, background="ignore")
+    table = check_pipeline(build_augmentation(name, 32), samples, 7, training=True, background="ignore")
     assert table["problem"].tolist() == [""] * len(table)
-    assert table["step"].tolist() == ["(as loaded)", *(type(step).__name__ for step in build_augmentation(name).transforms)]
+    assert table["step"].tolist() == ["(as loaded)", *(type(step).__name__ for step in build_augmentation(name, 32).transforms)]
 
 
 def test_dtype_and_range_are_told_after_each_step(samples):
