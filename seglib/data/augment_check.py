@@ -89,7 +89,7 @@ def _apply(step: A.BasicTransform, sample: Sample, where: str, draw: int) -> Sam
     forced.p = 1.0
     try:
         image, mask = augment(A.Compose([forced]), *sample, 0, 0, draw)
-    except Exception as error:  # whatever the library or OpenCV raise
+    except Exception as error:  # whatever kind the library or OpenCV raises: each is a step that cannot run
         raise InputError(f"{where}: it cannot run on an image and its mask: {error or type(error).__name__}") from error
     if image.dtype != np.uint8:
         raise InputError(

@@ -13,6 +13,7 @@ from seglib.data.augment_presets import PRESETS
 SOUND = [
     "[{RandomCrop: {height: 32, width: 32}}, Resize]",
     "[RandomScale, PadIfNeeded, RandomCrop]",
+    "[{OneOf: [none, elastic]}]",
     "[{RandomCrop: {height: 32, width: 32, p: 0.5}}, Resize]",
     "[{OneOf: [{RandomCrop: {height: 32, width: 32}}, CLAHE]}, Resize]",
     "[{SomeOf: {transforms: [flips, weather, {OneOf: [elastic, crop]}], n: 2}}]",
