@@ -3,22 +3,47 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
+from seglib.errors import InputError, unknown_name
 from seglib.parameters import NotebookConfig, Number, PathParameter, Switch, Text, Whole
+from seglib.vocabulary import (
+    LOSS_NUMBER,
+    LOSSES,
+    MIX_NUMBER,
+    MIXES,
+    SCHEDULERS,
+    AugmentationName,
+    Background,
+    OptimizerName,
+    PaintOrder,
+    Precision,
+    SchedulerName,
+    Selection,
+    SplitName,
+    check_choices,
+    check_options,
+)
 
-# The vocabulary that a grid can be checked against without importing torch; tests compare it with the real thing.
-LossName = Literal["cross_entropy", "focal", "dice", "jaccard"]
-OptimizerName = Literal["adam", "adamw", "adamp", "sgd", "radam", "nadam", "lion", "madgrad", "lamb"]
-SchedulerName = Literal["constant", "cosine", "polynomial"]
-AugmentationName = Literal["none", "flips"]
-SplitName = Literal["given", "holdout", "kfold", "stratified", "group", "stratified_group"]
-PaintOrder = Literal["class_id", "longest", "area"]
-Background = Literal["class", "ignore"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Selection = Literal["miou", "miou_image", "loss", "accuracy"]
+
+def _check_augmentation(value: Any) -> str | list:
+    """A preset's name, or a list of steps; what a step is called and takes, albumentations must say."""
+    if isinstance(value, str):
+        if value not in get_args(AugmentationName):
+            raise InputError(unknown_name("augmentation", value, get_args(AugmentationName), limit=20))
+        return value
+    steps = value if isinstance(value, list) else [None]
+    if not all(isinstance(step, str) or (isinstance(step, dict) and len(step) == 1) for step in steps):
+        raise ValueError(
+            "must be a preset's name or a list of steps, each a name or one mapping name: {options},"
+            f" got {value!r}; for example [flips, ElasticTransform: {{alpha: 40, p: 0.5}}]"
+        )
+    return value
+
+
+Augmentation = Annotated[Any, AfterValidator(_check_augmentation)]
 
 
 class DataConfig(NotebookConfig):
@@ -68,17 +93,23 @@ class TrainConfig(DataConfig):
 
     image_size: Whole = Field(ge=32, le=4096, description="side of the square network input [px]")
     cache: Switch = Field(description="decode images and paint masks once, keep them on disk")
-    augmentation: AugmentationName
+    augmentation: Augmentation
+    expand: Whole = Field(ge=1, le=16, description="copies of each image in an epoch; the first stays as it is")
+    mixing: dict[Text, Any] = Field(description="name -> probability, or a mapping of options")
     architecture: Text = Field(min_length=1)
-    encoder: Text = Field(min_length=1)
+    encoder: Text = Field(description='"" for architectures without one')
     encoder_weights: Annotated[Text, PathParameter(unless=("imagenet", ""))] = Field(
         description='"imagenet", "" (from scratch) or a path to a local file'
     )
-    loss: dict[LossName, Annotated[Number, Field(ge=0)]] = Field(min_length=1, description="name -> weight")
+    loss: dict[Text, Any] = Field(min_length=1, description="name -> weight, or a mapping of options")
     optimizer: OptimizerName
     lr: Number = Field(gt=0, le=10)
+    encoder_lr: Number = Field(ge=0, le=10, description="0 for lr")
     weight_decay: Number = Field(ge=0, le=1)
+    decay_norms: Switch = Field(description="decay norm layers and biases too")
     scheduler: SchedulerName
+    scheduler_options: dict[Text, Any]
+    schedule_per: Literal["iteration", "epoch"]
     warmup_epochs: Number = Field(ge=0)
     epochs: Whole = Field(ge=1, le=10_000)
     batch_size: Whole = Field(ge=1, le=4096)
@@ -91,6 +122,16 @@ class TrainConfig(DataConfig):
     debug: Switch
     run_dir: Text = Field(description='folder of this run; "" makes a new one')
 
+    def class_names_used(self) -> dict[str, list[str]]:
+        """The classes that each parameter names."""
+        terms = [term for term in self.loss.values() if isinstance(term, dict)]
+        weights = [term["class_weights"] for term in terms if isinstance(term.get("class_weights"), dict)]
+        pasted = self.mixing.get("copy_paste")
+        return {
+            "loss": [name for names in weights for name in names],
+            "mixing": pasted.get("classes", []) if isinstance(pasted, dict) else [],
+        }
+
     @field_validator("image_size")
     @classmethod
     def _fits_the_stride(cls, size: int) -> int:
@@ -101,10 +142,16 @@ class TrainConfig(DataConfig):
 
     @field_validator("loss")
     @classmethod
-    def _weighs_something(cls, loss: dict) -> dict:
-        if not any(weight > 0 for weight in loss.values()):
+    def _has_known_terms(cls, loss: dict) -> dict:
+        loss = check_choices("loss", loss, LOSSES, LOSS_NUMBER)
+        if not any((term.get("weight", 1) if isinstance(term, dict) else term) > 0 for term in loss.values()):
             raise ValueError(f"must have a term with a weight above 0, got {loss}")
         return loss
+
+    @field_validator("mixing")
+    @classmethod
+    def _has_known_mixes(cls, mixing: dict) -> dict:
+        return check_choices("mixing", mixing, MIXES, MIX_NUMBER)
 
     @field_validator("encoder_weights")
     @classmethod
@@ -119,6 +166,11 @@ class TrainConfig(DataConfig):
     @classmethod
     def find_disagreements(cls, values: Mapping[str, Any]) -> dict[str, str]:
         problems = super().find_disagreements(values)
+        try:
+            if "scheduler" in values:
+                check_options(values["scheduler"], values.get("scheduler_options", {}), SCHEDULERS[values["scheduler"]])
+        except InputError as error:
+            problems["scheduler_options"] = f"scheduler_options: {error}"
         if _above(values, "warmup_epochs", "epochs"):
             problems["warmup_epochs"] = (
                 f"warmup_epochs must not be above epochs ({values['epochs']}), got {values['warmup_epochs']}"
@@ -145,7 +197,7 @@ class EdaConfig(DataConfig):
     val_json: Text = Field(description='file name in data_dir; "" where there is none; used by split: given')
     seed: Whole = Field(ge=0, lt=2**31)
     image_size: Whole = Field(ge=16, le=4096, description="side of the square training image [px]")
-    augmentation: AugmentationName
+    augmentation: Augmentation
     run_dir: Text = Field(description='folder of tables and figures; "" makes a new one')
     num_images: Whole = Field(ge=1, le=12, description="images shown in a figure")
 

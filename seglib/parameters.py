@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from seglib.errors import InputErrors, unknown_name
+from seglib.errors import InputError, InputErrors, unknown_name
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
@@ -98,27 +98,33 @@ _REQUIRED = {
     "less_than": "below {lt}",
     "less_than_equal": "at most {le}",
     "string_too_short": "a text that is not empty",
-    "too_short": "a mapping that is not empty",
+    "too_short": "not empty",
+    "list_type": "a list",
 }
 
 
 def _word(model: type[NotebookConfig], name: str, item: Mapping[str, Any]) -> str:
-    """One line for one pydantic error: what was required, what arrived, the fix."""
-    kind, value = item["type"], item.get("input")
-    if kind == "extra_forbidden":
+    """One line for one pydantic error of a config."""
+    if item["type"] == "extra_forbidden":
         return unknown_name("parameter", name, model.model_fields)
-    if kind == "missing":
+    if item["type"] == "missing":
         return f"{name} is missing; the notebook's parameters cell must set it"
     path = ".".join(str(part) for part in item["loc"] if part != "[key]") or name
+    return word_value(path, item, model.model_fields[name].description or "")
+
+
+def word_value(path: str, item: Mapping[str, Any], description: str = "") -> str:
+    """One line for one pydantic error of a value: what was required, what arrived, the fix."""
+    kind, value = item["type"], item.get("input")
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         if isinstance(value, str):
-            return unknown_name(name, value, choices)
+            return unknown_name(path, value, choices)
         return f"{path} must be one of {', '.join(choices)}, got {_show(value)}"
     if kind == "value_error":
-        return f"{path} {item['ctx']['error'].args[0]}"
+        error = item["ctx"]["error"]  # an InputError is a whole line, other words follow the parameter's name
+        return str(error) if isinstance(error, InputError) else f"{path} {error}"
     required = _REQUIRED[kind].format(**item.get("ctx", {})) if kind in _REQUIRED else item["msg"]
-    description = model.model_fields[name].description
     return f"{path} must be {required}, got {_show(value)}" + (f" ({description})" if description else "")
 
 

@@ -12,7 +12,6 @@ CUDA for (N, C, H, W) and 8 times slower on a CPU for (N*H*W, C). smp 0.6's loss
 or raise by default (soft cross entropy), give NaN where all are ignored (focal), or cannot ignore any (Jaccard).
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,11 +20,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from seglib.errors import InputError, unknown_name
-from seglib.training.loss_options import check_class_data, read_term, resolve_class_weights
+from seglib import vocabulary
+from seglib.errors import InputError
+from seglib.training.class_weights import check_class_data, resolve_class_weights
 from seglib.training.pixel_losses import cross_entropy, focal, label_smoothing, ohem
 from seglib.training.region_losses import dice, focal_tversky, jaccard, lovasz, miou, tversky
 from seglib.training.structure_losses import boundary, ms_ssim
+from seglib.vocabulary import LOSS_NUMBER, read_choices
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
@@ -43,12 +44,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def describe_options() -> dict[str, dict[str, Any]]:
-    """The options of each term and their defaults: `{"focal": {"gamma": 2.0, "class_weights": ""}, ...}`."""
-    parameters = {name: list(inspect.signature(term).parameters.values()) for name, term in LOSSES.items()}
-    return {name: {option.name: option.default for option in listed[3:]} for name, listed in parameters.items()}
-
-
 def build_loss(
     terms: Mapping[str, float | Mapping[str, Any]],
     num_classes: int,
@@ -62,8 +57,8 @@ def build_loss(
     Parameters
     ----------
     terms
-        By name in `LOSSES`: a finite weight >= 0, or a mapping of `weight` (1 by default) and the term's options, see
-        `describe_options`. At least one weight is > 0; they need not sum to 1. The option `class_weights` is "" (none),
+        By name in `LOSSES`: a finite weight >= 0, or a mapping of `weight` (1 by default) and the term's options, its
+        keywords. At least one weight is > 0; they need not sum to 1. The option `class_weights` is "" (none),
         "balanced" (n / (k n_c) over the k classes in the data) or a mapping of class names to weights >= 0 (others 1).
     num_classes
         Channels of the logits, background included, 2 to 256.
@@ -89,16 +84,13 @@ def build_loss(
     if not 2 <= num_classes <= 256:
         raise InputError(f"loss: num_classes must be 2 to 256 (masks are uint8), got {num_classes}.")
     check_class_data(num_classes, class_names, class_pixels)
-    available = describe_options()
     weighted = []
-    for name, term in terms.items():
-        if name not in LOSSES:
-            raise InputError(f"loss: {unknown_name('loss', name, LOSSES)}")
-        weight, options = read_term(name, term, available[name])
+    for name, options in read_choices("loss", terms, vocabulary.LOSSES, LOSS_NUMBER).items():
+        weight = options.pop("weight", 1.0)
         if "class_weights" in options:
             options["class_weights"] = resolve_class_weights(name, options["class_weights"], class_names, class_pixels)
         if weight > 0:
-            weighted.append((weight, partial(LOSSES[name], **options)))
+            weighted.append((float(weight), partial(LOSSES[name], **options)))
     if not weighted:
         raise InputError(f"loss: at least one weight must be > 0, got {dict(terms)}; try cross_entropy: 1.0.")
     return _Mixture(weighted, num_classes, ignore_index)

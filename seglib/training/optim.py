@@ -1,36 +1,54 @@
-"""Optimizers and learning-rate schedules by name."""
+"""Optimizers by name, with a learning rate of the encoder's own and weight decay where it belongs."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-# name -> factor of the learning rate at progress 0..1 through the steps after the warm-up
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "polynomial": lambda progress: (1 - progress) ** 0.9,  # DeepLab's power
-}
+from seglib.errors import InputError
 
 
-def build_optimizer(name: str, model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """Build one of timm's optimizers; biases and norm layers are not decayed."""
-    return create_optimizer_v2(model, opt=name, lr=lr, weight_decay=weight_decay)
+def build_optimizer(
+    name: str,
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    encoder_lr: float = 0.0,
+    decay_norms: bool = False,
+) -> Optimizer:
+    """Build one of timm's optimizers.
+
+    Parameters
+    ----------
+    name : as timm writes it: adamw, adamp, sgd (Nesterov momentum 0.9), ...
+    encoder_lr : learning rate of `model.encoder`; 0 for `lr`.
+    decay_norms : whether the weights of norm layers and the biases are decayed too.
+
+    Raises
+    ------
+    InputError
+        An encoder_lr for a model without encoder.
+    """
+    encoder = getattr(model, "encoder", None)
+    if encoder_lr and encoder is None:
+        raise InputError(f"encoder_lr must be 0 for a model without an encoder, got {encoder_lr}; leave it out")
+    apart = {id(parameter) for parameter in encoder.parameters()} if encoder_lr else set()
+    decoder = [parameter for parameter in model.parameters() if id(parameter) not in apart]
+    # The decoder first: its learning rate is the one that curves and tables show.
+    groups = _split_by_decay(decoder, lr, weight_decay, decay_norms)
+    if apart:
+        groups += _split_by_decay(encoder.parameters(), encoder_lr, weight_decay, decay_norms)
+    return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, filter_bias_and_bn=False)
 
 
-def build_scheduler(
-    name: str, optimizer: Optimizer, epochs: int, steps_per_epoch: int, warmup_epochs: float
-) -> LambdaLR:
-    """Build a schedule that is stepped after each optimizer step: a linear warm-up, then the named curve to its end."""
-    curve = SCHEDULES[name]
-    total, warmup = epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return curve(min(1.0, (step - warmup) / max(1, total - warmup)))
-
-    return LambdaLR(optimizer, factor)
+def _split_by_decay(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, decay_norms: bool
+) -> list[dict]:
+    """Parameter groups: norms and biases, which have one dimension at most, are not decayed unless it is asked for."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    plain = [] if decay_norms else [parameter for parameter in trained if parameter.ndim <= 1]
+    decayed = [parameter for parameter in trained if decay_norms or parameter.ndim > 1]
+    groups = [(decayed, weight_decay), (plain, 0.0)]
+    return [{"params": some, "lr": lr, "weight_decay": decay} for some, decay in groups if some]

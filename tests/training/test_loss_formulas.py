@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
-from seglib.training.loss_options import resolve_class_weights
+from seglib.training.class_weights import resolve_class_weights
 from seglib.training.losses import build_loss
 
 NAMES = ["a", "b", "c", "d", "e"]

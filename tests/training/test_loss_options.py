@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from seglib.errors import InputError
-from seglib.training.loss_options import LIMITS
-from seglib.training.losses import LOSSES, build_loss, describe_options
+from seglib.training.losses import LOSSES, build_loss
 
 NAMES = ["background", "paper", "glass"]
 
@@ -18,31 +17,6 @@ def example():
 
 def value(terms, **data):
     return build_loss(terms, 3, **data)(*example()).item()
-
-
-def test_the_vocabulary_with_its_options_and_defaults_is_this():
-    assert describe_options() == {
-        "cross_entropy": {"class_weights": "", "label_smoothing": 0.0},
-        "label_smoothing": {"smoothing": 0.1, "class_weights": ""},
-        "focal": {"gamma": 2.0, "class_weights": ""},
-        "ohem": {"threshold": 0.7, "min_kept": 0.0625},
-        "dice": {},
-        "jaccard": {},
-        "miou": {},
-        "lovasz": {"per_image": False},
-        "tversky": {"alpha": 0.3, "beta": 0.7},
-        "focal_tversky": {"alpha": 0.3, "beta": 0.7, "gamma": 0.75},
-        "ms_ssim": {"scales": 5},
-        "boundary": {"theta0": 3, "theta": 5},
-    }
-
-
-def test_every_number_has_limits_and_its_default_is_within_them():
-    for name, options in describe_options().items():
-        numbers = {option: default for option, default in options.items() if type(default) in (int, float)}
-        assert set(LIMITS.get(name, {})) == set(numbers)
-        assert all(LIMITS[name][option][0] <= default <= LIMITS[name][option][1] for option, default in numbers.items())
-        build_loss({name: {"weight": 0.5, **options}}, 3)
 
 
 def test_a_term_is_a_weight_or_a_mapping_with_weight_1_by_default():
@@ -86,36 +60,37 @@ def test_pixels_of_classes_without_weight_give_zero_not_nan():
 @pytest.mark.parametrize(
     ("terms", "words"),
     [
-        ({"focl": 1.0}, "loss: unknown loss 'focl'; did you mean 'focal'"),
+        ({"focl": 1.0}, "unknown loss 'focl'; did you mean 'focal'"),
         ({}, "at least one weight must be > 0, got {}; try"),
         ({"dice": 0.0}, r"at least one weight must be > 0, got {'dice': 0.0}"),
         ({"dice": {"weight": 0}}, "at least one weight must be > 0"),
-        ({"dice": 1.0, "focal": -0.1}, r"loss \[focal\]: its weight must be finite and >= 0, got -0.1; try focal: 1.0"),
-        ({"focal": {"weight": -0.1}}, r"loss \[focal\]: its weight must be finite and >= 0, got -0.1"),
-        ({"dice": float("nan")}, "got nan"),
-        ({"dice": float("inf")}, "got inf"),
-        ({"dice": "1e-3"}, "got '1e-3'"),
-        ({"dice": True}, "got True"),
-        ({"dice": None}, "got None"),
-        ({"focal": {"gama": 1}}, r"loss \[focal\]: unknown option 'gama'; did you mean 'gamma'\? choices: weight"),
-        ({"dice": {"gamma": 1}}, r"loss \[dice\]: unknown option 'gamma'; choices: weight$"),
-        ({"focal": {"gamma": -1}}, r"loss \[focal.gamma\]: must be a number from 0 to 100, got -1; try gamma: 2.0"),
+        ({"dice": 1.0, "focal": -0.1}, r"loss.focal must be at least 0.0, got -0.1 \(weight, or a mapping of options\)"),
+        ({"focal": {"weight": -0.1}}, r"loss.focal.weight must be at least 0.0, got -0.1"),
+        ({"dice": float("nan")}, "must be a finite number, got nan"),
+        ({"dice": float("inf")}, "must be a finite number, got inf"),
+        ({"dice": "1e-3"}, "must be a number, got '1e-3'"),
+        ({"dice": True}, "must be a number, got true"),
+        ({"dice": None}, "must be a number, got None"),
+        ({"focal": {"gama": 1}}, r"unknown option of loss.focal 'gama'; did you mean 'gamma'\?"),
+        ({"dice": {"gamma": 1}}, r"unknown option of loss.dice 'gamma'; choices: weight$"),
+        ({"focal": {"gamma": -1}}, r"loss.focal.gamma must be at least 0.0, got -1"),
         ({"focal": {"gamma": "2"}}, "got '2'"),
-        ({"focal": {"gamma": True}}, "got True"),
+        ({"focal": {"gamma": True}}, "got true"),
         ({"focal": {"gamma": float("nan")}}, "got nan"),
-        ({"focal_tversky": {"gamma": 0}}, r"loss \[focal_tversky.gamma\]: must be a number from 0.01 to 100, got 0"),
-        ({"cross_entropy": {"label_smoothing": 1.5}}, "number from 0 to 1, got 1.5; try label_smoothing: 0.0"),
-        ({"ms_ssim": {"scales": 2.5}}, "scales.: must be a whole number from 1 to 5, got 2.5; try scales: 5"),
-        ({"ms_ssim": {"scales": 6}}, "whole number from 1 to 5, got 6"),
-        ({"boundary": {"theta": 4}}, "theta.: must be an odd whole number from 1 to 99, got 4; try theta: 5"),
-        ({"lovasz": {"per_image": 1}}, "per_image.: must be true or false, got 1; try per_image: false"),
-        ({"focal": {"class_weights": "balancd"}}, r"\[focal.class_weights\]: unknown value 'balancd'; .*'balanced'"),
-        ({"focal": {"class_weights": 2.0}}, "unknown value 2.0"),
+        ({"focal_tversky": {"gamma": 0}}, r"loss.focal_tversky.gamma must be at least 0.01, got 0"),
+        ({"cross_entropy": {"label_smoothing": 1.5}}, "label_smoothing must be at most 1.0, got 1.5"),
+        ({"ms_ssim": {"scales": 2.5}}, "scales must be a whole number, got 2.5"),
+        ({"ms_ssim": {"scales": 6}}, "scales must be at most 5, got 6"),
+        ({"boundary": {"theta": 4}}, "loss.boundary.theta must be odd .* got 4"),
+        ({"boundary": {"theta0": 1}}, "loss.boundary.theta0 must be at least 3, got 1"),
+        ({"lovasz": {"per_image": 1}}, "loss.lovasz.per_image must be true or false, got 1"),
+        ({"focal": {"class_weights": "balancd"}}, "unknown loss.focal.class_weights 'balancd'; .*'balanced'"),
+        ({"focal": {"class_weights": 2.0}}, "loss.focal.class_weights must be a mapping name: value, got 2.0"),
         ({"focal": {"class_weights": "balanced"}}, "balanced needs the pixels of each class, got none; pass"),
         ({"focal": {"class_weights": {"glas": 1}}}, "class_weights.: unknown class 'glas'; did you mean 'glass'"),
-        ({"focal": {"class_weights": {"glass": -1}}}, "glass must have a finite weight >= 0, got -1; try glass: 1.0"),
+        ({"focal": {"class_weights": {"glass": -1}}}, "loss.focal.class_weights.glass must be at least 0.0, got -1"),
         ({"focal": {"class_weights": dict.fromkeys(NAMES, 0)}}, "at least one class must have a weight > 0"),
-        ({"dice": {"class_weights": ""}}, r"loss \[dice\]: unknown option 'class_weights'"),
+        ({"dice": {"class_weights": ""}}, "unknown option of loss.dice 'class_weights'"),
     ],
 )
 def test_unusable_terms_are_refused(terms, words):

@@ -1,53 +1,88 @@
-"""Optimizers by name, and schedules against their formulas."""
+"""Optimizers by name: what they decay, and which learning rate each part of a model gets."""
 
-import math
-from itertools import pairwise
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from seglib.training.optim import build_optimizer, build_scheduler
+from seglib.config import OptimizerName
+from seglib.errors import InputError
+from seglib.training.optim import build_optimizer
 
 
-def learning_rates(name, epochs=4, steps=10, warmup=0.0, lr=0.5):
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler = build_scheduler(name, optimizer, epochs, steps, warmup)
-    rates = []
-    for _ in range(epochs * steps):
-        rates.append(scheduler.get_last_lr()[0])
-        optimizer.step()
-        scheduler.step()
-    return rates
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.decoder = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
 
 
-def test_constant_stays():
-    assert learning_rates("constant") == [0.5] * 40
-
-
-def test_cosine_falls_from_the_whole_rate_to_nearly_none():
-    expected = [0.25 * (1 + math.cos(math.pi * step / 40)) for step in range(40)]
-    assert learning_rates("cosine") == pytest.approx(expected)
-
-
-def test_polynomial_has_deeplabs_power():
-    assert learning_rates("polynomial") == pytest.approx([0.5 * (1 - step / 40) ** 0.9 for step in range(40)])
-
-
-def test_warm_up_rises_evenly_and_hands_over_at_the_whole_rate():
-    rates = learning_rates("cosine", warmup=1.5)
-    assert rates[:15] == pytest.approx([0.5 * (step + 1) / 16 for step in range(15)])
-    assert rates[15] == pytest.approx(0.5)
-    assert all(earlier > later for earlier, later in pairwise(rates[15:]))
-
-
-def test_a_warm_up_as_long_as_training_never_divides_by_zero():
-    assert len(learning_rates("cosine", epochs=1, warmup=1.0)) == 10
+def settings(optimizer, parameter):
+    (group,) = [group for group in optimizer.param_groups if any(parameter is other for other in group["params"])]
+    return SimpleNamespace(**group)
 
 
 def test_norms_and_biases_are_not_decayed():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    groups = build_optimizer("adamw", model, lr=1e-3, weight_decay=0.1).param_groups
-    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
-    assert decay[id(model[0].weight)] == 0.1
-    assert [decay[id(p)] for p in (model[0].bias, model[1].weight, model[1].bias)] == [0, 0, 0]
+    model = Model()
+    optimizer = build_optimizer("adamw", model, lr=1e-3, weight_decay=0.1)
+    assert settings(optimizer, model.encoder[0].weight).weight_decay == 0.1
+    for parameter in (model.encoder[0].bias, model.encoder[1].weight, model.encoder[1].bias, model.decoder.bias):
+        assert settings(optimizer, parameter).weight_decay == 0
+
+
+def test_norms_and_biases_are_decayed_on_request():
+    model = Model()
+    optimizer = build_optimizer("adamw", model, lr=1e-3, weight_decay=0.1, decay_norms=True)
+    assert {settings(optimizer, parameter).weight_decay for parameter in model.parameters()} == {0.1}
+
+
+def test_encoder_and_decoder_learn_apart_and_the_decoders_rate_is_the_first():
+    model = Model()
+    optimizer = build_optimizer("adamw", model, lr=1e-2, weight_decay=0.1, encoder_lr=1e-4)
+    assert {settings(optimizer, parameter).lr for parameter in model.encoder.parameters()} == {1e-4}
+    assert {settings(optimizer, parameter).lr for parameter in model.decoder.parameters()} == {1e-2}
+    assert optimizer.param_groups[0]["lr"] == 1e-2
+    assert settings(optimizer, model.encoder[1].bias).weight_decay == 0
+
+
+def test_frozen_parameters_are_left_out():
+    model = Model()
+    model.encoder.requires_grad_(False)
+    optimizer = build_optimizer("sgd", model, lr=1e-2, weight_decay=0.1)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
+
+
+def test_an_encoder_rate_without_an_encoder_is_refused():
+    with pytest.raises(InputError, match="encoder_lr must be 0 for a model without an encoder"):
+        build_optimizer("adamw", nn.Conv2d(3, 2, 1), lr=1e-3, weight_decay=0, encoder_lr=0.1)
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_every_optimizer_moves_the_weights_and_goes_on_from_its_state(name):
+    def train(model, optimizer, first, last):
+        for step in range(first, last):
+            batch = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+
+    def make():
+        torch.manual_seed(0)
+        model = Model()
+        return model, build_optimizer(name, model, lr=0.01, weight_decay=0.01)
+
+    start, whole, first, second = make(), make(), make(), make()
+    train(*whole, 0, 4)
+    train(*first, 0, 2)
+    for part, source in zip(second, first, strict=True):
+        part.load_state_dict(source.state_dict())
+    train(*second, 2, 4)
+    for before, one, other in zip(*(model.parameters() for model, _ in (start, whole, second)), strict=True):
+        assert torch.equal(one, other)
+        if before.ndim > 1:
+            assert not torch.equal(before, one)
