@@ -75,7 +75,7 @@ class FCDenseNet(nn.Module):
 
 
 class FCDenseNet56(FCDenseNet):
-    """FC-DenseNet56: 1.5 M parameters."""
+    """FC-DenseNet56: 1.4 M parameters (the paper says 1.5, but its own tables 1 and 2 add up to 1.4)."""
 
     growth_rate, down_layers, bottleneck_layers = 12, (4, 4, 4, 4, 4), 4
 
