@@ -1,7 +1,11 @@
 """Semantic-segmentation experiments as notebooks: a thin library under the notebooks."""
 
 import importlib.abc
+import os
 import sys
+
+# albumentations asks PyPI for a newer version at each import, in every worker and notebook.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):

@@ -1,21 +1,23 @@
 import datetime
+import inspect
 import math
 from typing import get_args
 
 import pytest
-import torch
 from pydantic import ValidationError
 
-from seglib import config
+from seglib import vocabulary
 from seglib.config import TrainConfig
 from seglib.data.augment import PRESETS
 from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS
+from seglib.data.mixing import SAMPLE_MIXES
 from seglib.data.splits import SPLITS
 from seglib.errors import InputErrors
 from seglib.files import PROJECT
 from seglib.runs.notebook import find_config, read_defaults
+from seglib.training.batch_mixing import BATCH_MIXES
 from seglib.training.losses import LOSSES
-from seglib.training.optim import SCHEDULES, build_optimizer
+from seglib.training.schedule import SCHEDULES
 
 NOTEBOOK = PROJECT / "notebooks" / "02_train.ipynb"
 DEFAULTS = read_defaults(NOTEBOOK)
@@ -26,29 +28,35 @@ def problems(**values):
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "real"),
+    ("names", "real"),
     [
-        (config.LossName, LOSSES),
-        (config.SchedulerName, SCHEDULES),
-        (config.AugmentationName, PRESETS),
-        (config.SplitName, SPLITS),
-        (config.PaintOrder, PAINT_ORDERS),
-        (config.Background, BACKGROUNDS),
+        (vocabulary.SchedulerName, SCHEDULES),
+        (vocabulary.AugmentationName, PRESETS),
+        (vocabulary.SplitName, SPLITS),
+        (vocabulary.PaintOrder, PAINT_ORDERS),
+        (vocabulary.Background, BACKGROUNDS),
     ],
-    ids=["losses", "schedulers", "augmentations", "splits", "paint orders", "backgrounds"],
+    ids=["schedulers", "augmentations", "splits", "paint orders", "backgrounds"],
 )
-def test_the_vocabulary_is_the_real_thing(vocabulary, real):
-    assert set(get_args(vocabulary)) == set(real)
+def test_the_vocabulary_is_the_real_thing(names, real):
+    assert set(get_args(names)) == set(real)
 
 
-@pytest.mark.parametrize("name", get_args(config.OptimizerName))
-def test_every_optimizer_can_be_built_and_takes_a_step(name):
-    model = torch.nn.Linear(2, 1)
-    before = model.weight.detach().clone()
-    optimizer = build_optimizer(name, model, 0.1, 0.01)
-    model(torch.ones(4, 2)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(before, model.weight)
+@pytest.mark.parametrize(
+    ("known", "real"),
+    [(vocabulary.LOSSES, LOSSES), (vocabulary.SCHEDULERS, SCHEDULES), (vocabulary.MIXES, SAMPLE_MIXES | BATCH_MIXES)],
+    ids=["losses", "schedulers", "mixes"],
+)
+def test_options_are_those_of_the_functions(known, real):
+    assert set(known) == set(real)
+    for name, options in known.items():
+        parameters = inspect.signature(real[name]).parameters.values()
+        keywords = [parameter for parameter in parameters if parameter.default is not parameter.empty]
+        assert set(options) - {"p"} == {parameter.name for parameter in keywords} - {"p"}, name
+        for parameter in keywords:
+            if parameter.default not in (None, ()):  # what stands for "worked out from the rest"
+                default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+                assert vocabulary.check_value(name, default, options[parameter.name]) == default
 
 
 def test_the_notebook_has_the_parameters_of_its_config_and_its_defaults_are_sound():
@@ -74,11 +82,29 @@ def test_the_notebook_has_the_parameters_of_its_config_and_its_defaults_are_soun
         ("architecture", "", "architecture must be a text that is not empty, got '' (a text)"),
         ("split", "kfolds", "unknown split 'kfolds'; did you mean 'kfold'?"),
         ("split", False, "split must be one of given, holdout, kfold"),
-        ("loss", {"focl": 1.0}, "unknown loss 'focl'; did you mean 'focal'? choices: cross_entropy, focal"),
+        ("loss", {"focl": 1.0}, "unknown loss 'focl'; did you mean 'focal'? choices: cross_entropy, label_smoothing, focal"),
         ("loss", {"focal": "a"}, "loss.focal must be a number, got 'a' (a text)"),
         ("loss", {"focal": -1}, "loss.focal must be at least 0.0, got -1"),
         ("loss", {"focal": 0}, "loss must have a term with a weight above 0"),
-        ("loss", {}, "loss must be a mapping that is not empty, got {} (dict)"),
+        ("loss", {}, "loss must be not empty, got {} (dict)"),
+        ("loss", {"focal": {"gama": 2}}, "unknown option of loss.focal 'gama'; did you mean 'gamma'?"),
+        ("loss", {"dice": {"gamma": 2}}, "unknown option of loss.dice 'gamma'; choices: weight"),
+        ("loss", {"focal": {"gamma": -1}}, "loss.focal.gamma must be at least 0.0, got -1"),
+        ("loss", {"focal": {"weight": 0}}, "loss must have a term with a weight above 0"),
+        ("loss", {"cross_entropy": {"class_weights": "balancd"}}, "unknown loss.cross_entropy.class_weights 'balancd'; did you"),
+        ("loss", {"cross_entropy": {"class_weights": {"Metal": -1}}}, "loss.cross_entropy.class_weights.Metal must be at least"),
+        ("loss", {"ms_ssim": {"scales": 6}}, "loss.ms_ssim.scales must be at most 5, got 6"),
+        ("mixing", {"mixupp": 0.5}, "unknown mixing 'mixupp'; did you mean 'mixup'?"),
+        ("mixing", {"mixup": 1.5}, "mixing.mixup must be at most 1.0, got 1.5 (p, or a mapping of options)"),
+        ("mixing", {"mixup": {"alpha": 0}}, "mixing.mixup.alpha must be above 0.0, got 0"),
+        ("mixing", {"copy_paste": {"count": [3, 1]}}, "mixing.copy_paste.count must be [lowest, highest], got [3, 1]"),
+        ("mixing", {"background": {"replace_with": "blu"}}, "unknown mixing.background.replace_with 'blu'"),
+        ("augmentation", "elastik", "unknown augmentation 'elastik'; did you mean 'elastic'?"),
+        ("augmentation", [{"a": 1, "b": 2}], "augmentation must be a preset's name or a list of steps, each a name or one"),
+        ("augmentation", 3, "augmentation must be a preset's name or a list of steps"),
+        ("expand", 0, "expand must be at least 1, got 0"),
+        ("scheduler", "cosin", "unknown scheduler 'cosin'; did you mean 'cosine'"),
+        ("optimizer", "adamv", "unknown optimizer 'adamv'; did you mean"),
         ("loss", "focal", "loss must be a mapping name: value, got 'focal' (a text)"),
         ("image_size", 100, "image_size must be a multiple of 32 (encoder stride), got 100; nearest: 96 or 128"),
         ("image_size", 10**400, "image_size must be at most 4096, got 1000"),
@@ -102,6 +128,10 @@ def test_a_wrong_value_is_worded_in_one_line(name, value, words):
         ({"split": "kfold", "fold": 5}, "fold", "fold must be below folds (5), got 5"),
         ({"fold": 10**400, "split": "kfold"}, "fold", "fold must be below folds (5), got 1000"),
         ({"fold": 1}, "fold", "fold must be 0 with split 'given', which makes no folds, got 1"),
+        ({"scheduler_options": {"gamma": 0.1}}, "scheduler_options", "scheduler_options: unknown option of cosine 'gamma'"),
+        ({"scheduler": "step", "scheduler_options": {"gamma": 2}}, "scheduler_options", "scheduler_options: step.gamma must"),
+        ({"scheduler": "constant", "scheduler_options": {"a": 2}}, "scheduler_options",
+         "scheduler_options: unknown option of constant 'a'; it has none"),
         ({"warmup_epochs": 21}, "warmup_epochs", "warmup_epochs must not be above epochs (20), got 21"),
     ],
 )

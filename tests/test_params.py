@@ -1,12 +1,21 @@
 """Every shipped grid passes the checks that come before a run."""
 
+import json
+import subprocess
+import sys
+from typing import get_args
+
 import pytest
 
+from seglib import vocabulary
 from seglib.files import PROJECT
 from seglib.runs.grid import load_grid
+from seglib.runs.preflight import TABLE
+
+GRIDS = sorted((PROJECT / "params").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_shipped_grid_is_valid_and_explains_itself(path, tmp_path):
     grid = load_grid(path, tmp_path, {})
     assert len(grid.runs) >= 2
@@ -21,7 +30,48 @@ def test_quickstart_is_two_losses_by_two_seeds_on_the_embedded_data(tmp_path):
     assert {run.parameters["encoder_weights"] for run in grid.runs} == {""}
 
 
-def test_loss_sweep_has_the_mixtures_of_the_table(tmp_path):
-    grid = load_grid(PROJECT / "params" / "loss_sweep.yaml", tmp_path, {})
-    assert len({str(run.parameters["loss"]) for run in grid.runs}) == 10
-    assert {(run.parameters["architecture"], run.parameters["encoder"]) for run in grid.runs} == {("DeepLabV3Plus", "resnet50")}
+def values(name, parameter, tmp_path):
+    return [run.parameters[parameter] for run in load_grid(PROJECT / "params" / f"{name}.yaml", tmp_path, {}).runs]
+
+
+def test_loss_sweep_has_the_eleven_mixtures_of_the_table(tmp_path):
+    assert len({str(loss) for loss in values("loss_sweep", "loss", tmp_path)}) == 11
+    assert set(values("loss_sweep", "encoder", tmp_path)) == {"resnet50"}
+
+
+def test_encoder_sweep_has_32_encoders_under_50_million_parameters(tmp_path):
+    encoders = set(values("encoder_sweep", "encoder", tmp_path))
+    millions = json.loads(TABLE.read_text())["parameters"]["DeepLabV3Plus"]
+    assert len(encoders) == 32
+    assert all(millions[encoder] < 50 for encoder in encoders)
+
+
+@pytest.mark.parametrize(
+    ("grid", "parameter", "choices"),
+    [
+        ("augmentation_sweep", "augmentation", get_args(vocabulary.AugmentationName)),
+        ("augmentation_sweep", "mixing", vocabulary.MIXES),
+        ("scheduler_sweep", "scheduler", vocabulary.SCHEDULERS),
+        ("split_sweep", "split", get_args(vocabulary.SplitName)),
+    ],
+)
+def test_a_sweep_tries_the_whole_vocabulary(grid, parameter, choices, tmp_path):
+    tried = values(grid, parameter, tmp_path)
+    names = {name for value in tried for name in ([value] if isinstance(value, str) else value) if isinstance(name, str)}
+    assert set(choices) <= names
+
+
+def test_every_architecture_is_in_a_sweep(tmp_path):
+    tried = {*values("architecture_sweep", "architecture", tmp_path), *values("classic_models", "architecture", tmp_path)}
+    assert set(json.loads(TABLE.read_text())["architectures"]) - tried == {"PAN"}  # takes no image of 64 px
+
+
+TRIAL = ["--debug", "--set", "data_dir=synthetic", "--set", "image_size=64", "--set", "encoder_weights=", "--set", "cache=true"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_shipped_grid_runs_to_the_end_in_a_trial(path, tmp_path):
+    command = [sys.executable, "run_grid.py", str(path), *TRIAL, "--workers", "2", "--outputs", str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -5,7 +5,6 @@ The runner of grids, which imports neither albumentations nor torch, asks here i
 """
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from copy import deepcopy
 
 if __name__ == "__main__":
     sys.modules["albumentations.pytorch"] = None  # albumentations goes on without it where it cannot be imported
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks PyPI at each import
 
 import albumentations as A
 import cv2

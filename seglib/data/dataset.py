@@ -1,17 +1,12 @@
-"""From pixels to batches: the training and validation sets, and loaders whose samples do not depend on workers."""
+"""The training and the validation set: a folder read, verified, split, and opened as pixels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from seglib.data.augment import augment, build_augmentation
 from seglib.data.coco import CocoData, load_coco, resolve_image
 from seglib.data.fingerprint import hash_files
 from seglib.data.pixels import Pixels, open_pixels
@@ -38,6 +33,11 @@ class Subset:
     def image_ids(self) -> np.ndarray:
         """(N,) int64."""
         return self.pixels.image_ids[self.indices]
+
+    @property
+    def image_size(self) -> int:
+        """Side of images and masks [px]."""
+        return self.pixels.image_size
 
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Image (S, S, 3) uint8 RGB and mask (S, S) uint8."""
@@ -111,72 +111,6 @@ def count_pixels(subset: Subset, ignore_index: int = 255) -> pd.Series:
         counts += np.bincount(subset.read(position)[1].ravel(), minlength=256)
     names = subset.data.class_names
     return pd.Series([*counts[: len(names)], counts[ignore_index]], index=[*names, "(ignored)"], name="pixels")
-
-
-class SegmentationDataset(Dataset):
-    """Samples as uint8 tensors: image (S, S, 3) RGB in 0..255, mask (S, S) class ids; keys are (epoch, position)."""
-
-    def __init__(self, subset: Subset, augmentation: str, seed: int):
-        self.subset, self.seed = subset, seed
-        self.augmentation = build_augmentation(augmentation)
-
-    def __len__(self) -> int:
-        return len(self.subset)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, position = key
-        image, mask = self.subset.read(position)
-        if self.augmentation.transforms:
-            image, mask = augment(self.augmentation, image, mask, self.seed, epoch, position)
-        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(mask))
-
-
-class EpochBatches:
-    """Batches of (epoch, position); the order of an epoch depends on (seed, epoch) alone. Set `epoch` before a pass."""
-
-    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool):
-        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        # A last batch of one image has no variance to normalise with, and batch norm refuses it: it is left out.
-        lonely = self.shuffle and self.batch_size > 1 and self.count % self.batch_size == 1 and self.count > 1
-        return -(-self.count // self.batch_size) - lonely
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.count)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        for number in range(len(self)):
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(self.epoch, int(position)) for position in batch]
-
-
-def build_loader(
-    subset: Subset, batch_size: int, *, shuffle: bool, augmentation: str, seed: int, num_workers: int
-) -> DataLoader:
-    """Load batches: images (N, 3, S, S) uint8 in channels-last memory, masks (N, S, S) uint8.
-
-    Set `loader.batch_sampler.epoch` before each pass. The samples are the same for any number of workers.
-    """
-    if num_workers:
-        # Workers are forked: OpenCV's threads must be gone before (in a worker the same call waits for them for ever),
-        # and each worker is one of several processes anyway.
-        cv2.setNumThreads(1)
-    return DataLoader(
-        SegmentationDataset(subset, augmentation, seed),
-        batch_sampler=EpochBatches(len(subset), batch_size, seed, shuffle),
-        num_workers=num_workers,
-        collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # workers' seeds come from here, not from the stream that the model draws from
-    )
-
-
-def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    images, masks = zip(*samples, strict=True)
-    return torch.stack(images).permute(0, 3, 1, 2), torch.stack(masks)
 
 
 def _open(folder, json_name, paint_order, background, image_size, cache, progress) -> tuple[CocoData, Pixels]:

@@ -11,7 +11,8 @@ import torch
 from numpy.lib.format import write_array_header_1_0
 from torch import Tensor, nn
 
-from seglib.data.dataset import Subset, build_loader
+from seglib.data.dataset import Subset
+from seglib.data.loader import build_loader
 from seglib.errors import InputError
 from seglib.evaluation.label_quality import RELIABILITY_BINS, summarise_probabilities
 from seglib.evaluation.metrics import confusion_per_image, mean_iou

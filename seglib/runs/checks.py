@@ -6,6 +6,8 @@ from typing import Any
 
 from seglib.errors import InputError, unknown_name
 from seglib.parameters import NotebookConfig
+from seglib.runs.augmentation_check import find_augmentation_refusals
+from seglib.runs.class_check import find_class_problems
 from seglib.runs.grid_file import GridFile
 from seglib.runs.naming import shorten
 from seglib.runs.notebook import find_config, find_notebook, read_defaults
@@ -38,10 +40,27 @@ def find_run_problems(
         for name, problem in found.items():
             lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
     if config and all(name in config.model_fields for name in _MODEL):
-        sound = [not any(name in found for name in _MODEL) for found in problems]
-        runs = [pair for pair, is_sound in zip(zip(parameters, varied, strict=True), sound, strict=True) if is_sound]
+        runs = _find_sound(parameters, problems, varied, _MODEL)
         lines |= dict.fromkeys(_find_model_problems(file, runs, overrides))
+    if config and {"augmentation", "image_size"} <= config.model_fields.keys():
+        runs = _find_sound(parameters, problems, varied, ("augmentation", "image_size"))
+        lines |= dict.fromkeys(_find_augmentation_problems(file, runs, overrides))
+    if config and hasattr(config, "class_names_used"):
+        for values, found, shown in zip(parameters, problems, varied, strict=True):
+            for name, problem in (find_class_problems(config, values) if not found else {}).items():
+                lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
     return list(lines)
+
+
+def _find_sound(
+    parameters: Sequence[Mapping], problems: Sequence[Mapping], varied: Sequence[Mapping], names: Sequence[str]
+) -> list[tuple[Mapping, Mapping]]:
+    """Values and what varies of the runs in which none of the named parameters has a problem yet."""
+    return [
+        (values, shown)
+        for values, found, shown in zip(parameters, problems, varied, strict=True)
+        if not any(name in found for name in names)
+    ]
 
 
 def _find_model_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]], overrides: Mapping) -> list[str]:
@@ -54,6 +73,21 @@ def _find_model_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]]
     return [
         f"{_where(file, _MODEL, shown, overrides)}: {refusal}"
         for refusal, (_, shown) in zip(refusals, models.values(), strict=True)
+        if refusal
+    ]
+
+
+def _find_augmentation_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]], overrides: Mapping) -> list[str]:
+    """Why lists of steps cannot be built; presets are known to be sound."""
+    specs: dict[str, tuple[dict, Mapping]] = {}
+    for values, shown in runs:
+        if not isinstance(values["augmentation"], str):
+            spec = {name: values[name] for name in ("augmentation", "image_size")}
+            specs.setdefault(json.dumps(spec), (spec, shown))
+    refusals = find_augmentation_refusals([spec for spec, _ in specs.values()])
+    return [
+        f"{_where(file, ('augmentation', 'image_size'), shown, overrides)}: {refusal}"
+        for refusal, (_, shown) in zip(refusals, specs.values(), strict=True)
         if refusal
     ]
 

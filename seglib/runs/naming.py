@@ -31,12 +31,19 @@ def shorten(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
-        if len(value) == 1 and next(iter(value.values())) == 1:
+        if len(value) == 1 and next(iter(value.values())) in (1, {}):
             return shorten(next(iter(value)))
-        return "+".join(f"{shorten(name)}{shorten(item)}" for name, item in value.items())
+        return "+".join(f"{shorten(name)}{_shorten_item(item)}" for name, item in value.items()) or "none"
     if isinstance(value, list):
-        return "-".join(map(shorten, value))
+        return "-".join(map(shorten, value)) or "none"
     return _SHORT.get(str(value), str(value).rstrip("/").rsplit("/", 1)[-1]) or "none"
+
+
+def _shorten_item(value: object) -> str:
+    """What a name in a mapping stands for; options follow their name: `focal@weight0.1@gamma3`."""
+    if isinstance(value, dict):
+        return "".join(f"@{name}{shorten(item)}" for name, item in value.items())
+    return shorten(value)
 
 
 def _safe(name: str) -> str:

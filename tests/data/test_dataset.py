@@ -1,13 +1,12 @@
-"""Batches: the same for any number of workers, whole epochs, classes and copies checked across the split."""
+"""Training and validation images: classes and copies checked across the split, pixels counted."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-import torch
 
-from seglib.data.dataset import EpochBatches, build_loader, count_pixels, find_classes_present, open_data
+from seglib.data.dataset import count_pixels, find_classes_present, open_data
 from seglib.errors import InputError, InputErrors
 
 OPTIONS = {"split": "given", "folds": 4, "fold": 0, "seed": 1, "paint_order": "class_id", "background": "class",
@@ -16,53 +15,6 @@ OPTIONS = {"split": "given", "folds": 4, "fold": 0, "seed": 1, "paint_order": "c
 
 def open_small(folder, **changes):
     return open_data(str(folder), "train.json", "val.json", **(OPTIONS | changes))
-
-
-def batches(subset, workers, epoch, seed=1):
-    loader = build_loader(subset, 4, shuffle=True, augmentation="flips", seed=seed, num_workers=workers)
-    loader.batch_sampler.epoch = epoch
-    return [torch.cat([images.flatten(), masks.flatten()]) for images, masks in loader]
-
-
-def test_batches_are_uint8_channels_last_with_their_masks(small_data):
-    train, _ = open_small(small_data)
-    loader = build_loader(train, 4, shuffle=False, augmentation="none", seed=1, num_workers=0)
-    images, masks = next(iter(loader))
-    image, mask = train.read(0)
-    assert images.shape == (4, 3, 64, 64)
-    assert images.dtype == masks.dtype == torch.uint8
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(images[0].permute(1, 2, 0), image)
-    assert np.array_equal(masks[0], mask)
-
-
-def test_samples_do_not_depend_on_the_number_of_workers(small_data):
-    train, _ = open_small(small_data)
-    expected = batches(train, 0, epoch=3)
-    for workers in (1, 2):
-        assert all(torch.equal(a, b) for a, b in zip(expected, batches(train, workers, epoch=3), strict=True))
-
-
-def test_epochs_differ_and_repeat(small_data):
-    train, _ = open_small(small_data)
-    first, again, second = batches(train, 0, 1), batches(train, 0, 1), batches(train, 0, 2)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0], second[0])
-
-
-@pytest.mark.parametrize("count, batch_size, sizes", [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1])])
-def test_a_lonely_last_image_is_left_out_of_training(count, batch_size, sizes):
-    assert [len(batch) for batch in EpochBatches(count, batch_size, seed=1, shuffle=True)] == sizes
-
-
-def test_validation_keeps_every_image_in_order():
-    batches = list(EpochBatches(9, 4, seed=1, shuffle=False))
-    assert [position for batch in batches for _, position in batch] == list(range(9))
-
-
-def test_each_image_comes_once_in_an_epoch():
-    batches = list(EpochBatches(10, 4, seed=1, shuffle=True))
-    assert sorted(position for batch in batches for _, position in batch) == list(range(10))
 
 
 @pytest.mark.parametrize("split", ["holdout", "kfold", "stratified", "group", "stratified_group"])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seglib.data.dataset import build_loader, open_data
+from seglib.data.dataset import open_data
+from seglib.data.loader import build_loader
 from seglib.evaluation.metrics import compute_metrics, save_confusion
 from seglib.files import PROJECT, write_json
 from seglib.models import build_model

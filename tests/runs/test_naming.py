@@ -20,6 +20,12 @@ from seglib.runs.naming import name_runs, shorten
         ("/data/taco/", "taco"),
         ([1, 2], "1-2"),
         ("/", "none"),
+        ({}, "none"),
+        ([], "none"),
+        ({"focal": {"weight": 0.1, "gamma": 3}, "dice": 0.5}, "focal@weight0.1@gamma3+dice0.5"),
+        ({"cross_entropy": {"class_weights": "balanced"}}, "ce@class_weightsbalanced"),
+        (["flips", {"ElasticTransform": {"alpha": 40, "p": 0.5}}], "flips-ElasticTransform@alpha40@p0.5"),
+        ([{"OneOf": ["Blur", {"RandomGamma": {}}]}], "OneOfBlur-RandomGamma"),
     ],
 )
 def test_values_are_short(value, short):

@@ -1,0 +1,99 @@
+"""Batches: the same for any number of workers, whole epochs, expanded and mixed as asked."""
+
+import numpy as np
+import pytest
+import torch
+
+from seglib.data.dataset import open_data
+from seglib.data.loader import EpochBatches, build_loader
+
+OPTIONS = {"split": "given", "folds": 4, "fold": 0, "seed": 1, "paint_order": "class_id", "background": "class",
+           "image_size": 64, "cache": False}  # fmt: skip
+
+
+def open_small(folder):
+    return open_data(str(folder), "train.json", "val.json", **OPTIONS)
+
+
+def batches(subset, workers, epoch, seed=1):
+    loader = build_loader(subset, 4, shuffle=True, augmentation="flips", seed=seed, num_workers=workers)
+    loader.batch_sampler.epoch = epoch
+    return [torch.cat([images.flatten(), masks.flatten()]) for images, masks in loader]
+
+
+def test_batches_are_uint8_channels_last_with_their_masks(small_data):
+    train, _ = open_small(small_data)
+    loader = build_loader(train, 4, shuffle=False, augmentation="none", seed=1, num_workers=0)
+    images, masks = next(iter(loader))
+    image, mask = train.read(0)
+    assert images.shape == (4, 3, 64, 64)
+    assert images.dtype == masks.dtype == torch.uint8
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(images[0].permute(1, 2, 0), image)
+    assert np.array_equal(masks[0], mask)
+
+
+def test_samples_do_not_depend_on_the_number_of_workers(small_data):
+    train, _ = open_small(small_data)
+    expected = batches(train, 0, epoch=3)
+    for workers in (1, 2):
+        assert all(torch.equal(a, b) for a, b in zip(expected, batches(train, workers, epoch=3), strict=True))
+
+
+def test_epochs_differ_and_repeat(small_data):
+    train, _ = open_small(small_data)
+    first, again, second = batches(train, 0, 1), batches(train, 0, 1), batches(train, 0, 2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize("count, batch_size, sizes", [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1])])
+def test_a_lonely_last_image_is_left_out_of_training(count, batch_size, sizes):
+    assert [len(batch) for batch in EpochBatches(count, batch_size, seed=1, shuffle=True)] == sizes
+
+
+def test_validation_keeps_every_image_in_order():
+    batches = list(EpochBatches(9, 4, seed=1, shuffle=False))
+    assert [position for batch in batches for _, position in batch] == list(range(9))
+
+
+def test_each_image_comes_once_in_an_epoch():
+    batches = list(EpochBatches(10, 4, seed=1, shuffle=True))
+    assert sorted(position for batch in batches for _, position in batch) == list(range(10))
+
+
+def test_expanded_epochs_hold_the_original_and_transformed_copies(small_data):
+    train, _ = open_small(small_data)
+    loader = build_loader(train, 4, shuffle=True, augmentation="flips", seed=1, num_workers=0, expand=4)
+    positions = [position for batch in loader.batch_sampler for _, position in batch]
+    assert sorted(positions) == list(range(4 * len(train)))
+    original = train.read(3)[0]
+    copies = [loader.dataset[1, copy * len(train) + 3][0].numpy() for copy in range(4)]
+    assert np.array_equal(copies[0], original)
+    assert len({copy.tobytes() for copy in copies}) > 1
+    assert all(np.array_equal(np.sort(copy, axis=None), np.sort(original, axis=None)) for copy in copies)
+
+
+MIXING = {"copy_paste": 1.0, "background": {"p": 0.5}, "mosaic": 0.5, "cutmix": 0.5}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_mixed_and_augmented_samples_do_not_depend_on_the_number_of_workers(small_data, workers):
+    train, _ = open_small(small_data)
+    options = {"shuffle": True, "augmentation": "distort", "seed": 3, "mixing": MIXING, "expand": 2}
+    here = list(build_loader(train, 4, num_workers=0, **options))
+    there = list(build_loader(train, 4, num_workers=workers, **options))
+    for (images, masks), (others, other_masks) in zip(here, there, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(masks, other_masks)
+
+
+def test_mixing_changes_samples_and_keeps_the_classes(small_data):
+    train, _ = open_small(small_data)
+    plain, mixed = (
+        build_loader(train, 4, shuffle=False, augmentation="none", seed=3, num_workers=0, mixing=mixing)
+        for mixing in ({}, MIXING)
+    )
+    pairs = [(plain.dataset[1, position], mixed.dataset[1, position]) for position in range(8)]
+    assert sum(not torch.equal(before[0], after[0]) for before, after in pairs) > 4
+    assert all(set(after[1].unique().tolist()) <= {*range(train.data.num_classes), 255} for _, after in pairs)

@@ -1,0 +1,54 @@
+"""Classes that parameters name are looked for in the data before a grid starts."""
+
+import json
+
+import pytest
+
+from seglib.config import TrainConfig
+from seglib.files import PROJECT
+from seglib.runs.class_check import find_class_problems
+from seglib.runs.notebook import read_defaults
+
+DEFAULTS = read_defaults(PROJECT / "notebooks" / "02_train.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"mixing": {"copy_paste": {"classes": ["Battery", "Clothng"]}}}, "unknown class in mixing 'Clothng'; did you mean"),
+        ({"loss": {"focal": {"class_weights": {"Metl": 2}}}}, "unknown class in loss 'Metl'; did you mean 'Metal'?"),
+    ],
+)
+def test_a_class_that_the_data_does_not_have_is_told_with_the_nearest(values, words):
+    (problem,) = find_class_problems(TrainConfig, DEFAULTS | values).values()
+    assert problem.startswith(words)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"mixing": {"copy_paste": 0.5}},
+        {"loss": {"focal": {"class_weights": "balanced"}}},
+        {"loss": {"focal": {"class_weights": {"Background": 0.5, "Metal": 2}}}},
+    ],
+)
+def test_classes_of_the_data_are_fine(values):
+    assert find_class_problems(TrainConfig, DEFAULTS | values) == {}
+
+
+def test_names_are_those_of_the_annotation_file(small_data, tmp_path):
+    content = json.loads((small_data / "train.json").read_text())
+    content["categories"][0]["name"] = "유리"
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    options = DEFAULTS | {"data_dir": str(tmp_path)}
+    assert find_class_problems(TrainConfig, options | {"mixing": {"copy_paste": {"classes": ["유리"]}}}) == {}
+    assert find_class_problems(TrainConfig, options | {"mixing": {"copy_paste": {"classes": ["UNKNOWN"]}}})
+
+
+def test_a_file_that_cannot_be_read_is_left_to_the_check_of_the_data(tmp_path):
+    for name in ("train.json", "val.json"):
+        (tmp_path / name).write_text("{")
+    options = DEFAULTS | {"data_dir": str(tmp_path), "mixing": {"copy_paste": {"classes": ["Glass"]}}}
+    assert find_class_problems(TrainConfig, options) == {}
