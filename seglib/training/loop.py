@@ -12,14 +12,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from seglib.errors import InputError
 from seglib.evaluation.metrics import compute_metrics, confusion_per_image, save_confusion
 from seglib.files import replacing
+from seglib.training.batch_mixing import Mix, keep_apart
 from seglib.training.checkpoint import load_checkpoint, save_checkpoint
 from seglib.training.reproducibility import seed_epoch
+from seglib.training.schedule import Schedule
 
 IGNORE_INDEX = 255
 BETTER = {"miou": 1, "miou_image": 1, "accuracy": 1, "loss": -1}  # 1: higher is better
@@ -47,7 +48,7 @@ def train(
     model: nn.Module,
     loss: nn.Module,
     optimizer: Optimizer,
-    scheduler: LRScheduler,
+    scheduler: Schedule,
     train_loader: DataLoader,
     val_loader: DataLoader,
     *,
@@ -60,6 +61,7 @@ def train(
     run_dir: Path,
     checkpoint_facts: dict,
     watcher: Watcher,
+    mix: Mix = keep_apart,
 ) -> pd.DataFrame:
     """Train, evaluate after each epoch, keep the best weights; go on where an earlier process stopped.
 
@@ -70,6 +72,7 @@ def train(
     ----------
     train_loader : gives batches of up to accumulate * batch_size images, see `train_one_epoch`.
     checkpoint_facts : plain values that best.pt and last.pt carry: how to build the model, class names.
+    mix : mixes the images of a batch, see `seglib.training.batch_mixing`.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def train(
         learning_rate = scheduler.get_last_lr()[0]
         seed_epoch(seed, epoch)
         train_loss = train_one_epoch(
-            model, loss, optimizer, scheduler, scaler, train_loader, epoch, accumulate, precision, device, watcher
+            model, loss, optimizer, scheduler, scaler, train_loader, epoch, accumulate, precision, device, watcher, mix
         )
         evaluation = evaluate(model, loss, val_loader, len(class_names), precision, device)
         metrics = compute_metrics(evaluation.confusion, class_names, val_loader.batch_sampler.batch_size)
@@ -94,6 +97,7 @@ def train(
         rows.append({"epoch": epoch, "lr": learning_rate, "train_loss": train_loss, "val_loss": evaluation.loss, **scores,
                      "seconds": round(seconds, 3), "memory_mb": peak_memory_mb(device)})  # fmt: skip
         score = BETTER[select_by] * (scores | {"loss": evaluation.loss})[select_by]
+        scheduler.end_epoch(score)
         if best is None or score > best:
             best = score
             save_checkpoint(run_dir / "best.pt", {"model": model.state_dict(), "epoch": epoch, **checkpoint_facts})
@@ -111,7 +115,7 @@ def train_one_epoch(
     model: nn.Module,
     loss: nn.Module,
     optimizer: Optimizer,
-    scheduler: LRScheduler,
+    scheduler: Schedule,
     scaler: torch.amp.GradScaler,
     loader: DataLoader,
     epoch: int,
@@ -119,35 +123,60 @@ def train_one_epoch(
     precision: str,
     device: torch.device,
     watcher: Watcher,
+    mix: Mix = keep_apart,
 ) -> float:
     """One pass over the training images; return the mean loss over its valid pixels.
 
-    The loader's batches are cut into `accumulate` micro-batches, each weighted by its share of the batch's valid
-    pixels: for losses that are means over pixels the gradient is the whole batch's.
+    The loader's batches are mixed, then cut into `accumulate` micro-batches, see `_backward`. Counts and losses stay on
+    the device until the epoch's end.
     """
     model.train()
     loader.batch_sampler.epoch = epoch
-    total, pixels = torch.zeros((), device=device), 0
+    total, pixels = torch.zeros(2, device=device, dtype=torch.float64)
     for step, (images, masks) in enumerate(loader, 1):
-        valid = int((masks != IGNORE_INDEX).sum())  # counted before the transfer: the device is not waited for
+        images, targets = mix(move(images, device), move(masks, device), epoch, step)
         optimizer.zero_grad(set_to_none=True)
         parts = _count_parts(len(images), accumulate, loader.batch_sampler.batch_size)
-        for images_part, masks_part in zip(images.tensor_split(parts), masks.tensor_split(parts), strict=True):
-            share = int((masks_part != IGNORE_INDEX).sum()) / max(1, valid)
-            images_part, masks_part = move(images_part, device), move(masks_part, device)
-            with autocast(device, precision):
-                value = loss(model(images_part), masks_part) * share
-            scaler.scale(value).backward()
-            total += value.detach() * valid
+        value, valid = _backward(model, loss, scaler, images, targets, parts, precision)
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
-        pixels += valid
+        total, pixels = total + value * valid, pixels + valid
         watcher.step(epoch, step, len(loader))
-    mean = float(total) / max(1, pixels)
+    mean = float(total) / max(1.0, float(pixels))
     if not math.isfinite(mean):
         raise FloatingPointError(f"the training loss became {mean} in epoch {epoch}; lower lr, or set precision: float32")
     return mean
+
+
+def _backward(
+    model: nn.Module, loss: nn.Module, scaler: torch.amp.GradScaler, images: Tensor, targets: list, parts: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Add up the gradients of one batch, cut into micro-batches; return its loss and its valid pixels.
+
+    Each micro-batch is weighted by its share of the batch's valid pixels: for losses that are means over pixels the
+    gradient is the whole batch's. Auxiliary outputs add to the gradient, not to the loss that is shown.
+    """
+    valid = [(masks != IGNORE_INDEX).sum().clamp_min(1) for masks, _ in targets]
+    total = torch.zeros((), device=images.device)
+    cut = [masks.tensor_split(parts) for masks, _ in targets]
+    for images_part, *masks_parts in zip(images.tensor_split(parts), *cut, strict=True):
+        # A mixed image has a mask from each of its sources: shares (of the mixture) * (of the batch's valid pixels).
+        shares = [
+            share * (masks != IGNORE_INDEX).sum() / count
+            for masks, count, (_, share) in zip(masks_parts, valid, targets, strict=True)
+        ]
+        with autocast(images.device, precision):
+            outputs = model(images_part)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            values = [
+                sum(share * loss(logits, masks) for share, masks in zip(shares, masks_parts, strict=True))
+                for logits in outputs
+            ]
+        objective = values[0] + sum(model.auxiliary_weight * value for value in values[1:])
+        scaler.scale(objective).backward()
+        total = total + values[0].detach()
+    return total, sum(share * count for count, (_, share) in zip(valid, targets, strict=True))
 
 
 def _count_parts(count: int, accumulate: int, batch_size: int) -> int:

@@ -84,6 +84,21 @@ def plot_history(history: pd.DataFrame, epochs: int) -> Figure:
     return figure
 
 
+def plot_schedule(rates: np.ndarray, steps_per_epoch: int) -> Figure:
+    """Learning rates (steps, groups) of a training that is to come; groups with the same rate are one line."""
+    figure, axis = plt.subplots(figsize=(6, 2.4))
+    epochs = np.arange(len(rates)) / steps_per_epoch
+    for colour, group in zip((TRAIN, VAL), np.unique(rates, axis=1).T[::-1], strict=False):
+        axis.step(epochs, group, color=colour, where="post", label=f"up to {group.max():.2g}")
+    axis.set(title="learning rate before training", xlabel="epoch", xlim=(0, len(rates) / steps_per_epoch), ylim=(0, None))
+    axis.legend(frameon=False, fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
 def plot_class_iou(iou: dict[str, float], miou: float) -> Figure:
     """IoU of each class as bars, worst last, with their mean; absent classes are said, not drawn as zero."""
     use_font_for(list(iou))

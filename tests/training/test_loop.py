@@ -8,15 +8,18 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from seglib.data.dataset import build_loader, open_data
+from seglib.data.dataset import open_data
+from seglib.data.loader import build_loader
 from seglib.errors import InputError
 from seglib.evaluation.metrics import compute_metrics, load_confusion
 from seglib.models import build_model
+from seglib.training.batch_mixing import build_batch_mixing, keep_apart
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.loop import choose_precision, evaluate, require_falling_loss, train, train_one_epoch
 from seglib.training.losses import build_loss
-from seglib.training.optim import build_optimizer, build_scheduler
+from seglib.training.optim import build_optimizer
 from seglib.training.reproducibility import seed_everything
+from seglib.training.schedule import build_scheduler
 
 CPU = torch.device("cpu")
 
@@ -46,7 +49,9 @@ def subsets(small_data):
                      paint_order="class_id", background="class", image_size=64, cache=False)  # fmt: skip
 
 
-def run(subsets, run_dir, epochs=3, watcher=None, accumulate=1, select_by="miou", seed=5, workers=0):
+def run(
+    subsets, run_dir, epochs=3, watcher=None, accumulate=1, select_by="miou", seed=5, workers=0, schedule="cosine", mixing=None
+):
     run_dir.mkdir(exist_ok=True)
     train_set, val_set = subsets
     names = list(train_set.data.class_names)
@@ -55,11 +60,12 @@ def run(subsets, run_dir, epochs=3, watcher=None, accumulate=1, select_by="miou"
     seed_everything(seed, deterministic=True)
     model = build_model("Linknet", "tu-resnet10t", len(names))
     optimizer = build_optimizer("adamw", model, 1e-3, 1e-4)
-    scheduler = build_scheduler("cosine", optimizer, epochs, len(loader), 0.5)
+    scheduler = build_scheduler(schedule, optimizer, epochs, len(loader), 0.5)
     return train(
         model, build_loss({"cross_entropy": 1.0}, len(names)), optimizer, scheduler, loader, val_loader, epochs=epochs,
         accumulate=accumulate, precision="float32", device=CPU, seed=seed, select_by=select_by, run_dir=run_dir,
         checkpoint_facts={"architecture": "Linknet", "class_names": names}, watcher=watcher or Nobody(),
+        mix=build_batch_mixing(mixing or {}, model, seed=seed, precision="float32"),
     )  # fmt: skip
 
 
@@ -90,6 +96,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(subsets, uninterrupted, tmp_pa
     same = ["epoch", "lr", "train_loss", "val_loss", "miou"]
     pd.testing.assert_frame_equal(resumed[same], whole[same])
     assert (f"going on after epoch {when[0] - 1}" in capsys.readouterr().out) == (when[0] > 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"schedule": "plateau", "epochs": 5}, {"mixing": {"snapmix": 0.7, "mixup": {"p": 0.7}}}],
+    ids=["plateau", "mixed batches"],
+)
+def test_scores_and_mixes_of_an_earlier_process_count_after_a_kill(subsets, tmp_path, options):
+    run(subsets, tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(subsets, tmp_path / "killed", watcher=Killer(3, 2), **options)
+    run(subsets, tmp_path / "killed", **options)
+    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_another_run_is_refused(subsets, tmp_path):
@@ -126,33 +145,90 @@ def test_scores_are_scikit_learns_on_the_same_predictions(subsets):
     assert metrics["accuracy"] == pytest.approx(accuracy_score(truth, preds), abs=1e-12)
 
 
-def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(subsets):
-    train_set, _ = subsets
-    num_classes = train_set.data.num_classes
-    loader = build_loader(train_set, 8, shuffle=False, augmentation="none", seed=1, num_workers=0)
-    batch = [(images, masks.clone()) for images, masks in loader][:1]
-    batch[0][1][0], batch[0][1][3, :40] = 255, 255  # ignored pixels, unevenly spread
-    loader_of_one = FakeLoader(batch, loader.batch_sampler)
-    torch.manual_seed(0)
-    model = build_model("FPN", "tu-resnet10t", num_classes).double()
+class TwoHeads(torch.nn.Module):
+    """A model with an auxiliary output in training."""
+
+    auxiliary_weight = 0.4
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.main, self.extra = (torch.nn.Conv2d(3, num_classes, 1) for _ in range(2))
+
+    def forward(self, images):
+        images = images / 255
+        return (self.main(images), self.extra(images)) if self.training else self.main(images)
+
+
+def freeze_norms_and_dropout(model):
+    """Batch norm sees micro-batches, dropout draws for each: both are stilled to compare the rest."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.train = lambda mode=True: None  # batch norm sees micro-batches: it is frozen to compare the rest
+            module.train = lambda mode=True: None
             module.training = False
         elif isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
             module.p = 0.0
-    gradients = []
-    for accumulate in (1, 4):
-        copied = copy.deepcopy(model)
-        optimizer = torch.optim.SGD(copied.parameters(), lr=1e-9)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        loss = build_loss({"cross_entropy": 0.8, "focal": 0.2}, num_classes)
-        loader_of_one.batch_sampler.batch_size = 8
-        train_one_epoch(copied, loss, optimizer, scheduler, scaler, loader_of_one, 1, accumulate, "float32", CPU, Nobody())
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in copied.parameters()]))
-    assert gradients[0].abs().max() > 1e-3
-    assert torch.allclose(gradients[0], gradients[1], rtol=0, atol=1e-6)
+    return model
+
+
+def one_batch(train_set):
+    """A loader of eight images, with ignored pixels that are unevenly spread."""
+    loader = build_loader(train_set, 8, shuffle=False, augmentation="none", seed=1, num_workers=0)
+    images, masks = next(iter(loader))
+    masks[0], masks[3, :40] = 255, 255
+    return FakeLoader([(images, masks)], loader.batch_sampler)
+
+
+def gradient(model, loader, accumulate, mix=keep_apart, terms=None):
+    """The gradient that one step of training leaves, and the loss that it reports."""
+    copied = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(copied.parameters(), lr=1e-9)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    loss = build_loss(terms or {"cross_entropy": 0.8, "focal": 0.2}, 12)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    value = train_one_epoch(
+        copied, loss, optimizer, scheduler, scaler, loader, 1, accumulate, "float32", CPU, Nobody(), mix
+    )
+    return torch.cat([parameter.grad.flatten() for parameter in copied.parameters()]), value
+
+
+def mix_in_reverse(images, masks, epoch, step):
+    mixed = (0.75 * images.float() + 0.25 * images.float().flip(0)).round().to(torch.uint8)
+    return mixed, [(masks, 0.75), (masks.flip(0), 0.25)]
+
+
+@pytest.mark.parametrize("mix", [keep_apart, mix_in_reverse])
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(subsets, mix):
+    loader = one_batch(subsets[0])
+    torch.manual_seed(0)
+    model = freeze_norms_and_dropout(build_model("FPN", "tu-resnet10t", subsets[0].data.num_classes).double())
+    whole, parts = (gradient(model, loader, accumulate, mix) for accumulate in (1, 4))
+    assert whole[0].abs().max() > 1e-3
+    assert torch.allclose(whole[0], parts[0], rtol=0, atol=1e-6)
+    assert whole[1] == pytest.approx(parts[1], rel=1e-6)
+
+
+def test_a_mixed_batch_is_scored_against_each_of_its_sources_by_share(subsets):
+    (images, masks), *_ = loader = one_batch(subsets[0])
+    torch.manual_seed(0)
+    model = TwoHeads(12)
+    model.auxiliary_weight = 0.0
+    mixed, targets = mix_in_reverse(images, masks, 1, 1)
+    loss = build_loss({"cross_entropy": 1.0}, 12)
+    expected = sum(share * loss(model(mixed)[0], mask) for mask, share in targets)
+    _, value = gradient(model, loader, 2, mix_in_reverse, {"cross_entropy": 1.0})
+    assert value == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_auxiliary_outputs_are_trained_by_their_weight_and_not_reported(subsets):
+    (images, masks), *_ = loader = one_batch(subsets[0])
+    torch.manual_seed(0)
+    model = TwoHeads(12)
+    got, value = gradient(model, loader, 1, terms={"cross_entropy": 1.0})
+    loss = build_loss({"cross_entropy": 1.0}, 12)
+    main, extra = (loss(logits, masks) for logits in model(images))
+    (main + 0.4 * extra).backward()
+    assert torch.allclose(got, torch.cat([p.grad.flatten() for p in model.parameters()]), atol=1e-6)
+    assert value == pytest.approx(main.item(), rel=1e-5)
 
 
 class FakeLoader(list):

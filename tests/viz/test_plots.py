@@ -4,7 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seglib.viz.plots import plot_batch, plot_class_iou, plot_history, plot_predictions, save_figure, show_errors
+from seglib.viz.plots import (
+    plot_batch,
+    plot_class_iou,
+    plot_history,
+    plot_predictions,
+    plot_schedule,
+    save_figure,
+    show_errors,
+)
 from seglib.viz.style import IGNORED, class_colours, colour_mask
 
 NAMES = ["Background", "Paper", "Metal"]
@@ -64,3 +72,12 @@ def test_a_saved_figure_is_a_png_under_figures(tmp_path):
     figure = plot_batch(IMAGES, MASKS, NAMES)
     assert save_figure(figure, tmp_path, "batch") is figure
     assert (tmp_path / "figures" / "batch.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_schedule_is_drawn_once_for_groups_of_the_same_rate_and_apart_for_others():
+    ramp = np.linspace(0.1, 0, 20)
+    same = plot_schedule(np.stack([ramp, ramp], axis=1), steps_per_epoch=5).axes[0]
+    apart = plot_schedule(np.stack([ramp, ramp / 10], axis=1), steps_per_epoch=5).axes[0]
+    assert [len(axis.get_lines()) for axis in (same, apart)] == [1, 2]
+    assert [text.get_text() for text in apart.get_legend().get_texts()] == ["up to 0.1", "up to 0.01"]
+    assert apart.get_xlim() == (0, 4)
