@@ -170,7 +170,7 @@ def foreground_activation(model: nn.Module, images: Tensor) -> Tensor:
         background = torch.cat([model(part).float().softmax(1)[:, 0] for part in images.split(AT_ONCE)])
     for module, training in modes.items():  # one by one: a part that was frozen in eval mode stays so
         module.training = training
-    # Weights that autocast lowered in inference mode are cached without a gradient; training must not find them.
+    # Older torch keeps weights that autocast lowered here, without a gradient, for the training that follows in it.
     torch.clear_autocast_cache()
     return 1 - background
 

@@ -260,7 +260,13 @@ class OnePixel:
         return np.ones(size)
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+def test_an_activation_that_is_not_a_number_counts_as_none():
+    images, masks = draw_batch()
+    diverged, nothing = (mix("snapmix", images, masks, lambda x, v=v: uniform(x) * 0 + v)[0] for v in (float("nan"), 0.0))
+    assert torch.equal(diverged, nothing)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
 def test_an_activation_without_contrast_still_gives_a_mix(value):
     images, masks = draw_batch()
     mixed, [(mixed_masks, _)] = mix("snapmix", images, masks, lambda images: uniform(images) * 0 + value)
