@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from seglib.data.augment import augment, build_augmentation
 from seglib.data.dataset import Subset
-from seglib.data.mixing import build_sample_mixing
+from seglib.data.mixing import SampleMixing
 
 Augmentation = str | Sequence
 NO_MIXING = MappingProxyType({})
@@ -26,7 +26,7 @@ class SegmentationDataset(Dataset):
     def __init__(self, subset: Subset, augmentation: Augmentation, seed: int, mixing: Mapping = NO_MIXING, expand: int = 1):
         self.subset, self.seed, self.expand = subset, seed, expand
         self.augmentation = build_augmentation(augmentation, subset.image_size)
-        self.mixing = build_sample_mixing(mixing, subset)
+        self.mixing = SampleMixing(mixing, subset)
 
     def __len__(self) -> int:
         return len(self.subset) * self.expand
@@ -81,7 +81,7 @@ def build_loader(
     Parameters
     ----------
     augmentation : a preset's name or a list of steps, see `build_augmentation`.
-    mixing : name -> probability or options; those that mix an image with others of the subset, see `build_sample_mixing`.
+    mixing : name -> probability or options; those that mix an image with others of the subset, see `SampleMixing`.
     expand : how often each image stands in an epoch, see `SegmentationDataset`.
     """
     if num_workers:

@@ -7,11 +7,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from pycocotools import mask as mask_api
 
 from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX, segmentation_to_rle
-from seglib.data.pixels import resize_mask
+from seglib.data.objects import resize_rle
 from seglib.errors import InputError, unknown_name
 from seglib.vocabulary import MIX_NUMBER, MIXES, read_choices
 
@@ -36,16 +35,18 @@ class SampleMixing:
 
     def __init__(self, mixing: Mapping[str, Any], subset: Subset):
         chosen = read_choices("mixing", mixing, MIXES, MIX_NUMBER)
+        others = OtherSamples(subset) if SAMPLE_MIXES.keys() & chosen.keys() else None
         self.steps = []
-        for name in SAMPLE_MIXES.keys() & chosen.keys():
-            p = chosen[name].pop("p", PROBABILITY)
-            self.steps.append((name, p, partial(SAMPLE_MIXES[name], others=OtherSamples(subset), **chosen[name])))
-        self.steps.sort(key=lambda step: [*SAMPLE_MIXES].index(step[0]))
+        for number, (name, function) in enumerate(SAMPLE_MIXES.items(), start=1):
+            if name in chosen:
+                options = {"p": PROBABILITY, **chosen[name]}
+                self.steps.append((number, options.pop("p"), partial(function, others=others, **options)))
         _find_class_ids(chosen.get("copy_paste", {}).get("classes", ()), subset)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int, epoch: int, index: int) -> Sample:
-        rng = np.random.default_rng([seed, epoch, index, 1])  # 1: a stream apart from the augmentation's
-        for _, p, step in self.steps:
+        for number, p, step in self.steps:
+            # A stream for each mix, apart from the augmentation's: adding one to a sweep does not change another's draws.
+            rng = np.random.default_rng([seed, epoch, index, number])
             if rng.random() < p:
                 image, mask = step(image, mask, rng)
         return image, mask
@@ -94,14 +95,9 @@ class OtherSamples:
     def _draw_annotation(self, row: int, position: int) -> np.ndarray:
         """(S, S) bool: the pixels of one annotation at this set's size."""
         segmentation = self.subset.data.annotations["segmentation"].iloc[row]
-        size = self.subset.image_size
         image = self.subset.data.images.iloc[int(self.subset.indices[position])]
-        if isinstance(segmentation, list):  # drawn at this size: a photograph's full size would take 20 times as long
-            factor = np.array([size / image["width"], size / image["height"]])
-            scaled = [(np.reshape(xy[: len(xy) // 2 * 2], (-1, 2)) * factor).ravel().tolist() for xy in segmentation]
-            return mask_api.decode(segmentation_to_rle(scaled, size, size)).astype(bool)
-        full = mask_api.decode(segmentation_to_rle(segmentation, int(image["height"]), int(image["width"])))
-        return resize_mask(full, size).astype(bool)
+        rle = segmentation_to_rle(segmentation, int(image["height"]), int(image["width"]))
+        return resize_rle(rle, self.subset.image_size)
 
 
 def mosaic(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples) -> Sample:
@@ -130,14 +126,16 @@ def replace_background(
     """Keep the objects and put something else behind them.
 
     "image" is another image with its own mask, objects included, so that every label stays true; "mean", "black" and
-    "noise" fill what is no object and leave its labels.
+    "noise" fill what is no object and leave its labels; an image without objects is left as it is.
     """
     objects = (mask != 0) & (mask != IGNORE_INDEX)
     if replace_with == "image":
         behind, mask_behind = others.draw(rng)
         return np.where(objects[..., None], image, behind), np.where(objects, mask, mask_behind)
+    if not objects.any():
+        return image, mask
     fill = {
-        "mean": lambda: image.mean((0, 1)).round(),
+        "mean": lambda: np.round(cv2.mean(image)[:3]),
         "black": lambda: 0,
         "noise": lambda: rng.integers(0, 256, image.shape),
     }[replace_with]()
@@ -202,11 +200,6 @@ def _find_class_ids(names: tuple[str, ...], subset: Subset) -> list[int]:
         if name not in known[1:]:
             raise InputError(f"mixing.copy_paste.classes: {unknown_name('class', name, known[1:], limit=20)}")
     return [known.index(name) for name in names]
-
-
-def build_sample_mixing(mixing: Mapping[str, Any], subset: Subset) -> SampleMixing:
-    """See `SampleMixing`."""
-    return SampleMixing(mixing, subset)
 
 
 # In the order in which they are applied to one sample.

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_api
 from seglib.data.coco import CocoData
 from seglib.data.dataset import Subset, open_data
 from seglib.data.masks import segmentation_to_rle
-from seglib.data.mixing import build_sample_mixing
+from seglib.data.mixing import SampleMixing
 from seglib.errors import InputError
 
 SIZE = 64
@@ -53,7 +53,7 @@ def four_images():
 
 
 def mix(name, subset, position=0, words=WORDS, **options):
-    return build_sample_mixing({name: {"p": 1.0, **options}}, subset)(*subset.read(position), **words)
+    return SampleMixing({name: {"p": 1.0, **options}}, subset)(*subset.read(position), **words)
 
 
 def assert_labels_are_their_pixels(image, mask):
@@ -75,7 +75,7 @@ def test_mixes_give_uint8_of_the_same_size_and_leave_their_input_alone(name):
     subset = four_images()
     image, mask = subset.read(2)
     before = image.copy(), mask.copy()
-    mixed, mixed_mask = build_sample_mixing({name: 1.0}, subset)(image, mask, 1, 1, 1)
+    mixed, mixed_mask = SampleMixing({name: 1.0}, subset)(image, mask, 1, 1, 1)
     assert (mixed.dtype, mixed.shape) == (np.uint8, (SIZE, SIZE, 3))
     assert (mixed_mask.dtype, mixed_mask.shape) == (np.uint8, (SIZE, SIZE))
     assert np.array_equal(image, before[0])
@@ -88,18 +88,18 @@ def test_every_label_is_that_of_its_pixels_source(mixing):
     changed = 0
     for index in range(30):
         image, mask = subset.read(index % 4)
-        mixed, mixed_mask = build_sample_mixing(mixing, subset)(image, mask, 1, 1, index)
+        mixed, mixed_mask = SampleMixing(mixing, subset)(image, mask, 1, 1, index)
         assert_labels_are_their_pixels(mixed, mixed_mask)
         changed += not np.array_equal(mixed, image)
     assert changed > 15
 
 
 def test_the_same_words_give_the_same_sample_whatever_was_drawn_before(synthetic):
-    mixing, sample = build_sample_mixing(ALL, synthetic), synthetic.read(0)
+    mixing, sample = SampleMixing(ALL, synthetic), synthetic.read(0)
     first = mixing(*sample, **WORDS)
     mixing(*sample, 5, 5, 5)
     np.random.default_rng().random(5)
-    for again in (mixing, build_sample_mixing(ALL, synthetic), pickle.loads(pickle.dumps(mixing))):
+    for again in (mixing, SampleMixing(ALL, synthetic), pickle.loads(pickle.dumps(mixing))):
         image, mask = again(*sample, **WORDS)
         assert np.array_equal(image, first[0])
         assert np.array_equal(mask, first[1])
@@ -107,7 +107,7 @@ def test_the_same_words_give_the_same_sample_whatever_was_drawn_before(synthetic
 
 @pytest.mark.parametrize("changed", WORDS)
 def test_each_of_seed_epoch_and_index_changes_the_sample(synthetic, changed):
-    mixing, sample = build_sample_mixing(ALL, synthetic), synthetic.read(0)
+    mixing, sample = SampleMixing(ALL, synthetic), synthetic.read(0)
     assert len({mixing(*sample, **(WORDS | {changed: value}))[0].tobytes() for value in range(8)}) == 8
 
 
@@ -115,7 +115,7 @@ def test_each_of_seed_epoch_and_index_changes_the_sample(synthetic, changed):
 def test_p_is_the_share_of_samples_that_are_mixed(p, lowest, highest):
     subset = four_images()
     image, mask = subset.read(0)
-    mixing = build_sample_mixing({"background": {"p": p, "replace_with": "black"}}, subset)
+    mixing = SampleMixing({"background": {"p": p, "replace_with": "black"}}, subset)
     mixed = sum(not np.array_equal(mixing(image, mask, 1, 1, index)[0], image) for index in range(300))
     assert lowest <= mixed <= highest  # 4 standard deviations around 90
 
@@ -123,7 +123,7 @@ def test_p_is_the_share_of_samples_that_are_mixed(p, lowest, highest):
 def test_mixes_of_batches_are_passed_over():
     subset = four_images()
     image, mask = subset.read(0)
-    mixed, mixed_mask = build_sample_mixing({"cutmix": 1.0, "mixup": 1.0}, subset)(image, mask, 1, 1, 1)
+    mixed, mixed_mask = SampleMixing({"cutmix": 1.0, "mixup": 1.0}, subset)(image, mask, 1, 1, 1)
     assert np.array_equal(mixed, image)
     assert np.array_equal(mixed_mask, mask)
 
@@ -248,7 +248,7 @@ def test_objects_are_scaled_within_the_range_and_never_beyond_the_image():
 def test_classes_are_drawn_evenly_however_rare_they_are():
     subset = make_subset([(1, box(5 * k, 10, 6, 6)) for k in range(9)] + [(2, box(10, 10, 6, 6)), (4, box(10, 30, 6, 6))])
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
-    mixing = build_sample_mixing({"copy_paste": {"p": 1.0, "count": [1, 1]}}, subset)
+    mixing = SampleMixing({"copy_paste": {"p": 1.0, "count": [1, 1]}}, subset)
     drawn = [int(mixing(image, image[..., 0], 1, 1, index)[1].max()) for index in range(600)]
     assert [drawn.count(class_id) / 600 for class_id in (1, 2, 4)] == pytest.approx([1 / 3] * 3, abs=0.07)
 
@@ -256,7 +256,7 @@ def test_classes_are_drawn_evenly_however_rare_they_are():
 def test_only_chosen_classes_are_pasted():
     subset = four_images()
     canvas = np.zeros((SIZE, SIZE, 3), np.uint8)
-    mixing = build_sample_mixing({"copy_paste": {"p": 1.0, "classes": ["Paper", "Rope"]}}, subset)
+    mixing = SampleMixing({"copy_paste": {"p": 1.0, "classes": ["Paper", "Rope"]}}, subset)
     seen = {value for index in range(40) for value in np.unique(mixing(canvas, canvas[..., 0], 1, 1, index)[1])}
     assert seen == {0, 2, 4}
 
@@ -266,7 +266,7 @@ def test_the_number_of_objects_is_within_count():
     subset = make_subset([(1, box(20, 20, 1, 1))])
     size = (subset.read(0)[1] == 1).sum()
     canvas = np.zeros((SIZE, SIZE, 3), np.uint8)
-    mixing = build_sample_mixing({"copy_paste": {"p": 1.0, "count": [2, 4], "scale": [1.0, 1.0]}}, subset)
+    mixing = SampleMixing({"copy_paste": {"p": 1.0, "count": [2, 4], "scale": [1.0, 1.0]}}, subset)
     counts = [np.count_nonzero(mixing(canvas, canvas[..., 0], 1, 1, index)[1]) / size for index in range(200)]
     assert max(counts) == 4
     assert np.mean(counts) == pytest.approx(3, abs=0.3)
@@ -275,7 +275,7 @@ def test_the_number_of_objects_is_within_count():
 def test_objects_come_from_the_subset_alone():
     subset = make_subset([(k, box(10, 10, 9, 9)) for k in (1, 2, 3, 4)], indices=[3, 1])
     canvas = np.zeros((SIZE, SIZE, 3), np.uint8)
-    mixing = build_sample_mixing({"copy_paste": 1.0}, subset)
+    mixing = SampleMixing({"copy_paste": 1.0}, subset)
     seen = {value for index in range(40) for value in np.unique(mixing(canvas, canvas[..., 0], 1, 1, index)[1])}
     assert seen == {0, 2, 4}
 
@@ -284,7 +284,7 @@ def test_annotations_without_pixels_are_drawn_again():
     nothing = [[5.2, 5.2, 5.3, 5.2, 5.3, 5.3]]
     subset = make_subset([(1, nothing), (1, nothing), (1, box(30, 30, 9, 9))])
     canvas = np.zeros((SIZE, SIZE, 3), np.uint8)
-    mixing = build_sample_mixing({"copy_paste": {"p": 1.0, "count": [1, 1]}}, subset)
+    mixing = SampleMixing({"copy_paste": {"p": 1.0, "count": [1, 1]}}, subset)
     pasted = [mixing(canvas, canvas[..., 0], 1, 1, index)[1].any() for index in range(50)]
     assert np.mean(pasted) > 0.85  # one try alone: a third
 
@@ -315,14 +315,14 @@ def test_run_length_encodings_are_pasted_like_polygons(compressed):
 
 def test_a_class_that_the_data_does_not_have_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="unknown class 'Glas'; did you mean 'Glass'") as caught:
-        build_sample_mixing({"copy_paste": {"classes": ["Glas"]}}, four_images())
+        SampleMixing({"copy_paste": {"classes": ["Glas"]}}, four_images())
     assert "copy_paste" in str(caught.value)
     with pytest.raises(InputError, match="unknown class 'Background'"):
-        build_sample_mixing({"copy_paste": {"classes": ["Background"]}}, four_images())
+        SampleMixing({"copy_paste": {"classes": ["Background"]}}, four_images())
 
 
 def test_mixed_synthetic_samples_have_the_classes_of_the_data(synthetic):
-    mixing = build_sample_mixing(ALL, synthetic)
+    mixing = SampleMixing(ALL, synthetic)
     for position in range(10):
         _, mask = mixing(*synthetic.read(position), 1, 1, position)
         assert set(np.unique(mask)) <= {*range(synthetic.data.num_classes)}
