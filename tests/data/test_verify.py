@@ -172,7 +172,7 @@ def test_a_broken_input_has_its_row(folder, severity, change, problem, where, de
 
 
 def test_every_problem_is_in_the_docstring_with_the_severity_that_it_has():
-    documented = dict(re.findall(r"^ +([a-z-]{5,}) +(error|warning) ", verify_coco.__doc__, flags=re.MULTILINE))
+    documented = dict(re.findall(r"^ *([a-z-]{5,}) +(error|warning) ", verify_coco.__doc__, flags=re.MULTILINE))
     assert documented.keys() == FIXES.keys()
     tested = {case[1]: "error" for case in ERRORS} | {case[1]: "warning" for case in WARNINGS}
     assert documented == tested
