@@ -19,7 +19,7 @@ def test_a_checkpoint_comes_back(tmp_path):
 
 def test_what_cannot_be_saved_leaves_the_old_checkpoint(tmp_path):
     save_checkpoint(tmp_path / "best.pt", {"epoch": 1})
-    with pytest.raises(Exception, match="pickle|local object"):
+    with pytest.raises(Exception, match=r"pickle|local object"):
         save_checkpoint(tmp_path / "best.pt", {"epoch": lambda: 2})
     assert load_checkpoint(tmp_path / "best.pt", required=())["epoch"] == 1
 
