@@ -1,4 +1,4 @@
-"""Models by name: `build_model(architecture, encoder, num_classes, encoder_weights)`."""
+"""Models by name: `build_model(architecture, encoder, num_classes, encoder_weights, image_size)`."""
 
 from seglib.models.build import SegmentationModel, build_model
 

@@ -14,52 +14,34 @@ import torch
 
 from seglib.errors import InputError, unknown_name
 from seglib.files import write_text
-from seglib.models.build import ARCHITECTURES, build_model, explain_refusal
+from seglib.models.architectures import ARCHITECTURES, OWN_ENCODERS
+from seglib.models.build import build_model
+from seglib.models.trial import find_refusal
 from seglib.runs.preflight import TABLE, installed_versions
 
 
-def find_refusal(architecture: str, encoder: str, image_size: int, batch_size: int) -> str:
-    """Build the model and push a batch through it without computing; "" if it works, else why not, in one line."""
-    refusal = _try(architecture, encoder, image_size, batch_size, "meta")
-    if "meta tensors" in refusal:  # some encoders compute on the way (drop-path rates): these are built for real
-        refusal = _try(architecture, encoder, image_size, batch_size, "cpu")
-    return refusal
-
-
-def _try(architecture: str, encoder: str, image_size: int, batch_size: int, device: str) -> str:
-    num_classes = 3
-    try:
-        with torch.device(device), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            model = build_model(architecture, encoder, num_classes).train()
-            logits = model(torch.empty(min(batch_size, 2), 3, image_size, image_size))
-    except InputError as error:
-        return str(error)
-    except Exception as error:  # models raise anything on sizes that they cannot take
-        return explain_refusal(architecture, encoder, error)
-    if logits.shape[1:] != (num_classes, image_size, image_size):
-        height, width = logits.shape[-2:]
-        return f"{architecture} with encoder {encoder!r} gives {height} x {width} px for image_size={image_size}"
-    return ""
-
-
 def make_table() -> dict:
-    """Try every pair of smp's own names: versions, names, smallest sizes, refusals and parameter counts (millions)."""
+    """Try every pair of known names: versions, names, smallest sizes, refusals and parameter counts (millions)."""
     encoders = smp.encoders.get_encoder_names()
     table = {"versions": installed_versions(), "architectures": list(ARCHITECTURES), "encoders": encoders}
+    table |= {"own_encoders": {name: list(own) for name, own in OWN_ENCODERS.items()}}
     table |= {"smallest_size": {}, "needs_batch_of_two": [], "refused": {}, "parameters": {}}
     for architecture in ARCHITECTURES:
-        reasons = {encoder: find_refusal(architecture, encoder, 128, 2) for encoder in encoders}
-        works = [encoder for encoder in encoders if not reasons[encoder]]
+        candidates = OWN_ENCODERS.get(architecture, encoders)
+        reasons = {encoder: find_refusal(architecture, encoder, 128, 2) for encoder in candidates}
+        works = [encoder for encoder in candidates if not reasons[encoder]]
         table["refused"][architecture] = {encoder: reason for encoder, reason in reasons.items() if reason}
         table["parameters"][architecture] = {encoder: _count_millions(architecture, encoder) for encoder in works}
         if works:
-            sizes = [size for size in (32, 64, 96, 128) if not find_refusal(architecture, works[0], size, 2)]
-            table["smallest_size"][architecture] = min(sizes)
+            table["smallest_size"][architecture] = _find_smallest_size(architecture, works[0])
         if works and find_refusal(architecture, works[0], 128, 1):
             table["needs_batch_of_two"].append(architecture)
-        print(f"{architecture}: {len(works)} of {len(encoders)} encoders", file=sys.stderr)
+        print(f"{architecture}: {len(works)} of {len(candidates)} encoders", file=sys.stderr)
     return table
+
+
+def _find_smallest_size(architecture: str, encoder: str) -> int:
+    return next(size for size in (32, 64, 96, 128) if not find_refusal(architecture, encoder, size, 2))
 
 
 def _count_millions(architecture: str, encoder: str) -> float:
@@ -70,15 +52,16 @@ def _count_millions(architecture: str, encoder: str) -> float:
 
 
 def list_models(works_with: str = "") -> None:
-    """Print each pair that works with its parameter count at 12 classes."""
+    """Print each pair that works with its parameter count at 12 classes; `-` stands for no encoder."""
     table = json.loads(TABLE.read_text())
-    names = [*table["architectures"], *table["encoders"]]
+    own = {encoder for names in table["own_encoders"].values() for encoder in names}
+    names = [*table["architectures"], *table["encoders"], *sorted(own - {"", *table["encoders"]})]
     if works_with and works_with not in names:
         raise InputError(unknown_name("architecture or encoder", works_with, names))
     for architecture, counts in table["parameters"].items():
         for encoder, millions in sorted(counts.items(), key=lambda item: item[1]):
             if works_with in ("", architecture, encoder):
-                print(f"{architecture:<16}{encoder:<28}{millions:>9.2f} M")
+                print(f"{architecture:<22}{encoder or '-':<28}{millions:>9.2f} M")
 
 
 def main() -> None:

@@ -17,36 +17,66 @@ def installed_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("segmentation-models-pytorch", "timm")}
 
 
+def refuse_encoder(architecture: str, encoder: str, own_encoders: Sequence[str] | None) -> str:
+    """Say why an architecture does not take an encoder, "" where nothing speaks against it yet.
+
+    Parameters
+    ----------
+    own_encoders : the only ones that it takes, ("",) if it has none to choose; None: any of smp's and timm's.
+    """
+    if own_encoders is None:
+        return "" if encoder else f'{architecture} needs an encoder, got ""; write one, such as encoder: resnet34'
+    plain = encoder.partition(".")[0] if encoder.startswith("tu-") else encoder  # `.tag` names the weights
+    if plain in own_encoders:
+        return ""
+    if list(own_encoders) == [""]:
+        return f'{architecture} has no encoder to choose, got {encoder!r}; write encoder: ""'
+    *others, last = map(repr, own_encoders)
+    return f"{architecture} takes encoder {', '.join(others)}{' or ' if others else ''}{last}, got {encoder!r}"
+
+
+def refuse_weights(architecture: str, encoder: str, encoder_weights: str) -> str:
+    """Say why there is nothing to load weights into, "" where there is."""
+    if encoder or not encoder_weights:
+        return ""
+    return f'{architecture} has no encoder to load into, got {encoder_weights!r}; write encoder_weights: ""'
+
+
 def find_model_refusals(models: Sequence[dict]) -> list[str]:
     """Say for each model why it cannot be built, "" where it can.
 
-    A model is a dict of architecture, encoder, image_size [px] and batch_size. smp's own names are looked up in
-    compatibility.json; the rest (`tu-` names, other library versions, one image of 32 px) is built in a child process
-    and remembered.
+    A model is a dict of architecture, encoder, image_size [px] and batch_size. What compatibility.json knows is looked
+    up there; the rest (timm's encoders, other library versions, one image of 32 px) is built in a child process and
+    remembered.
     """
-    answers = [_look_up(model) for model in models]
+    answers = [_look_up(**model) for model in models]
     unknown = [model for model, answer in zip(models, answers, strict=True) if answer is None]
     built = iter(_ask_child(unknown) if unknown else [])
     return [next(built) if answer is None else answer for answer in answers]
 
 
-def _look_up(model: dict) -> str | None:
+def _look_up(architecture: str, encoder: str, image_size: int, batch_size: int) -> str | None:
     table = _load_table()
-    architecture, encoder = model["architecture"], model["encoder"]
-    one_pixel = model["image_size"] == 32 and model["batch_size"] == 1  # fails in nearly all encoders' batch norms
-    if not table or one_pixel or encoder.startswith(("tu-", "timm-")):
+    one_pixel = image_size == 32 and batch_size == 1  # fails in nearly all encoders' batch norms
+    if not table or one_pixel:
         return None
     if architecture not in table["architectures"]:
-        return unknown_name("architecture", architecture, table["architectures"])
-    if encoder not in table["encoders"]:
-        return unknown_name("encoder", encoder, table["encoders"])
+        return unknown_name("architecture", architecture, table["architectures"], limit=30)
+    own_encoders = table["own_encoders"].get(architecture)
+    refusal = refuse_encoder(architecture, encoder, own_encoders)
+    if refusal:
+        return refusal
     if encoder in table["refused"][architecture]:
-        fits = [name for name in table["architectures"] if encoder not in table["refused"][name]]
-        return f"{table['refused'][architecture][encoder]}; architectures that take it: {', '.join(fits)}"
-    if model["image_size"] < table["smallest_size"][architecture]:
-        smallest = table["smallest_size"][architecture]
-        return f"{architecture} needs an image_size of at least {smallest}, got {model['image_size']}"
-    if model["batch_size"] == 1 and architecture in table["needs_batch_of_two"]:
+        fits = ", ".join(name for name in table["architectures"] if encoder in table["parameters"][name])
+        return f"{table['refused'][architecture][encoder]}; architectures that take it: {fits}"
+    if encoder not in table["parameters"][architecture]:
+        if encoder.startswith(("tu-", "timm-")):
+            return None
+        return unknown_name("encoder", encoder, table["encoders"])
+    smallest = table["smallest_size"][architecture]
+    if image_size < smallest:
+        return f"{architecture} needs an image_size of at least {smallest}, got {image_size}"
+    if batch_size == 1 and architecture in table["needs_batch_of_two"]:
         return f"{architecture} pools to one pixel in front of a batch norm: batch_size must be at least 2, got 1"
     return ""
 

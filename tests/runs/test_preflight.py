@@ -7,8 +7,9 @@ import pytest
 
 from seglib.errors import InputError
 from seglib.files import PROJECT, cache_dir
-from seglib.models.__main__ import find_refusal, list_models
-from seglib.models.build import ARCHITECTURES
+from seglib.models.__main__ import list_models
+from seglib.models.architectures import ARCHITECTURES, OWN_ENCODERS
+from seglib.models.trial import find_refusal
 from seglib.runs import child_check, preflight
 from seglib.runs.preflight import TABLE, find_model_refusals, installed_versions
 
@@ -19,7 +20,9 @@ def model(architecture, encoder, image_size=128, batch_size=2):
 
 @pytest.fixture
 def no_child(monkeypatch):
-    monkeypatch.setattr(child_check, "_run_child", lambda module, models: pytest.fail(f"a child was asked about {models}"))
+    monkeypatch.setattr(
+        child_check, "_run_child", lambda module, models: pytest.fail(f"a child was asked about {models}")
+    )
 
 
 @pytest.fixture
@@ -39,6 +42,7 @@ def count_children(monkeypatch, tmp_path):
 def test_the_table_is_of_the_installed_versions_and_knows_all_architectures():
     table = json.loads(TABLE.read_text())
     assert table["versions"] == installed_versions() and table["architectures"] == [*ARCHITECTURES]
+    assert table["own_encoders"] == {name: list(encoders) for name, encoders in OWN_ENCODERS.items()}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,19 @@ def test_the_table_is_of_the_installed_versions_and_knows_all_architectures():
         model("UPerNet", "resnet18", 128, 1),
         model("DPT", "resnet18"),
         model("Segformer", "efficientnet-b0", 96),
+        model("FPN", ""),
+        model("UNet3Plus", "mit_b0", 96),
+        model("HRNet", "tu-hrnet_w18", 32),
+        model("HRNet", "resnet50"),
+        model("HRNetOCR", "tu-hrnet_w18_small", 64, 1),
+        model("TorchvisionFCN", "resnet50", 64, 1),
+        model("TorchvisionDeepLabV3", "resnet101", 64, 1),
+        model("TorchvisionDeepLabV3", "resnet18"),
+        model("FCN8s", "vgg16", 32),
+        model("DeconvNet", "vgg16", 64),
+        model("SegNet", "vgg16_bn"),
+        model("FCDenseNet56", "", 64),
+        model("FCDenseNet56", "resnet18"),
     ],
     ids=lambda asked: "-".join(map(str, asked.values())),
 )
@@ -76,6 +93,13 @@ def test_the_table_says_what_building_the_model_says(asked, no_child):
         ),
         (model("Unet++", "resnet18"), "unknown architecture 'Unet++'; did you mean 'Unet'"),
         (model("FPN", "resnet81"), "unknown encoder 'resnet81'; did you mean 'resnet18'"),
+        (model("FCN8s", "resnet50"), "FCN8s takes encoder 'vgg16', got 'resnet50'"),
+        (model("HRNet", "resnet50"), "HRNet takes encoder 'tu-hrnet_w18', 'tu-hrnet_w18_small', "),
+        (
+            model("FCDenseNet67", "resnet18"),
+            "FCDenseNet67 has no encoder to choose, got 'resnet18'; write encoder: \"\"",
+        ),
+        (model("FPN", ""), 'FPN needs an encoder, got ""; write one, such as encoder: resnet34'),
         (model("PAN", "resnet18", 64), "PAN needs an image_size of at least 128, got 64"),
         (
             model("DeepLabV3", "resnet18", 128, 1),
@@ -166,5 +190,9 @@ def test_models_are_listed_with_their_size(capsys):
     list_models("densenet121")
     listed = capsys.readouterr().out
     assert re.search(r"^FPN +densenet121 +9\.\d\d M$", listed, re.M) and "DeepLabV3" not in listed
+    list_models("FCDenseNet56")
+    assert re.search(r"^FCDenseNet56 +- +1\.\d\d M$", capsys.readouterr().out, re.M)
+    list_models("tu-hrnet_w48")
+    assert re.search(r"^HRNet +tu-hrnet_w48 +65\.\d\d M\nHRNetOCR ", capsys.readouterr().out, re.M)
     with pytest.raises(InputError, match="unknown architecture or encoder 'resnet81'; did you mean 'resnet18'"):
         list_models("resnet81")
