@@ -11,7 +11,7 @@ from seglib.runs.class_check import find_class_problems
 from seglib.runs.grid_file import GridFile
 from seglib.runs.naming import shorten
 from seglib.runs.notebook import find_config, find_notebook, read_defaults
-from seglib.runs.preflight import find_model_refusals
+from seglib.runs.preflight import find_model_refusals, refuse_weights
 
 _MODEL = ("architecture", "encoder", "image_size", "batch_size")
 
@@ -40,7 +40,8 @@ def find_run_problems(
         for name, problem in found.items():
             lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
     if config and all(name in config.model_fields for name in _MODEL):
-        runs = _find_sound(parameters, problems, varied, _MODEL)
+        runs = _find_sound(parameters, problems, varied, (*_MODEL, "encoder_weights"))
+        lines |= dict.fromkeys(_find_weight_problems(file, runs, overrides))
         lines |= dict.fromkeys(_find_model_problems(file, runs, overrides))
     if config and {"augmentation", "image_size"} <= config.model_fields.keys():
         runs = _find_sound(parameters, problems, varied, ("augmentation", "image_size"))
@@ -61,6 +62,13 @@ def _find_sound(
         for values, found, shown in zip(parameters, problems, varied, strict=True)
         if not any(name in found for name in names)
     ]
+
+
+def _find_weight_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]], overrides: Mapping) -> list[str]:
+    """Weights of an encoder for architectures that have none."""
+    names = ("architecture", "encoder", "encoder_weights")
+    refusals = [(refuse_weights(*(values[name] for name in names)), shown) for values, shown in runs]
+    return [f"{_where(file, names, shown, overrides)}: {refusal}" for refusal, shown in refusals if refusal]
 
 
 def _find_model_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]], overrides: Mapping) -> list[str]:

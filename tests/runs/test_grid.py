@@ -314,3 +314,30 @@ def test_an_outputs_folder_that_cannot_be_written_is_one_line(write_grid, tmp_pa
     (tmp_path / "outputs").write_text("a file")
     result = call(write_grid(""))
     assert result.code == 2 and result.err.startswith(f"{tmp_path}/outputs/grid: required a folder to write to, got ")
+
+
+def test_steps_weights_and_classes_that_cannot_be_are_refused_before_a_run(load_training):
+    text = (
+        "fixed: {encoder_weights: ''}\n"
+        "runs:\n"
+        "  - {augmentation: [flips, {ElasticTransfrm: {alpha: 40}}]}\n"
+        "  - {augmentation: [flips, Normalize]}\n"
+        "  - {architecture: FCDenseNet56, encoder: '', encoder_weights: imagenet}\n"
+        "  - {architecture: FCN8s, encoder: resnet50}\n"
+        "  - {mixing: {copy_paste: {classes: [Batery]}}}\n"
+        "  - {loss: {focal: {gama: 2}}}\n"
+        "  - {augmentation: [flips, {ElasticTransform: {alpha: 40, p: 0.5}}], mixing: {copy_paste: {classes: [Battery]}}}\n"
+    )
+    with pytest.raises(InputError) as caught:
+        load_training(text)
+    lines = str(caught.value).splitlines()
+    words = [
+        "unknown transform 'ElasticTransfrm'; did you mean 'ElasticTransform'",
+        "Normalize cannot be used",
+        "FCDenseNet56 has no encoder to load into",
+        "FCN8s takes encoder 'vgg16', got 'resnet50'",
+        "unknown class in mixing 'Batery'; did you mean 'Battery'?",
+        "unknown option of loss.focal 'gama'; did you mean 'gamma'?",
+    ]
+    assert len(lines) == len(words)
+    assert all(any(word in line for line in lines) for word in words), lines
