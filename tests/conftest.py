@@ -1,6 +1,7 @@
 """seglib is imported before torchvision (see seglib/__init__.py); caches and data are the test session's own."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_mode_left_behind():
+    """Seeding a run makes algorithms deterministic for the whole process; the next test wants what torch begins with."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ def run_jobs(
         while waiting or active:
             while waiting and len(active) < workers:
                 place = f"[{len(jobs) - len(waiting) + 1}/{len(jobs)}]"
-                active.append(_start(prepare(waiting.pop(0)), place))
+                job = prepare(waiting.pop(0))
+                with _interrupts_held_back():  # in between, a process would have begun that nobody ends or records
+                    active.append(_start(job, place))
                 report(f"{place} {active[-1].job.label}")
             time.sleep(POLL)
             show(_describe(active, len(waiting), seconds, workers))
@@ -90,6 +92,22 @@ def run_jobs(
             for run in active:
                 _finish(run, report, interrupted=True)
     return len(statuses) == len(jobs) and all(status == "ok" for status in statuses)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let Ctrl-C, and the signals that end as it does, wait until the block is left."""
+    came = []
+    held = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.default_int_handler]
+    for number in held:
+        signal.signal(number, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        for number in held:
+            signal.signal(number, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _start(job: Job, place: str) -> _Active:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -183,6 +184,22 @@ def test_ctrl_c_stops_what_runs_and_records_it(tmp_path):
     assert (record["status"], record["error"]) == ("interrupted", "stopped before its end")
     assert not psutil.pid_exists(pids[0]) and not (tmp_path / "b").exists()
     assert kept[-1].startswith("[1/2] a: interrupted")
+
+
+def test_ctrl_c_while_a_process_is_being_started_leaves_no_process_and_a_record(tmp_path, monkeypatch):
+    popen = subprocess.Popen
+
+    def interrupt_at_once(*arguments, **options):
+        process = popen(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(schedule.subprocess, "Popen", interrupt_at_once)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([make_job(tmp_path / "a", "sleep")], 1, False, lambda job: job, ignore, ignore, ignore)
+    assert read_record(tmp_path / "a")["status"] == "interrupted"
+    assert not psutil.Process().children()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_error_of_the_runner_itself_leaves_no_process(tmp_path):
