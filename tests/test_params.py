@@ -23,6 +23,15 @@ def test_shipped_grid_is_valid_and_explains_itself(path, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_run_of_a_shipped_grid_can_have_three_seeds(path, tmp_path):
+    grid = load_grid(path, tmp_path, {"seed": [21, 42, 63]})
+    conditions = {
+        str({name: value for name, value in run.parameters.items() if name not in ("seed", "run_dir")}) for run in grid.runs
+    }
+    assert len(grid.runs) == 3 * len(conditions)
+
+
 def test_quickstart_is_two_losses_by_two_seeds_on_the_embedded_data(tmp_path):
     grid = load_grid(PROJECT / "params" / "quickstart.yaml", tmp_path, {})
     assert len(grid.runs) == 4

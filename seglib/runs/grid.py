@@ -1,6 +1,7 @@
 """From a grid file to runs: combined, named, checked all together, and keyed by everything that decides a result."""
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -100,6 +101,8 @@ def _override(file: GridFile, overrides: Mapping[str, Any]) -> GridFile:
         for run in file.listed
         for values in _multiply(lists)
     ]
+    if lists:  # rows that differed in what the command line sets alone are the same now
+        listed = _drop_repeated(listed, _multiply(axes) if axes else [])
     fixed = {name: value for name, value in file.fixed.items() if name not in lists}
     fixed |= {name: value for name, value in single.items() if name not in axes}
     baseline = {
@@ -124,6 +127,18 @@ def _combine(file: GridFile) -> list[dict[str, Any]]:
     """What varies in each run: the product of the axes, then the runs listed one by one."""
     product = _multiply(file.axes) if file.axes or not file.listed else []
     return product + file.listed
+
+
+def _drop_repeated(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that stand neither among the others nor earlier among themselves."""
+    seen = {json.dumps(row, sort_keys=True, default=str) for row in others}
+    kept = []
+    for row in rows:
+        identity = json.dumps(row, sort_keys=True, default=str)
+        if identity not in seen:
+            kept.append(row)
+            seen.add(identity)
+    return kept
 
 
 def _multiply(axes: Mapping[str, list]) -> list[dict[str, Any]]:

@@ -316,6 +316,13 @@ def test_an_outputs_folder_that_cannot_be_written_is_one_line(write_grid, tmp_pa
     assert result.code == 2 and result.err.startswith(f"{tmp_path}/outputs/grid: required a folder to write to, got ")
 
 
+def test_a_list_on_the_command_line_does_not_double_runs_that_are_listed_for_it(load):
+    text = "fixed: {do: x}\ngrid: {weight: [0, 1]}\nruns: [{weight: 1, seed: 2}, {weight: 1, seed: 3}, {weight: 5}]"
+    grid = load(text, seed=[1, 2, 3])
+    rows = [(run.varied["weight"], run.varied["seed"]) for run in grid.runs]
+    assert sorted(rows) == [(weight, seed) for weight in (0, 1, 5) for seed in (1, 2, 3)]
+
+
 def test_steps_weights_and_classes_that_cannot_be_are_refused_before_a_run(load_training):
     text = (
         "fixed: {encoder_weights: ''}\n"
