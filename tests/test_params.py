@@ -83,4 +83,18 @@ TRIAL = ["--debug", "--set", "data_dir=synthetic", "--set", "image_size=64", "--
 def test_shipped_grid_runs_to_the_end_in_a_trial(path, tmp_path):
     command = [sys.executable, "run_grid.py", str(path), *TRIAL, "--workers", "2", "--outputs", str(tmp_path)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    for weights in tmp_path.rglob("*.pt"):  # gigabytes, which pytest would keep
+        weights.unlink()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_focal_loss_alone_trains_as_well_as_cross_entropy(tmp_path):
+    """A bug once made it look useless: softmax over the image's width."""
+    losses = "loss=[{cross_entropy: 1.0}, {focal: 1.0}]"
+    command = [sys.executable, "run_grid.py", "params/quickstart.yaml", "--set", losses, "--set", "seed=21"]
+    done = subprocess.run([*command, "--outputs", str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    records = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/*/record.json")}
+    scores = {name: record["metrics"]["miou"] for name, record in records.items()}
+    assert scores["loss=focal"] > 0.8 * scores["loss=ce"] > 0.2
