@@ -112,6 +112,9 @@ class TrainConfig(DataConfig):
     schedule_per: Literal["iteration", "epoch"]
     warmup_epochs: Number = Field(ge=0)
     epochs: Whole = Field(ge=1, le=10_000)
+    patience: Whole = Field(ge=0, description="epochs without a better score after which training stops; 0 for never")
+    freeze_epochs: Whole = Field(ge=0, description="first epochs in which the encoder is left as it is")
+    clip_norm: Number = Field(ge=0, description="longest gradient of a step; 0 for any")
     batch_size: Whole = Field(ge=1, le=4096)
     accumulate: Whole = Field(ge=1, le=1024, description="micro-batches of batch_size images a step")
     precision: Precision
@@ -171,6 +174,9 @@ class TrainConfig(DataConfig):
                 check_options(values["scheduler"], values.get("scheduler_options", {}), SCHEDULERS[values["scheduler"]])
         except InputError as error:
             problems["scheduler_options"] = f"scheduler_options: {error}"
+        for name in ("encoder_lr", "freeze_epochs"):
+            if values.get("encoder") == "" and values.get(name, 0) > 0:
+                problems[name] = f"{name} must be 0 for an architecture without an encoder, got {values[name]}"
         if _above(values, "warmup_epochs", "epochs"):
             problems["warmup_epochs"] = (
                 f"warmup_epochs must not be above epochs ({values['epochs']}), got {values['warmup_epochs']}"

@@ -132,6 +132,8 @@ def test_a_wrong_value_is_worded_in_one_line(name, value, words):
         ({"scheduler": "step", "scheduler_options": {"gamma": 2}}, "scheduler_options", "scheduler_options: step.gamma must"),
         ({"scheduler": "constant", "scheduler_options": {"a": 2}}, "scheduler_options",
          "scheduler_options: unknown option of constant 'a'; it has none"),
+        ({"encoder": "", "freeze_epochs": 1}, "freeze_epochs", "freeze_epochs must be 0 for an architecture without an"),
+        ({"encoder": "", "encoder_lr": 0.1}, "encoder_lr", "encoder_lr must be 0 for an architecture without an encoder"),
         ({"warmup_epochs": 21}, "warmup_epochs", "warmup_epochs must not be above epochs (20), got 21"),
     ],
 )

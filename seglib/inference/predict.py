@@ -18,7 +18,7 @@ from seglib.evaluation.label_quality import RELIABILITY_BINS, summarise_probabil
 from seglib.evaluation.metrics import confusion_per_image, mean_iou
 from seglib.files import replacing, write_json
 from seglib.inference.finished_run import FinishedRun
-from seglib.training.loop import autocast, move
+from seglib.training.device import autocast, move
 from seglib.training.reproducibility import seed_everything
 
 TOLERANCE = 1e-3  # share of pixels that another device or batch size may decide otherwise

@@ -15,6 +15,7 @@ from numpy.random import Generator
 from torch import Tensor, nn
 
 from seglib import vocabulary
+from seglib.training.device import autocast
 
 STREAM = 0x4D49  # beside (seed, epoch, step)
 QUANTA = 2**20  # of an activation of 1: summed as integers, which CUDA does in the same way each time, unlike floats
@@ -179,8 +180,7 @@ def _mix_guided(
     steps: Mapping, model: nn.Module, seed: int, precision: str, images: Tensor, masks: Tensor, epoch: int, step: int
 ) -> Mixed:
     def activation(images: Tensor) -> Tensor:
-        enabled = precision != "float32"
-        with torch.autocast(images.device.type, dtype=getattr(torch, precision), enabled=enabled):
+        with autocast(images.device, precision):
             return foreground_activation(model, images)
 
     return mix_batch(images, masks, steps, seed=seed, epoch=epoch, step=step, activation=activation)

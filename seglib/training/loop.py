@@ -1,9 +1,9 @@
 """The training loop: plain PyTorch, everything passed in, short enough to read in one sitting."""
 
+import itertools
 import math
-import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from seglib.evaluation.metrics import compute_metrics, confusion_per_image, save
 from seglib.files import replacing
 from seglib.training.batch_mixing import Mix, keep_apart
 from seglib.training.checkpoint import load_checkpoint, save_checkpoint
+from seglib.training.device import autocast, move, peak_memory_mb
 from seglib.training.reproducibility import seed_epoch
 from seglib.training.schedule import Schedule
 
@@ -35,6 +36,9 @@ class Watcher(Protocol):
     def epoch(self, history: pd.DataFrame) -> None:
         """Told after each epoch, with all epochs so far."""
 
+    def end(self, history: pd.DataFrame) -> None:
+        """Told when no epoch follows: after the last one, or where training stopped early."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -44,24 +48,57 @@ class Evaluation:
     loss: float
 
 
+@dataclass(frozen=True)
+class Trainee:
+    """A model and how each of its steps is made.
+
+    Attributes
+    ----------
+    accumulate : micro-batches of a step, see `train_one_epoch`.
+    precision : {"float32", "bfloat16", "float16"}
+    mix : mixes the images of a batch, see `seglib.training.batch_mixing`.
+    clip_norm : longest gradient of a step, in the Euclidean norm over all weights; 0 for any.
+    freeze_epochs : first epochs in which `model.encoder` keeps its weights and its batch-norm statistics.
+    """
+
+    model: nn.Module
+    loss: nn.Module
+    optimizer: Optimizer
+    scheduler: Schedule
+    device: torch.device
+    precision: str = "float32"
+    accumulate: int = 1
+    mix: Mix = keep_apart
+    clip_norm: float = 0.0
+    freeze_epochs: int = 0
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self):
+        if self.freeze_epochs and self.model.encoder is None:
+            raise InputError(f"freeze_epochs must be 0 for a model without an encoder, got {self.freeze_epochs}")
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+        object.__setattr__(self, "scaler", scaler)
+
+    def set_mode(self, epoch: int) -> None:
+        """Make the model train, without its encoder in the epochs (from 1) in which that is frozen."""
+        self.model.train()
+        if self.freeze_epochs:
+            frozen = epoch <= self.freeze_epochs
+            self.model.encoder.requires_grad_(not frozen).train(not frozen)
+
+
 def train(
-    model: nn.Module,
-    loss: nn.Module,
-    optimizer: Optimizer,
-    scheduler: Schedule,
+    trainee: Trainee,
     train_loader: DataLoader,
     val_loader: DataLoader,
     *,
     epochs: int,
-    accumulate: int,
-    precision: str,
-    device: torch.device,
     seed: int,
     select_by: str,
     run_dir: Path,
     checkpoint_facts: dict,
     watcher: Watcher,
-    mix: Mix = keep_apart,
+    patience: int = 0,
 ) -> pd.DataFrame:
     """Train, evaluate after each epoch, keep the best weights; go on where an earlier process stopped.
 
@@ -72,25 +109,25 @@ def train(
     ----------
     train_loader : gives batches of up to accumulate * batch_size images, see `train_one_epoch`.
     checkpoint_facts : plain values that best.pt and last.pt carry: how to build the model, class names.
-    mix : mixes the images of a batch, see `seglib.training.batch_mixing`.
+    patience : epochs without a better `select_by` after which training stops; 0 for never.
 
     Returns
     -------
     One row an epoch: epoch (from 1), lr, train_loss, val_loss, miou, miou_image, miou_batch, accuracy, seconds,
     memory_mb.
     """
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    model, loss, scheduler, device = trainee.model, trainee.loss, trainee.scheduler, trainee.device
+    state = {"model": model, "optimizer": trainee.optimizer, "scheduler": scheduler, "scaler": trainee.scaler}
     rows, best = _resume(run_dir / "last.pt", state, checkpoint_facts)
     class_names, image_ids = checkpoint_facts["class_names"], val_loader.dataset.subset.image_ids
     for epoch in range(len(rows) + 1, epochs + 1):
+        if patience and _count_epochs_waited(rows, select_by) >= patience:
+            break
         began = time.monotonic()
         learning_rate = scheduler.get_last_lr()[0]
         seed_epoch(seed, epoch)
-        train_loss = train_one_epoch(
-            model, loss, optimizer, scheduler, scaler, train_loader, epoch, accumulate, precision, device, watcher, mix
-        )
-        evaluation = evaluate(model, loss, val_loader, len(class_names), precision, device)
+        train_loss = train_one_epoch(trainee, train_loader, epoch, watcher)
+        evaluation = evaluate(model, loss, val_loader, len(class_names), trainee.precision, device)
         metrics = compute_metrics(evaluation.confusion, class_names, val_loader.batch_sampler.batch_size)
         scores = {name: metrics[name] for name in ("miou", "miou_image", "miou_batch", "accuracy")}
         seconds = time.monotonic() - began
@@ -108,50 +145,64 @@ def train(
         parts = {name: part.state_dict() for name, part in state.items()}
         save_checkpoint(run_dir / "last.pt", {**parts, "history": rows, "best": best, **checkpoint_facts})
         watcher.epoch(history)
-    return pd.DataFrame(rows)
+    history = pd.DataFrame(rows)
+    watcher.end(history)
+    return history
 
 
-def train_one_epoch(
-    model: nn.Module,
-    loss: nn.Module,
-    optimizer: Optimizer,
-    scheduler: Schedule,
-    scaler: torch.amp.GradScaler,
-    loader: DataLoader,
-    epoch: int,
-    accumulate: int,
-    precision: str,
-    device: torch.device,
-    watcher: Watcher,
-    mix: Mix = keep_apart,
-) -> float:
+def _count_epochs_waited(rows: list[dict], select_by: str) -> int:
+    """Epochs since the best one."""
+    scores = [BETTER[select_by] * row["val_loss" if select_by == "loss" else select_by] for row in rows]
+    return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+
+def train_one_epoch(trainee: Trainee, loader: DataLoader, epoch: int, watcher: Watcher) -> float:
     """One pass over the training images; return the mean loss over its valid pixels.
 
-    The loader's batches are mixed, then cut into `accumulate` micro-batches, see `_backward`. Counts and losses stay on
-    the device until the epoch's end.
+    The loader's batches are mixed, then cut into micro-batches, see `_backward`. Counts and losses stay on the device
+    until the epoch's end.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss is no longer a number; told with the images of the batch in which that began.
     """
-    model.train()
+    device, optimizer, scaler = trainee.device, trainee.optimizer, trainee.scaler
+    trainee.set_mode(epoch)
     loader.batch_sampler.epoch = epoch
     total, pixels = torch.zeros(2, device=device, dtype=torch.float64)
+    lost_at = torch.zeros((), device=device, dtype=torch.int64)  # the first step whose loss was no number
     for step, (images, masks) in enumerate(loader, 1):
-        images, targets = mix(move(images, device), move(masks, device), epoch, step)
+        images, targets = trainee.mix(move(images, device), move(masks, device), epoch, step)
         optimizer.zero_grad(set_to_none=True)
-        parts = _count_parts(len(images), accumulate, loader.batch_sampler.batch_size)
-        value, valid = _backward(model, loss, scaler, images, targets, parts, precision)
+        parts = _count_parts(len(images), trainee.accumulate, loader.batch_sampler.batch_size)
+        value, valid = _backward(trainee, images, targets, parts)
+        if trainee.clip_norm:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.clip_norm)
         scaler.step(optimizer)
         scaler.update()
-        scheduler.step()
+        trainee.scheduler.step()
         total, pixels = total + value * valid, pixels + valid
+        lost_at = torch.where((lost_at == 0) & ~value.isfinite(), step, lost_at)
         watcher.step(epoch, step, len(loader))
     mean = float(total) / max(1.0, float(pixels))
     if not math.isfinite(mean):
-        raise FloatingPointError(f"the training loss became {mean} in epoch {epoch}; lower lr, or set precision: float32")
+        raise FloatingPointError(_explain_lost_loss(mean, loader, epoch, int(lost_at)))
     return mean
 
 
-def _backward(
-    model: nn.Module, loss: nn.Module, scaler: torch.amp.GradScaler, images: Tensor, targets: list, parts: int, precision: str
-) -> tuple[Tensor, Tensor]:
+def _explain_lost_loss(mean: float, loader: DataLoader, epoch: int, step: int) -> str:
+    subset = loader.dataset.subset
+    batch = next(itertools.islice(loader.batch_sampler, step - 1, None))
+    images = ", ".join(str(subset.image_ids[position % len(subset)]) for _, position in batch)
+    return (
+        f"the training loss became {mean} in epoch {epoch}, step {step}, on the images {images}; look at these, lower lr,"
+        " clip the gradient (clip_norm: 1.0), or set precision: float32"
+    )
+
+
+def _backward(trainee: Trainee, images: Tensor, targets: list, parts: int) -> tuple[Tensor, Tensor]:
     """Add up the gradients of one batch, cut into micro-batches; return its loss and its valid pixels.
 
     Each micro-batch is weighted by its share of the batch's valid pixels: for losses that are means over pixels the
@@ -166,15 +217,15 @@ def _backward(
             share * (masks != IGNORE_INDEX).sum() / count
             for masks, count, (_, share) in zip(masks_parts, valid, targets, strict=True)
         ]
-        with autocast(images.device, precision):
-            outputs = model(images_part)
+        with autocast(trainee.device, trainee.precision):
+            outputs = trainee.model(images_part)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             values = [
-                sum(share * loss(logits, masks) for share, masks in zip(shares, masks_parts, strict=True))
+                sum(share * trainee.loss(logits, masks) for share, masks in zip(shares, masks_parts, strict=True))
                 for logits in outputs
             ]
-        objective = values[0] + sum(model.auxiliary_weight * value for value in values[1:])
-        scaler.scale(objective).backward()
+        objective = values[0] + sum(trainee.model.auxiliary_weight * value for value in values[1:])
+        trainee.scaler.scale(objective).backward()
         total = total + values[0].detach()
     return total, sum(share * count for count, (_, share) in zip(valid, targets, strict=True))
 
@@ -201,32 +252,6 @@ def evaluate(
         confusions.append(confusion_per_image(masks, logits.argmax(dim=1), num_classes, IGNORE_INDEX).cpu())
         pixels += valid
     return Evaluation(torch.cat(confusions).numpy(), float(total) / max(1, pixels))
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """What `auto` means here: bfloat16 where the device computes in it natively, float32 otherwise."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Context in which layers compute in bfloat16 or float16 where that is safe; float32 leaves them alone."""
-    return torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32")
-
-
-def move(batch: Tensor, device: torch.device) -> Tensor:
-    """Send a batch to the device without waiting for it (the loader pins its memory)."""
-    return batch.to(device, non_blocking=True)
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Highest memory so far [MB]: the device's on CUDA, else the process's."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
 
 
 def require_falling_loss(history: pd.DataFrame) -> None:

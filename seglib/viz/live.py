@@ -39,15 +39,18 @@ class LiveTraining:
         self._tell(f"epoch {epoch}/{self.epochs}, step {step}/{steps}{self.score}, {format_seconds(left)} left")
 
     def epoch(self, history: pd.DataFrame) -> None:
-        """Draw the curves, at most every three seconds, and always when training ends."""
+        """Draw the curves, at most every three seconds."""
         last = history.iloc[-1]
         self.score = f", loss {last['train_loss']:.4f}, mIoU {last['miou']:.4f}"
-        ended = len(history) == self.epochs
-        if ended:
-            self._tell(f"{self.epochs} epochs in {format_seconds(time.monotonic() - self.began)}{self.score}")
-        if ended or time.monotonic() - self.drawn > 3:
+        if time.monotonic() - self.drawn > 3:
             self._draw(history)
             self.drawn = time.monotonic()
+
+    def end(self, history: pd.DataFrame) -> None:
+        """Say how long it took and draw the curves once more, as they stay."""
+        early = f", stopped early of {self.epochs}" if len(history) < self.epochs else ""
+        self._tell(f"{len(history)} epochs in {format_seconds(time.monotonic() - self.began)}{early}{self.score}")
+        self._draw(history)
 
     def _tell(self, text: str) -> None:
         self.told = time.monotonic()

@@ -15,7 +15,8 @@ from seglib.evaluation.metrics import compute_metrics, load_confusion
 from seglib.models import build_model
 from seglib.training.batch_mixing import build_batch_mixing, keep_apart
 from seglib.training.checkpoint import hash_weights, load_checkpoint
-from seglib.training.loop import choose_precision, evaluate, require_falling_loss, train, train_one_epoch
+from seglib.training.device import choose_precision
+from seglib.training.loop import Trainee, evaluate, require_falling_loss, train, train_one_epoch
 from seglib.training.losses import build_loss
 from seglib.training.optim import build_optimizer
 from seglib.training.reproducibility import seed_everything
@@ -29,6 +30,9 @@ class Nobody:
         pass
 
     def epoch(self, history):
+        pass
+
+    def end(self, history):
         pass
 
 
@@ -50,8 +54,9 @@ def subsets(small_data):
 
 
 def run(
-    subsets, run_dir, epochs=3, watcher=None, accumulate=1, select_by="miou", seed=5, workers=0, schedule="cosine", mixing=None
-):
+    subsets, run_dir, epochs=3, watcher=None, select_by="miou", seed=5, workers=0, schedule="cosine", mixing=None, patience=0,
+    **options,
+):  # fmt: skip
     run_dir.mkdir(exist_ok=True)
     train_set, val_set = subsets
     names = list(train_set.data.class_names)
@@ -61,11 +66,11 @@ def run(
     model = build_model("Linknet", "tu-resnet10t", len(names))
     optimizer = build_optimizer("adamw", model, 1e-3, 1e-4)
     scheduler = build_scheduler(schedule, optimizer, epochs, len(loader), 0.5)
+    mix = build_batch_mixing(mixing or {}, model, seed=seed, precision="float32")
+    trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, len(names)), optimizer, scheduler, CPU, mix=mix, **options)
     return train(
-        model, build_loss({"cross_entropy": 1.0}, len(names)), optimizer, scheduler, loader, val_loader, epochs=epochs,
-        accumulate=accumulate, precision="float32", device=CPU, seed=seed, select_by=select_by, run_dir=run_dir,
+        trainee, loader, val_loader, epochs=epochs, seed=seed, select_by=select_by, run_dir=run_dir, patience=patience,
         checkpoint_facts={"architecture": "Linknet", "class_names": names}, watcher=watcher or Nobody(),
-        mix=build_batch_mixing(mixing or {}, model, seed=seed, precision="float32"),
     )  # fmt: skip
 
 
@@ -178,16 +183,14 @@ def one_batch(train_set):
     return FakeLoader([(images, masks)], loader.batch_sampler)
 
 
-def gradient(model, loader, accumulate, mix=keep_apart, terms=None):
+def gradient(model, loader, accumulate, mix=keep_apart, terms=None, clip_norm=0.0):
     """The gradient that one step of training leaves, and the loss that it reports."""
     copied = copy.deepcopy(model)
     optimizer = torch.optim.SGD(copied.parameters(), lr=1e-9)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     loss = build_loss(terms or {"cross_entropy": 0.8, "focal": 0.2}, 12)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    value = train_one_epoch(
-        copied, loss, optimizer, scheduler, scaler, loader, 1, accumulate, "float32", CPU, Nobody(), mix
-    )
+    trainee = Trainee(copied, loss, optimizer, scheduler, CPU, accumulate=accumulate, mix=mix, clip_norm=clip_norm)
+    value = train_one_epoch(trainee, loader, 1, Nobody())
     return torch.cat([parameter.grad.flatten() for parameter in copied.parameters()]), value
 
 
@@ -231,6 +234,61 @@ def test_auxiliary_outputs_are_trained_by_their_weight_and_not_reported(subsets)
     assert value == pytest.approx(main.item(), rel=1e-5)
 
 
+def test_a_gradient_that_is_too_long_is_shortened_and_a_short_one_is_not(subsets):
+    loader = one_batch(subsets[0])
+    torch.manual_seed(0)
+    model = TwoHeads(12)
+    whole, _ = gradient(model, loader, 1)
+    shortened, _ = gradient(model, loader, 1, clip_norm=whole.norm().item() / 2)
+    assert torch.allclose(shortened, whole / 2, atol=1e-6)
+    assert torch.equal(gradient(model, loader, 1, clip_norm=2 * whole.norm().item())[0], whole)
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_statistics_until_it_is_set_free(subsets):
+    train_set, _ = subsets
+    loader = build_loader(train_set, 8, shuffle=True, augmentation="none", seed=1, num_workers=0)
+    model = build_model("FPN", "tu-resnet10t", train_set.data.num_classes)
+    optimizer = build_optimizer("adamw", model, 1e-3, 0.1)
+    scheduler = build_scheduler("constant", optimizer, 2, len(loader), 0.0)
+    trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, 12), optimizer, scheduler, CPU, freeze_epochs=1)
+    encoder, whole = (lambda: hash_weights(model.encoder.state_dict())), hash_weights(model.state_dict())
+    before = encoder()
+    train_one_epoch(trainee, loader, 1, Nobody())
+    assert encoder() == before
+    assert hash_weights(model.state_dict()) != whole
+    train_one_epoch(trainee, loader, 2, Nobody())
+    assert encoder() != before
+
+
+def test_a_model_without_an_encoder_cannot_be_frozen():
+    model = build_model("FCDenseNet56", "", 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match="freeze_epochs must be 0 for a model without an encoder, got 2"):
+        Trainee(model, build_loss({"dice": 1.0}, 3), optimizer, None, CPU, freeze_epochs=2)
+
+
+@pytest.mark.parametrize("kill", [None, (3, 1)])
+def test_training_stops_when_the_score_has_not_become_better_for_long_enough(subsets, tmp_path, kill):
+    scores = iter([0.2, 0.3, 0.1, 0.25, 0.3, 0.9])
+    options = {"epochs": 6, "patience": 3, "select_by": "accuracy"}
+    told = []
+
+    class Listener(Killer if kill else Nobody):
+        def end(self, history):
+            told.append(len(history))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seglib.training.loop.compute_metrics", lambda *_: dict.fromkeys(
+            ("miou", "miou_image", "miou_batch", "accuracy"), next(scores)))  # fmt: skip
+        if kill:
+            with pytest.raises(KeyboardInterrupt):
+                run(subsets, tmp_path, watcher=Listener(*kill), **options)
+        history = run(subsets, tmp_path, watcher=None if kill else Listener(), **options)
+    assert history["accuracy"].tolist() == [0.2, 0.3, 0.1, 0.25, 0.3]
+    assert load_checkpoint(tmp_path / "best.pt", required=("epoch",))["epoch"] == 2
+    assert told == ([] if kill else [5])
+
+
 class FakeLoader(list):
     def __init__(self, batches, batch_sampler):
         super().__init__(batches)
@@ -260,10 +318,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(subsets):
         model.network.segmentation_head[0].bias.fill_(float("nan"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     loss = build_loss({"cross_entropy": 1.0}, train_set.data.num_classes)
-    with pytest.raises(FloatingPointError, match="training loss became nan in epoch 1; lower lr"):
-        train_one_epoch(model, loss, optimizer, scheduler, scaler, loader, 1, 1, "float32", CPU, Nobody())
+    loader.batch_sampler.epoch = 1
+    images = ", ".join(str(train_set.image_ids[position]) for _, position in next(iter(loader.batch_sampler)))
+    with pytest.raises(FloatingPointError, match=f"became nan in epoch 1, step 1, on the images {images}; look at"):
+        train_one_epoch(Trainee(model, loss, optimizer, scheduler, CPU), loader, 1, Nobody())
 
 
 def test_debug_fails_loudly_when_the_loss_does_not_fall():

@@ -1,0 +1,32 @@
+"""What a device computes in, how batches reach it, and how much of its memory was used."""
+
+import resource
+
+import torch
+from torch import Tensor
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """What `auto` means here: bfloat16 where the device computes in it natively, float32 otherwise."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Context in which layers compute in bfloat16 or float16 where that is safe; float32 leaves them alone."""
+    return torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32")
+
+
+def move(batch: Tensor, device: torch.device) -> Tensor:
+    """Send a batch to the device without waiting for it (the loader pins its memory)."""
+    return batch.to(device, non_blocking=True)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Highest memory so far [MB]: the device's on CUDA, else the process's."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
