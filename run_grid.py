@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Run a grid of notebooks: `python run_grid.py params/quickstart.yaml`.
 
-Exit codes: 0 every run is ok (now or before); 1 a run failed, the others went on; 2 the grid is not valid, nothing was
+`--repeat RUN` runs a finished run again instead, and says whether its weights are the same.
+
+Exit codes: 0 every run is ok (now or before), or the repeated one is the same; 1 a run failed, the others went on; 2 the grid is not valid, nothing was
 started; 130 interrupted, what ran is kept.
 """
 
@@ -19,6 +21,7 @@ from seglib.runs.grid import Grid, Run, load_grid
 from seglib.runs.lock import only_runner
 from seglib.runs.naming import shorten
 from seglib.runs.record import is_finished
+from seglib.runs.repeat import repeat_run
 from seglib.runs.run import run_grid, write_results
 from seglib.runs.strict_yaml import parse_yaml
 from seglib.runs.text_table import fit
@@ -28,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Check a grid, run what is not done yet, write leaderboard and index; return the exit code."""
     options = parse_arguments(arguments)
     try:
+        if options.repeat:
+            line = StatusLine()
+            return 0 if repeat_run(options.repeat.expanduser().resolve(), line.keep, line.show) else 1
         grid = load_grid(
             options.file, options.outputs.expanduser().resolve(), parse_settings(options.set), options.debug
         )
@@ -48,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if options.dry_run else 1
     except OSError as error:  # a disk that is full
-        print(f"{options.file}: stopped: {error}; what ran is kept", file=sys.stderr)
+        print(f"{options.file or options.repeat}: stopped: {error}; what ran is kept", file=sys.stderr)
         return 1
     return 0
 
@@ -137,7 +143,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run_grid.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a grid file, such as params/quickstart.yaml")
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a grid file, such as params/quickstart.yaml")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter; a list sweeps it"
     )
@@ -151,7 +157,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="run again what is done; the old results are moved aside")
     parser.add_argument("--fail-fast", action="store_true", help="start no further run after one has failed")
     parser.add_argument("--outputs", type=Path, default=outputs_dir(), metavar="DIR", help="default: outputs/")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--repeat", type=Path, metavar="RUN", help="run the finished run in this folder again; are its weights the same?"
+    )
+    options = parser.parse_args(arguments)
+    if (options.file is None) == (options.repeat is None):
+        parser.error("required a grid file, or --repeat with the folder of a run")
+    return options
 
 
 def count(text: str) -> int:

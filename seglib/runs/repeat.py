@@ -1,0 +1,100 @@
+"""Runs a recorded run again, in a folder inside its own, and says whether the same weights come out."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seglib.errors import InputError, InputErrors
+from seglib.files import PROJECT
+from seglib.runs.checks import check_values
+from seglib.runs.keys import compute_keys
+from seglib.runs.notebook import find_config, read_defaults
+from seglib.runs.record import read_record
+from seglib.runs.schedule import Job, run_jobs
+
+# What may make a difference, in the order in which it is told; `key` holds parameters, data and code.
+_CAUSES = ("versions", "platform", "device", "precision", "threads", "deterministic", "git_commit", "git_dirty", "key")
+
+
+def repeat_run(run_dir: Path, report: Callable[[str], None], show: Callable[[str], None]) -> bool:
+    """Run a finished run again with the parameters of its record; return whether the weights are the same to the bit.
+
+    What comes of it is in `run_dir`/repeat (repeat.2, ...). `report` and `show`: see `schedule.run_jobs`.
+
+    Raises
+    ------
+    InputError
+        A run that is not finished, or parameters that no longer fit the notebook or the data.
+    """
+    before = _read_finished(run_dir)
+    job = _plan(run_dir, before)
+    if not run_jobs([job], 1, False, lambda job: job, report, show, lambda: None):
+        return False
+    after = read_record(job.run_dir) or {}
+    if after.get("weights_sha256") == before["weights_sha256"] and _same_confusion(run_dir, job.run_dir):
+        report(f"the same weights, bit for bit ({before['weights_sha256'][:16]}...), and the same confusion matrices")
+        return True
+    report(f"OTHER weights: {before['weights_sha256'][:16]}... then, {str(after.get('weights_sha256'))[:16]}... now")
+    for line in describe_differences(before, after) or ["nothing that is recorded differs"]:
+        report(f"  {line}")
+    return False
+
+
+def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two records of which the same was asked: a line each."""
+    lines = []
+    for name in _CAUSES:
+        then, now = before.get(name), after.get(name)
+        if isinstance(then, dict) and isinstance(now, dict):
+            lines += [f"{each}: {then.get(each)} then, {now.get(each)} now" for each in sorted(then.keys() | now.keys())
+                      if then.get(each) != now.get(each)]  # fmt: skip
+        elif name == "key" and then != now and then is not None:
+            lines.append("the notebook's code, seglib's code or the content of the data is another (the run's key differs)")
+        elif then != now and name != "key":
+            lines.append(f"{name}: {then} then, {now} now")
+    score = [(record.get("metrics") or {}).get("miou") for record in (before, after)]
+    return lines + ([f"mIoU: {score[0]} then, {score[1]} now"] if score[0] != score[1] else [])
+
+
+def _read_finished(run_dir: Path) -> dict[str, Any]:
+    record = read_record(run_dir)
+    if record is None or record.get("status") != "ok" or "weights_sha256" not in record:
+        got = "no record.json" if record is None else f"status {record.get('status')}"
+        raise InputError(f"--repeat {run_dir}: required the folder of a finished training run, got {got}")
+    return record
+
+
+def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
+    notebook = _find_notebook(run_dir)
+    defaults, config = read_defaults(notebook), find_config(notebook)
+    values = defaults | record["params"]
+    parameters, problems = check_values(config, defaults, values)
+    if problems:
+        raise InputErrors([f"--repeat {run_dir}: {problem}" for problem in problems.values()])
+    folder = _find_free(run_dir)
+    parameters |= {"run_dir": str(folder)}
+    (key,) = compute_keys(notebook, config, [parameters])
+    return Job(f"repeat of {run_dir.name}", notebook, folder, key, parameters, dict(record.get("varied", {})))
+
+
+def _find_notebook(run_dir: Path) -> Path:
+    """The notebook of which the run's folder holds the executed copy."""
+    names = [path.name for path in run_dir.glob("*.ipynb") if (PROJECT / "notebooks" / path.name).is_file()]
+    if len(names) != 1:
+        raise InputError(
+            f"--repeat {run_dir}: required the executed copy of one of {PROJECT / 'notebooks'}, got {names or 'none'}"
+        )
+    return PROJECT / "notebooks" / names[0]
+
+
+def _find_free(run_dir: Path) -> Path:
+    names = itertools.chain(["repeat"], (f"repeat.{number}" for number in itertools.count(2)))
+    return next(folder for name in names if not (folder := run_dir / name).exists())
+
+
+def _same_confusion(*folders: Path) -> bool:
+    with np.load(folders[0] / "confusion.npz") as before, np.load(folders[1] / "confusion.npz") as after:
+        return all(np.array_equal(before[name], after[name]) for name in ("confusion", "image_ids"))
