@@ -117,6 +117,7 @@ class TrainConfig(DataConfig):
     clip_norm: Number = Field(ge=0, description="longest gradient of a step; 0 for any")
     batch_size: Whole = Field(ge=1, le=4096)
     accumulate: Whole = Field(ge=1, le=1024, description="micro-batches of batch_size images a step")
+    on_oom: Literal["fail", "accumulate"]
     precision: Precision
     deterministic: Switch
     num_workers: Whole = Field(ge=0, le=64)

@@ -3,27 +3,24 @@
 import itertools
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 from torch.utils.data import DataLoader
 
 from seglib.errors import InputError
 from seglib.evaluation.metrics import compute_metrics, confusion_per_image, save_confusion
 from seglib.files import replacing
-from seglib.training.batch_mixing import Mix, keep_apart
 from seglib.training.checkpoint import load_checkpoint, save_checkpoint
 from seglib.training.device import autocast, move, peak_memory_mb
 from seglib.training.reproducibility import seed_epoch
-from seglib.training.schedule import Schedule
+from seglib.training.step import IGNORE_INDEX, Trainee, add_gradients
 
-IGNORE_INDEX = 255
 BETTER = {"miou": 1, "miou_image": 1, "accuracy": 1, "loss": -1}  # 1: higher is better
 
 
@@ -46,45 +43,6 @@ class Evaluation:
 
     confusion: np.ndarray
     loss: float
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """A model and how each of its steps is made.
-
-    Attributes
-    ----------
-    accumulate : micro-batches of a step, see `train_one_epoch`.
-    precision : {"float32", "bfloat16", "float16"}
-    mix : mixes the images of a batch, see `seglib.training.batch_mixing`.
-    clip_norm : longest gradient of a step, in the Euclidean norm over all weights; 0 for any.
-    freeze_epochs : first epochs in which `model.encoder` keeps its weights and its batch-norm statistics.
-    """
-
-    model: nn.Module
-    loss: nn.Module
-    optimizer: Optimizer
-    scheduler: Schedule
-    device: torch.device
-    precision: str = "float32"
-    accumulate: int = 1
-    mix: Mix = keep_apart
-    clip_norm: float = 0.0
-    freeze_epochs: int = 0
-    scaler: torch.amp.GradScaler = field(init=False)
-
-    def __post_init__(self):
-        if self.freeze_epochs and self.model.encoder is None:
-            raise InputError(f"freeze_epochs must be 0 for a model without an encoder, got {self.freeze_epochs}")
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
-        object.__setattr__(self, "scaler", scaler)
-
-    def set_mode(self, epoch: int) -> None:
-        """Make the model train, without its encoder in the epochs (from 1) in which that is frozen."""
-        self.model.train()
-        if self.freeze_epochs:
-            frozen = epoch <= self.freeze_epochs
-            self.model.encoder.requires_grad_(not frozen).train(not frozen)
 
 
 def train(
@@ -118,7 +76,7 @@ def train(
     """
     model, loss, scheduler, device = trainee.model, trainee.loss, trainee.scheduler, trainee.device
     state = {"model": model, "optimizer": trainee.optimizer, "scheduler": scheduler, "scaler": trainee.scaler}
-    rows, best = _resume(run_dir / "last.pt", state, checkpoint_facts)
+    rows, best, trainee.split = _resume(run_dir / "last.pt", state, checkpoint_facts)
     class_names, image_ids = checkpoint_facts["class_names"], val_loader.dataset.subset.image_ids
     for epoch in range(len(rows) + 1, epochs + 1):
         if patience and _count_epochs_waited(rows, select_by) >= patience:
@@ -143,7 +101,10 @@ def train(
         with replacing(run_dir / "history.csv") as temporary:
             history.to_csv(temporary, index=False)
         parts = {name: part.state_dict() for name, part in state.items()}
-        save_checkpoint(run_dir / "last.pt", {**parts, "history": rows, "best": best, **checkpoint_facts})
+        save_checkpoint(
+            run_dir / "last.pt",
+            {**parts, "history": rows, "best": best, "split": trainee.split, **checkpoint_facts},
+        )
         watcher.epoch(history)
     history = pd.DataFrame(rows)
     watcher.end(history)
@@ -159,7 +120,7 @@ def _count_epochs_waited(rows: list[dict], select_by: str) -> int:
 def train_one_epoch(trainee: Trainee, loader: DataLoader, epoch: int, watcher: Watcher) -> float:
     """One pass over the training images; return the mean loss over its valid pixels.
 
-    The loader's batches are mixed, then cut into micro-batches, see `_backward`. Counts and losses stay on the device
+    The loader's batches are mixed, then cut into micro-batches, see `add_gradients`. Counts and losses stay on the device
     until the epoch's end.
 
     Raises
@@ -175,8 +136,7 @@ def train_one_epoch(trainee: Trainee, loader: DataLoader, epoch: int, watcher: W
     for step, (images, masks) in enumerate(loader, 1):
         images, targets = trainee.mix(move(images, device), move(masks, device), epoch, step)
         optimizer.zero_grad(set_to_none=True)
-        parts = _count_parts(len(images), trainee.accumulate, loader.batch_sampler.batch_size)
-        value, valid = _backward(trainee, images, targets, parts)
+        value, valid = add_gradients(trainee, images, targets, loader.batch_sampler.batch_size)
         if trainee.clip_norm:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.clip_norm)
@@ -200,40 +160,6 @@ def _explain_lost_loss(mean: float, loader: DataLoader, epoch: int, step: int) -
         f"the training loss became {mean} in epoch {epoch}, step {step}, on the images {images}; look at these, lower lr,"
         " clip the gradient (clip_norm: 1.0), or set precision: float32"
     )
-
-
-def _backward(trainee: Trainee, images: Tensor, targets: list, parts: int) -> tuple[Tensor, Tensor]:
-    """Add up the gradients of one batch, cut into micro-batches; return its loss and its valid pixels.
-
-    Each micro-batch is weighted by its share of the batch's valid pixels: for losses that are means over pixels the
-    gradient is the whole batch's. Auxiliary outputs add to the gradient, not to the loss that is shown.
-    """
-    valid = [(masks != IGNORE_INDEX).sum().clamp_min(1) for masks, _ in targets]
-    total = torch.zeros((), device=images.device)
-    cut = [masks.tensor_split(parts) for masks, _ in targets]
-    for images_part, *masks_parts in zip(images.tensor_split(parts), *cut, strict=True):
-        # A mixed image has a mask from each of its sources: shares (of the mixture) * (of the batch's valid pixels).
-        shares = [
-            share * (masks != IGNORE_INDEX).sum() / count
-            for masks, count, (_, share) in zip(masks_parts, valid, targets, strict=True)
-        ]
-        with autocast(trainee.device, trainee.precision):
-            outputs = trainee.model(images_part)
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            values = [
-                sum(share * trainee.loss(logits, masks) for share, masks in zip(shares, masks_parts, strict=True))
-                for logits in outputs
-            ]
-        objective = values[0] + sum(trainee.model.auxiliary_weight * value for value in values[1:])
-        trainee.scaler.scale(objective).backward()
-        total = total + values[0].detach()
-    return total, sum(share * count for count, (_, share) in zip(valid, targets, strict=True))
-
-
-def _count_parts(count: int, accumulate: int, batch_size: int) -> int:
-    """Micro-batches to cut a batch into: `accumulate`, fewer where the last batch would leave one image alone."""
-    smallest = 1 if batch_size == accumulate else 2  # batch norm refuses a single image in some models
-    return max(1, min(accumulate, count // smallest))
 
 
 @torch.inference_mode()
@@ -269,15 +195,15 @@ def require_falling_loss(history: pd.DataFrame) -> None:
         )
 
 
-def _resume(path: Path, state: dict, facts: dict) -> tuple[list[dict], float | None]:
+def _resume(path: Path, state: dict, facts: dict) -> tuple[list[dict], float | None, int]:
     """Load where an earlier process of the same run stopped; nothing if it never finished an epoch."""
     if not path.exists():
-        return [], None
-    saved = load_checkpoint(path, required=(*state, "history", "best", *facts))
+        return [], None, 1
+    saved = load_checkpoint(path, required=(*state, "history", "best", "split", *facts))
     different = [name for name, value in facts.items() if saved[name] != value]
     if different:
         raise InputError(f"{path}: is of another run, with other {', '.join(different)}; required a new run_dir")
     for name, part in state.items():
         part.load_state_dict(saved[name])
     print(f"going on after epoch {len(saved['history'])}, where an earlier process stopped")
-    return list(saved["history"]), saved["best"]
+    return list(saved["history"]), saved["best"], saved["split"]

@@ -16,11 +16,12 @@ from seglib.models import build_model
 from seglib.training.batch_mixing import build_batch_mixing, keep_apart
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.device import choose_precision
-from seglib.training.loop import Trainee, evaluate, require_falling_loss, train, train_one_epoch
+from seglib.training.loop import evaluate, require_falling_loss, train, train_one_epoch
 from seglib.training.losses import build_loss
 from seglib.training.optim import build_optimizer
 from seglib.training.reproducibility import seed_everything
 from seglib.training.schedule import build_scheduler
+from seglib.training.step import Trainee
 
 CPU = torch.device("cpu")
 
@@ -232,6 +233,55 @@ def test_auxiliary_outputs_are_trained_by_their_weight_and_not_reported(subsets)
     (main + 0.4 * extra).backward()
     assert torch.allclose(got, torch.cat([p.grad.flatten() for p in model.parameters()]), atol=1e-6)
     assert value == pytest.approx(main.item(), rel=1e-5)
+
+
+class Crowded(TwoHeads):
+    """Runs out of memory where it is shown more than a few images in training."""
+
+    def __init__(self, num_classes, most):
+        super().__init__(num_classes)
+        self.most, self.seen = most, []
+
+    def forward(self, images):
+        if self.training:
+            self.seen.append(len(images))
+        if self.training and len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return super().forward(images)
+
+
+def train_crowded(loader, most, on_oom):
+    torch.manual_seed(0)
+    model = Crowded(12, most)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, 12), optimizer, scheduler, CPU, on_oom=on_oom)
+    value = train_one_epoch(trainee, loader, 1, Nobody())
+    return trainee, value, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(subsets, capsys):
+    loader = one_batch(subsets[0])
+    _, expected_value, expected = train_crowded(loader, 8, "fail")
+    trainee, value, got = train_crowded(loader, 3, "accumulate")
+    assert trainee.model.seen == [8, 4, 2, 2, 2, 2]
+    assert trainee.split == 4
+    assert torch.allclose(got, expected, atol=1e-6)
+    assert value == pytest.approx(expected_value, rel=1e-6)
+    assert "out of memory with 4 images at a time; going on with 2, the step is still of 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("most", "on_oom", "words"),
+    [
+        (3, "fail", r"8 images of 64 px .* \(peak \d+ MB\); .* 2 do fit: set batch_size: 2 and accumulate: 4, or on_oom"),
+        (0, "fail", "8 images of 64 px at a time do not fit .* not even one fits: lower image_size"),
+        (0, "accumulate", "2 images of 64 px at a time do not fit .* not even one fits"),
+    ],
+)
+def test_out_of_memory_is_told_with_what_fits(subsets, most, on_oom, words):
+    with pytest.raises(torch.OutOfMemoryError, match=words):
+        train_crowded(one_batch(subsets[0]), most, on_oom)
 
 
 def test_a_gradient_that_is_too_long_is_shortened_and_a_short_one_is_not(subsets):

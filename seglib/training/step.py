@@ -1,0 +1,153 @@
+"""One training step: a model and how it is trained, the gradients of a batch, and what happens when memory runs out."""
+
+import gc
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from seglib.errors import InputError
+from seglib.training.batch_mixing import Mix, Targets, keep_apart
+from seglib.training.device import autocast, peak_memory_mb
+from seglib.training.schedule import Schedule
+
+IGNORE_INDEX = 255
+
+
+@dataclass
+class Trainee:
+    """A model and how each of its steps is made.
+
+    Attributes
+    ----------
+    accumulate : micro-batches of a step, see `add_gradients`.
+    precision : {"float32", "bfloat16", "float16"}
+    mix : mixes the images of a batch, see `seglib.training.batch_mixing`.
+    clip_norm : longest gradient of a step, in the Euclidean norm over all weights; 0 for any.
+    freeze_epochs : first epochs in which `model.encoder` keeps its weights and its batch-norm statistics.
+    on_oom : {"fail", "accumulate"}, what to do when memory runs out, see `add_gradients`.
+    split : micro-batches that each of the `accumulate` has been cut into since memory ran out.
+    """
+
+    model: nn.Module
+    loss: nn.Module
+    optimizer: Optimizer
+    scheduler: Schedule
+    device: torch.device
+    precision: str = "float32"
+    accumulate: int = 1
+    mix: Mix = keep_apart
+    clip_norm: float = 0.0
+    freeze_epochs: int = 0
+    on_oom: str = "fail"
+    split: int = 1
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self):
+        if self.freeze_epochs and self.model.encoder is None:
+            raise InputError(f"freeze_epochs must be 0 for a model without an encoder, got {self.freeze_epochs}")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+
+    def set_mode(self, epoch: int) -> None:
+        """Make the model train, without its encoder in the epochs (from 1) in which that is frozen."""
+        self.model.train()
+        if self.freeze_epochs:
+            frozen = epoch <= self.freeze_epochs
+            self.model.encoder.requires_grad_(not frozen).train(not frozen)
+
+
+def add_gradients(trainee: Trainee, images: Tensor, targets: Targets, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Add up the gradients of one batch, cut into micro-batches; return its loss and its valid pixels.
+
+    Parameters
+    ----------
+    images : (N, 3, S, S) uint8, mixed already.
+    targets : masks (N, S, S) uint8 and their shares.
+    batch_size : of a whole step; the last batch of an epoch may be smaller.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        The micro-batch does not fit; told with how many images do. With `on_oom: accumulate` only if not even the
+        smallest does: otherwise micro-batches are halved from here on, and the step is made again.
+    """
+    while True:
+        parts = _count_parts(len(images), trainee.accumulate * trainee.split, batch_size)
+        try:
+            return _backward(trainee, images, targets, parts)
+        except torch.OutOfMemoryError:
+            pass  # handled below: while the exception lives, so do the tensors of the step that failed
+        _free(trainee)
+        more = _count_parts(len(images), trainee.accumulate * trainee.split * 2, batch_size)
+        if trainee.on_oom != "accumulate" or more == parts:
+            raise torch.OutOfMemoryError(_explain_oom(trainee, images, targets, parts))
+        trainee.split *= 2
+        print(
+            f"out of memory with {-(-len(images) // parts)} images at a time; going on with {-(-len(images) // more)},"
+            f" the step is still of {len(images)}"
+        )
+
+
+def _explain_oom(trainee: Trainee, images: Tensor, targets: Targets, parts: int) -> str:
+    peak, size = peak_memory_mb(trainee.device), -(-len(images) // parts)
+    fits = size // 2
+    while fits and not _fits(trainee, images[:fits], [(masks[:fits], share) for masks, share in targets]):
+        fits //= 2
+    way_out = (
+        f"{fits} do fit: set batch_size: {fits} and accumulate: {-(-len(images) // fits)}, or on_oom: accumulate"
+        if fits
+        else "not even one fits: lower image_size, or take a smaller model"
+    )
+    return f"out of memory: {size} images of {images.shape[-1]} px at a time do not fit (peak {peak:.0f} MB); {way_out}"
+
+
+def _fits(trainee: Trainee, images: Tensor, targets: Targets) -> bool:
+    try:
+        _backward(trainee, images, targets, parts=1)
+        fits = True
+    except torch.OutOfMemoryError:
+        fits = False
+    _free(trainee)
+    return fits
+
+
+def _free(trainee: Trainee) -> None:
+    trainee.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if trainee.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _backward(trainee: Trainee, images: Tensor, targets: Targets, parts: int) -> tuple[Tensor, Tensor]:
+    """See `add_gradients`.
+
+    Each micro-batch is weighted by its share of the batch's valid pixels: for losses that are means over pixels the
+    gradient is the whole batch's. Auxiliary outputs add to the gradient, not to the loss that is shown.
+    """
+    valid = [(masks != IGNORE_INDEX).sum().clamp_min(1) for masks, _ in targets]
+    total = torch.zeros((), device=images.device)
+    cut = [masks.tensor_split(parts) for masks, _ in targets]
+    for images_part, *masks_parts in zip(images.tensor_split(parts), *cut, strict=True):
+        # A mixed image has a mask from each of its sources: shares (of the mixture) * (of the batch's valid pixels).
+        shares = [
+            share * (masks != IGNORE_INDEX).sum() / count
+            for masks, count, (_, share) in zip(masks_parts, valid, targets, strict=True)
+        ]
+        with autocast(trainee.device, trainee.precision):
+            outputs = trainee.model(images_part)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            values = [
+                sum(share * trainee.loss(logits, masks) for share, masks in zip(shares, masks_parts, strict=True))
+                for logits in outputs
+            ]
+        objective = values[0] + sum(trainee.model.auxiliary_weight * value for value in values[1:])
+        trainee.scaler.scale(objective).backward()
+        total = total + values[0].detach()
+    return total, sum(share * count for count, (_, share) in zip(valid, targets, strict=True))
+
+
+def _count_parts(count: int, accumulate: int, batch_size: int) -> int:
+    """Micro-batches to cut a batch into: `accumulate`, fewer where the last batch would leave one image alone."""
+    smallest = 1 if batch_size == accumulate else 2  # batch norm refuses a single image in some models
+    return max(1, min(accumulate, count // smallest))
