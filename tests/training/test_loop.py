@@ -274,7 +274,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(subsets, capsys
 @pytest.mark.parametrize(
     ("most", "on_oom", "words"),
     [
-        (3, "fail", r"8 images of 64 px .* \(peak \d+ MB\); .* 2 do fit: set batch_size: 2 and accumulate: 4, or on_oom"),
+        (3, "fail", r"8 images of 64 px .* \(peak \d+ MB\); 2 do fit: set batch_size: 2 and accumulate: 4, or on_oom"),
         (0, "fail", "8 images of 64 px at a time do not fit .* not even one fits: lower image_size"),
         (0, "accumulate", "2 images of 64 px at a time do not fit .* not even one fits"),
     ],
