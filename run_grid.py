@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(shown), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what ran is kept, the same command goes on from here", file=sys.stderr)
+        rest = "" if options.repeat else ", the same command goes on from here"
+        print(f"interrupted; what ran is kept{rest}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a long list went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -163,6 +164,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.file is None) == (options.repeat is None):
         parser.error("required a grid file, or --repeat with the folder of a run")
+    others = ("set", "only", "limit", "dry_run", "debug", "fresh", "fail_fast")
+    if options.repeat and any(getattr(options, name) for name in others):
+        parser.error("--repeat takes no other options: it does what the record says")
     return options
 
 

@@ -38,7 +38,7 @@ def _check_augmentation(value: Any) -> str | list:
     if not all(isinstance(step, str) or (isinstance(step, dict) and len(step) == 1) for step in steps):
         raise ValueError(
             "must be a preset's name or a list of steps, each a name or one mapping name: {options},"
-            f" got {value!r}; for example [flips, ElasticTransform: {{alpha: 40, p: 0.5}}]"
+            f" got {value!r}; for example [flips, ElasticTransform: {{alpha: 160, sigma: 10, p: 0.5}}]"
         )
     return value
 

@@ -72,7 +72,7 @@ def _dropout(image_size: int) -> Steps:
     """Cutout and GridMask: the holes are black and their pixels keep their labels, to be guessed from around them."""
     side = [0.05, 0.15]  # of the image's
     holes = {"num_holes_range": [1, 6], "hole_height_range": side, "hole_width_range": side}
-    grid = {"ratio": 0.4, "unit_size_range": [image_size // 12, image_size // 6]}
+    grid = {"ratio": 0.4, "unit_size_range": [max(2, image_size // 12), max(3, image_size // 6)]}
     return [{"OneOf": {"transforms": [{"CoarseDropout": holes}, {"GridDropout": grid}], "p": 0.5}}]
 
 

@@ -31,7 +31,11 @@ _UNUSABLE = (
     | dict.fromkeys(
         ("Compose", "ReplayCompose"), "steps are composed anyway; use Sequential for steps that go together"
     )
-    | {"OneOrOther": "use OneOf", "SelectiveChannelTransform": "it gives its steps the image without the mask"}
+    | {
+        "OneOrOther": "use OneOf",
+        "Morphological": "it grows and shrinks classes in the mask by the size of their ids; take it out",
+        "SelectiveChannelTransform": "it gives its steps the image without the mask",
+    }
 )
 _BASES = (BasicTransform, DualTransform, ImageOnlyTransform)
 

@@ -58,6 +58,8 @@ def list_models(works_with: str = "") -> None:
     names = [*table["architectures"], *table["encoders"], *sorted(own - {"", *table["encoders"]})]
     if works_with and works_with not in names:
         raise InputError(unknown_name("architecture or encoder", works_with, names))
+    if works_with in table["parameters"] and not table["parameters"][works_with]:
+        print(f"{works_with} takes encoders of timm only (tu- names): each is tried when a grid names it")
     for architecture, counts in table["parameters"].items():
         for encoder, millions in sorted(counts.items(), key=lambda item: item[1]):
             if works_with in ("", architecture, encoder):

@@ -80,7 +80,7 @@ def encoder_options(architecture: str, encoder: str, image_size: int) -> dict[st
     whose last layer would be dead weight.
     """
     options = {"num_classes": 0} if architecture == "DPT" else {}
-    if image_size and architecture in _SMP and (name := timm_name(encoder)):
+    if image_size and architecture not in OWN_ENCODERS and (name := timm_name(encoder)):
         settings = timm.get_pretrained_cfg(name)
         if settings is not None and settings.fixed_input_size:
             options["img_size"] = image_size

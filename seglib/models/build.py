@@ -75,7 +75,7 @@ def build_model(
         explain = explain_missing_weights if encoder_weights == "imagenet" else explain_refusal
         raise InputError(explain(architecture, encoder, error)) from error
     if encoder_weights not in ("", "imagenet"):
-        load_encoder_weights(network.encoder, Path(encoder_weights))
+        load_encoder_weights(network.encoder, Path(encoder_weights).expanduser())
     return SegmentationModel(network, *find_normalisation(architecture, encoder, encoder_weights))
 
 

@@ -85,8 +85,8 @@ class DilatedNet(nn.Module):
 class DeepLabV1(nn.Module):
     """DeepLab-LargeFOV: VGG16 at stride 8, fc6 as a 3 x 3 convolution of dilation 12 with 1,024 channels.
 
-    Source: Chen et al. 2015, arXiv:1412.7062. Adapted: fc6 and fc7 start at random (the paper subsamples VGG16's); the dense
-    CRF is a step of its own after the prediction.
+    Source: Chen et al. 2015, arXiv:1412.7062. Adapted: fc6 and fc7 start at random (the paper subsamples VGG16's); the pools are
+    VGG16's own of 2 px (the authors' code widens them to 3); the dense CRF is a step of its own after the prediction.
 
     Parameters
     ----------

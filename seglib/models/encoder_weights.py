@@ -18,7 +18,9 @@ from seglib.models.architectures import OWN_ENCODERS, timm_name
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # How names in files and in encoders differ: timm wrapped by smp, whole models of smp, ours, torchvision's.
-_PREFIXES = ("", "model.", "model.model.", "encoder.", "network.encoder.", "backbone.")
+_PREFIXES = ("", "module.", "model.", "model.model.", "encoder.", "network.encoder.", "backbone.")
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)\.")  # torchvision's files: norm.1 for norm1
+_HALF = (0.5, 0.5, 0.5)
 _COUNTER = "num_batches_tracked"  # of batch norms; files from before torch 0.4.1, such as vgg16_bn's, have none
 
 
@@ -32,6 +34,8 @@ def find_normalisation(
     if name:
         settings = timm.get_pretrained_cfg(name) or PretrainedCfg()
         return tuple(settings.mean), tuple(settings.std)
+    if encoder in ("xception", "inceptionv4", "inceptionresnetv2"):
+        return _HALF, _HALF
     if encoder_weights != "imagenet":  # smp would download a file to tell
         return IMAGENET_MEAN, IMAGENET_STD
     settings = smp.encoders.get_preprocessing_params(encoder)
@@ -70,7 +74,7 @@ def _rename(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """The same weights under the names that encoders may have for them."""
     # timm flattens what it takes features from: stages.0.blocks is stages_0.blocks there.
     flattened = {re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", name): value for name, value in weights.items()}
-    for named in (weights, flattened):
+    for named in (weights, flattened, {_OLD_DENSENET.sub(r"\1\2.", name): value for name, value in weights.items()}):
         for prefix in _PREFIXES:
             yield {prefix + name: value for name, value in named.items()}
             yield {name.removeprefix(prefix): value for name, value in named.items()}

@@ -23,13 +23,14 @@ class UNet3Plus(nn.Module):
     encoder : a name that `smp.encoders.get_encoder` takes; it refuses encoders of one scale (plain ViTs) itself.
     encoder_weights : what it takes as weights: None, "imagenet", or True for timm's.
     classes : output channels.
+    options : what timm must be told beside the name, such as img_size.
     """
 
     auxiliary_weight = 1.0  # the paper supervises all scales alike
 
-    def __init__(self, encoder: str, encoder_weights: str | bool | None = None, classes: int = 1):
+    def __init__(self, encoder: str, encoder_weights: str | bool | None = None, classes: int = 1, **options: int):
         super().__init__()
-        self.encoder = smp.encoders.get_encoder(encoder, in_channels=3, depth=5, weights=encoder_weights)
+        self.encoder = smp.encoders.get_encoder(encoder, in_channels=3, depth=5, weights=encoder_weights, **options)
         channels = self.encoder.out_channels
         # Stride 2**k at position k. Position 0 is the image or a map of its size; no channels: a scale that is not there.
         self.scales = [k for k in range(1, len(channels)) if channels[k] > 0]

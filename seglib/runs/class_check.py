@@ -15,7 +15,8 @@ def find_class_problems(config: type[NotebookConfig], values: Mapping) -> dict[s
     known = _read_class_names(values["data_dir"], values["train_json"]) if any(used.values()) else ()
     if not known:  # nothing to check, or a file that cannot be read: the data's own check says so
         return {}
-    return {name: problem for name, names in used.items() if (problem := _find_unknown(name, names, known))}
+    usable = {name: known[1:] if name == "mixing" else known for name in used}  # the background cannot be pasted
+    return {name: problem for name, names in used.items() if (problem := _find_unknown(name, names, usable[name]))}
 
 
 def _find_unknown(parameter: str, names: Sequence[str], known: Sequence[str]) -> str:

@@ -76,8 +76,11 @@ def _look_up(architecture: str, encoder: str, image_size: int, batch_size: int) 
     smallest = table["smallest_size"][architecture]
     if image_size < smallest:
         return f"{architecture} needs an image_size of at least {smallest}, got {image_size}"
-    if batch_size == 1 and architecture in table["needs_batch_of_two"]:
-        return f"{architecture} pools to one pixel in front of a batch norm: batch_size must be at least 2, got 1"
+    if batch_size == 1:
+        pools = f"{architecture} pools to one pixel in front of a batch norm: batch_size must be at least 2, got 1"
+        if architecture in table["needs_batch_of_two"]:
+            return pools
+        return "" if own_encoders else None  # some of smp's encoders pool too
     return ""
 
 

@@ -16,7 +16,9 @@ from seglib.runs.record import read_record
 from seglib.runs.schedule import Job, run_jobs
 
 # What may make a difference, in the order in which it is told; `key` holds parameters, data and code.
-_CAUSES = ("versions", "platform", "device", "precision", "threads", "deterministic", "git_commit", "git_dirty", "key")
+_CAUSES = (
+    "versions", "platform", "device", "precision", "threads", "deterministic", "oom_split", "git_commit", "git_dirty", "key",
+)  # fmt: skip
 
 
 def repeat_run(run_dir: Path, report: Callable[[str], None], show: Callable[[str], None]) -> bool:
@@ -55,6 +57,8 @@ def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) ->
             lines.append("the notebook's code, seglib's code or the content of the data is another (the run's key differs)")
         elif then != now and name != "key":
             lines.append(f"{name}: {then} then, {now} now")
+    if not after.get("deterministic", True):
+        lines.append("deterministic is false: other bits are to be expected")
     score = [(record.get("metrics") or {}).get("miou") for record in (before, after)]
     return lines + ([f"mIoU: {score[0]} then, {score[1]} now"] if score[0] != score[1] else [])
 
@@ -71,6 +75,7 @@ def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
     notebook = _find_notebook(run_dir)
     defaults, config = read_defaults(notebook), find_config(notebook)
     values = defaults | record["params"]
+    values = config.resolve_paths(values, notebook.parent) if config else values  # a run by hand may have relative ones
     parameters, problems = check_values(config, defaults, values)
     if problems:
         raise InputErrors([f"--repeat {run_dir}: {problem}" for problem in problems.values()])

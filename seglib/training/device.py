@@ -1,6 +1,7 @@
 """What a device computes in, how batches reach it, and how much of its memory was used."""
 
 import resource
+import sys
 
 import torch
 from torch import Tensor
@@ -13,6 +14,11 @@ def choose_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def describe_device(device: torch.device) -> str:
+    """The device's kind, with its name where several models of it compute other bits."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -29,4 +35,5 @@ def peak_memory_mb(device: torch.device) -> float:
     """Highest memory so far [MB]: the device's on CUDA, else the process's."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
+    unit = 1 if sys.platform == "darwin" else 1024  # [bytes]
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)

@@ -91,7 +91,7 @@ def train(
         seconds = time.monotonic() - began
         rows.append({"epoch": epoch, "lr": learning_rate, "train_loss": train_loss, "val_loss": evaluation.loss, **scores,
                      "seconds": round(seconds, 3), "memory_mb": peak_memory_mb(device)})  # fmt: skip
-        score = BETTER[select_by] * (scores | {"loss": evaluation.loss})[select_by]
+        score = _rank(rows[-1], select_by)
         scheduler.end_epoch(score)
         if best is None or score > best:
             best = score
@@ -111,9 +111,15 @@ def train(
     return history
 
 
+def _rank(row: dict, select_by: str) -> float:
+    """The score of an epoch, higher is better; the worst where it is no number: nothing would ever be better than NaN."""
+    score = BETTER[select_by] * row["val_loss" if select_by == "loss" else select_by]
+    return -math.inf if math.isnan(score) else score
+
+
 def _count_epochs_waited(rows: list[dict], select_by: str) -> int:
     """Epochs since the best one."""
-    scores = [BETTER[select_by] * row["val_loss" if select_by == "loss" else select_by] for row in rows]
+    scores = [_rank(row, select_by) for row in rows]
     return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
 
@@ -195,12 +201,19 @@ def require_falling_loss(history: pd.DataFrame) -> None:
         )
 
 
+def _name(fact: str, saved: object, value: object) -> list[str]:
+    """A fact that differs, or what differs in it."""
+    if isinstance(saved, dict) and isinstance(value, dict):
+        return [name for name in value if saved.get(name) != value[name]]
+    return [fact]
+
+
 def _resume(path: Path, state: dict, facts: dict) -> tuple[list[dict], float | None, int]:
     """Load where an earlier process of the same run stopped; nothing if it never finished an epoch."""
     if not path.exists():
         return [], None, 1
     saved = load_checkpoint(path, required=(*state, "history", "best", "split", *facts))
-    different = [name for name, value in facts.items() if saved[name] != value]
+    different = [part for name, value in facts.items() if saved[name] != value for part in _name(name, saved[name], value)]
     if different:
         raise InputError(f"{path}: is of another run, with other {', '.join(different)}; required a new run_dir")
     for name, part in state.items():

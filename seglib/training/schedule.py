@@ -46,7 +46,7 @@ def step(time: float, length: float, step_size: float = 0.0, gamma: float = 0.1)
 
 def multistep(time: float, length: float, milestones: list | None = None, gamma: float = 0.1) -> float:
     """gamma more after each of the milestones [epochs] (MultiStepLR); by default after half and three quarters."""
-    return gamma ** bisect_right(milestones or [length / 2, length * 3 / 4], time)
+    return gamma ** bisect_right(sorted(milestones or [length / 2, length * 3 / 4]), time)
 
 
 def polynomial(time: float, length: float, power: float = 0.9) -> float:

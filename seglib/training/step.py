@@ -76,12 +76,15 @@ def add_gradients(trainee: Trainee, images: Tensor, targets: Targets, batch_size
         parts = _count_parts(len(images), trainee.accumulate * trainee.split, batch_size)
         try:
             return _backward(trainee, images, targets, parts)
-        except torch.OutOfMemoryError:
-            pass  # handled below: while the exception lives, so do the tensors of the step that failed
+        except RuntimeError as error:
+            if not _is_oom(error):
+                raise
+        # Not inside the handler: while the exception lives, so do the tensors of the step that failed.
         _free(trainee)
         more = _count_parts(len(images), trainee.accumulate * trainee.split * 2, batch_size)
-        if trainee.on_oom != "accumulate" or more == parts:
-            raise torch.OutOfMemoryError(_explain_oom(trainee, images, targets, parts))
+        alone = more == len(images) and not _fits(trainee, images[:1], [(masks[:1], share) for masks, share in targets])
+        if trainee.on_oom != "accumulate" or more == parts or alone:
+            raise torch.OutOfMemoryError(_explain_oom(trainee, images, targets, parts, batch_size))
         trainee.split *= 2
         print(
             f"out of memory with {-(-len(images) // parts)} images at a time; going on with {-(-len(images) // more)},"
@@ -89,13 +92,18 @@ def add_gradients(trainee: Trainee, images: Tensor, targets: Targets, batch_size
         )
 
 
-def _explain_oom(trainee: Trainee, images: Tensor, targets: Targets, parts: int) -> str:
+def _is_oom(error: Exception) -> bool:
+    """Also cuDNN's own, which torch does not translate."""
+    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
+
+
+def _explain_oom(trainee: Trainee, images: Tensor, targets: Targets, parts: int, batch_size: int) -> str:
     peak, size = peak_memory_mb(trainee.device), -(-len(images) // parts)
     fits = size // 2
     while fits and not _fits(trainee, images[:fits], [(masks[:fits], share) for masks, share in targets]):
         fits //= 2
     way_out = (
-        f"{fits} do fit: set batch_size: {fits} and accumulate: {-(-len(images) // fits)}, or on_oom: accumulate"
+        f"{fits} do fit: set batch_size: {fits} and accumulate: {-(-batch_size // fits)}, or on_oom: accumulate"
         if fits
         else "not even one fits: lower image_size, or take a smaller model"
     )
@@ -106,7 +114,9 @@ def _fits(trainee: Trainee, images: Tensor, targets: Targets) -> bool:
     try:
         _backward(trainee, images, targets, parts=1)
         fits = True
-    except torch.OutOfMemoryError:
+    except (RuntimeError, ValueError) as error:
+        if not (_is_oom(error) or len(images) == 1):  # batch norm may refuse a single image
+            raise
         fits = False
     _free(trainee)
     return fits
@@ -122,8 +132,8 @@ def _free(trainee: Trainee) -> None:
 def _backward(trainee: Trainee, images: Tensor, targets: Targets, parts: int) -> tuple[Tensor, Tensor]:
     """See `add_gradients`.
 
-    Each micro-batch is weighted by its share of the batch's valid pixels: for losses that are means over pixels the
-    gradient is the whole batch's. Auxiliary outputs add to the gradient, not to the loss that is shown.
+    Each micro-batch is weighted by its share of the batch's valid pixels: for cross entropy and focal loss without
+    class weights the gradient is the whole batch's; other terms see one micro-batch at a time. Auxiliary outputs add to the gradient, not to the loss that is shown.
     """
     valid = [(masks != IGNORE_INDEX).sum().clamp_min(1) for masks, _ in targets]
     total = torch.zeros((), device=images.device)
@@ -149,5 +159,5 @@ def _backward(trainee: Trainee, images: Tensor, targets: Targets, parts: int) ->
 
 def _count_parts(count: int, accumulate: int, batch_size: int) -> int:
     """Micro-batches to cut a batch into: `accumulate`, fewer where the last batch would leave one image alone."""
-    smallest = 1 if batch_size == accumulate else 2  # batch norm refuses a single image in some models
+    smallest = 1 if accumulate >= batch_size else 2  # batch norm refuses a single image in some models
     return max(1, min(accumulate, count // smallest))

@@ -21,7 +21,7 @@ SOUND = [
 ]
 
 
-@pytest.mark.parametrize("size", [64, 160])
+@pytest.mark.parametrize("size", [16, 64, 160])
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_sound(name, size):
     assert find_refusal(name, size) == ""

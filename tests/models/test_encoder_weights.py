@@ -1,5 +1,7 @@
 """Weights of encoders come from local files in all the layouts that are about, and bring their normalisation."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -7,7 +9,7 @@ import torchvision
 
 from seglib.errors import InputError
 from seglib.models import build_model
-from seglib.models.encoder_weights import IMAGENET_MEAN, load_encoder_weights
+from seglib.models.encoder_weights import IMAGENET_MEAN, IMAGENET_STD, find_normalisation, load_encoder_weights
 
 
 @pytest.mark.parametrize("layout", ["smp", "smp model", "with classifier"])
@@ -134,3 +136,19 @@ def test_files_from_before_batch_norms_counted_their_batches_load_too(tmp_path):
     torch.save({name: value for name, value in source.items() if "num_batches" not in name}, tmp_path / "old.pth")
     model = build_model("SegNet", "vgg16", num_classes=3, encoder_weights=str(tmp_path / "old.pth"))
     assert all(torch.equal(value, source[name]) for name, value in model.encoder.state_dict().items())
+
+
+def test_old_names_of_densenets_and_of_parallel_training_are_read(tmp_path):
+    source = build_model("FPN", "densenet121", num_classes=3).encoder.state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)\.", r"\1.\2.", name): value for name, value in source.items()}
+    parallel = {f"module.{name}": value for name, value in source.items()}
+    assert old.keys() != source.keys()
+    for number, weights in enumerate((old, parallel)):
+        torch.save(weights, tmp_path / f"{number}.pth")
+        model = build_model("FPN", "densenet121", num_classes=3, encoder_weights=str(tmp_path / f"{number}.pth"))
+        assert all(torch.equal(value, source[name]) for name, value in model.encoder.state_dict().items())
+
+
+def test_inceptions_want_their_images_in_minus_one_to_one(tmp_path):
+    assert find_normalisation("Unet", "xception", str(tmp_path / "x.pth")) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert find_normalisation("Unet", "resnet18", str(tmp_path / "x.pth")) == (IMAGENET_MEAN, IMAGENET_STD)

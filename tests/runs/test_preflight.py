@@ -49,7 +49,6 @@ def test_the_table_is_of_the_installed_versions_and_knows_all_architectures():
     "asked",
     [
         model("FPN", "resnet18", 32),
-        model("FPN", "resnet18", 64, 1),
         model("Unet", "mit_b0"),
         model("UnetPlusPlus", "mit_b0"),
         model("DeepLabV3Plus", "densenet121"),
@@ -110,6 +109,13 @@ def test_the_table_says_what_building_the_model_says(asked, no_child):
 def test_a_refusal_says_why_and_what_works(asked, words, no_child):
     sound, refusal = find_model_refusals([model("FPN", "resnet18"), asked])
     assert sound == "" and refusal.startswith(words)
+
+
+def test_a_batch_of_one_is_tried_for_the_encoder_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGLIB_CACHE", str(tmp_path))
+    sound, refused = find_model_refusals([model("FPN", "resnet18", 64, 1), model("Unet", "timm-skresnet18", 128, 1)])
+    assert sound == ""
+    assert "batch_size must be at least 2, got 1" in refused
 
 
 def test_encoders_of_timm_are_built_in_a_child_and_remembered(tmp_path, monkeypatch):
@@ -184,6 +190,11 @@ def test_a_child_that_fails_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="--check` could not run: ImportError: no torch here") as caught:
         find_model_refusals([model("FPN", "tu-resnet10t")])
     assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_without_listed_pairs_says_what_it_takes(capsys):
+    list_models("DPT")
+    assert "DPT takes encoders of timm only" in capsys.readouterr().out
 
 
 def test_models_are_listed_with_their_size(capsys):

@@ -56,6 +56,8 @@ def test_other_weights_are_told_with_what_differs(recorded, monkeypatch):
 def test_nothing_differs_between_a_record_and_itself():
     record = {"versions": {"torch": "2"}, "threads": 2, "key": "a", "metrics": {"miou": 0.5}}
     assert describe_differences(record, record) == []
+    fast = record | {"deterministic": False}
+    assert describe_differences(fast, fast) == ["deterministic is false: other bits are to be expected"]
     assert describe_differences(record, record | {"key": "b", "metrics": {"miou": 0.4}}) == [
         "the notebook's code, seglib's code or the content of the data is another (the run's key differs)",
         "mIoU: 0.5 then, 0.4 now",
@@ -85,3 +87,6 @@ def test_a_folder_that_is_no_run_is_refused_on_the_command_line(call, tmp_path):
     assert refused.code == 2
     assert "required the folder of a finished training run, got no record.json" in refused.err
     assert call().code == 2
+    refused = call("--repeat", tmp_path, "--dry-run")
+    assert refused.code == 2
+    assert "--repeat takes no other options" in refused.err

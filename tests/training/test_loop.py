@@ -55,7 +55,7 @@ def subsets(small_data):
 
 
 def run(
-    subsets, run_dir, epochs=3, watcher=None, select_by="miou", seed=5, workers=0, schedule="cosine", mixing=None, patience=0,
+    subsets, run_dir, epochs=3, watcher=None, select_by="miou", seed=5, workers=0, schedule="cosine", mixing=None, patience=0, facts=None,
     **options,
 ):  # fmt: skip
     run_dir.mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def run(
     trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, len(names)), optimizer, scheduler, CPU, mix=mix, **options)
     return train(
         trainee, loader, val_loader, epochs=epochs, seed=seed, select_by=select_by, run_dir=run_dir, patience=patience,
-        checkpoint_facts={"architecture": "Linknet", "class_names": names}, watcher=watcher or Nobody(),
+        checkpoint_facts={"architecture": "Linknet", "class_names": names} | (facts or {}), watcher=watcher or Nobody(),
     )  # fmt: skip
 
 
@@ -123,6 +123,20 @@ def test_a_checkpoint_of_another_run_is_refused(subsets, tmp_path):
     torch.save(state | {"architecture": "Unet"}, tmp_path / "last.pt")
     with pytest.raises(InputError, match=r"last\.pt: is of another run, with other architecture"):
         run(subsets, tmp_path, epochs=2)
+
+
+def test_a_score_that_is_no_number_is_not_the_best(subsets, tmp_path, monkeypatch):
+    scores = iter([float("nan"), 0.2, 0.1])
+    names = ("miou", "miou_image", "miou_batch", "accuracy")
+    monkeypatch.setattr("seglib.training.loop.compute_metrics", lambda *_: dict.fromkeys(names, next(scores)))
+    run(subsets, tmp_path, patience=5)
+    assert load_checkpoint(tmp_path / "best.pt", required=("epoch",))["epoch"] == 2
+
+
+def test_going_on_with_other_parameters_is_refused_by_name(subsets, tmp_path):
+    run(subsets, tmp_path, epochs=1, facts={"params": {"lr": 0.1, "seed": 5}})
+    with pytest.raises(InputError, match=r"last\.pt: is of another run, with other lr; required a new run_dir"):
+        run(subsets, tmp_path, epochs=2, facts={"params": {"lr": 0.2, "seed": 5}})
 
 
 @pytest.mark.parametrize("select_by, column, best", [("miou", "miou", "max"), ("loss", "val_loss", "min")])
@@ -269,6 +283,12 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(subsets, capsys
     assert torch.allclose(got, expected, atol=1e-6)
     assert value == pytest.approx(expected_value, rel=1e-6)
     assert "out of memory with 4 images at a time; going on with 2, the step is still of 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("most", "seen"), [(1, [8, 4, 2, 1] + 8 * [1]), (2, [8, 4] + 4 * [2])])
+def test_micro_batches_are_halved_down_to_one_image(subsets, most, seen):
+    trainee, _, _ = train_crowded(one_batch(subsets[0]), most, "accumulate")
+    assert trainee.model.seen == seen
 
 
 @pytest.mark.parametrize(

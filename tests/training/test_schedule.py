@@ -55,6 +55,7 @@ def each_epoch(build):
         ("step", {"step_size": 2, "gamma": 0.5}, lambda o: lr_scheduler.StepLR(o, 2, gamma=0.5)),
         ("step", {}, lambda o: lr_scheduler.StepLR(o, 2)),
         ("multistep", {"milestones": [1, 4], "gamma": 0.2}, lambda o: lr_scheduler.MultiStepLR(o, [1, 4], gamma=0.2)),
+        ("multistep", {"milestones": [4, 1], "gamma": 0.2}, lambda o: lr_scheduler.MultiStepLR(o, [1, 4], gamma=0.2)),
         ("multistep", {"milestones": [3, 4.5]}, lambda o: lr_scheduler.MultiStepLR(o, [3, 5])),
         ("polynomial", {"power": 2.0}, lambda o: lr_scheduler.PolynomialLR(o, EPOCHS, power=2.0)),
     ],
