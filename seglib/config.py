@@ -126,11 +126,12 @@ class TrainConfig(DataConfig):
     debug: Switch
     run_dir: Text = Field(description='folder of this run; "" makes a new one')
 
-    def class_names_used(self) -> dict[str, list[str]]:
-        """The classes that each parameter names."""
-        terms = [term for term in self.loss.values() if isinstance(term, dict)]
+    @staticmethod
+    def class_names_used(values: Mapping[str, Any]) -> dict[str, list[str]]:
+        """The classes that each of the checked parameters names."""
+        terms = [term for term in values["loss"].values() if isinstance(term, dict)]
         weights = [term["class_weights"] for term in terms if isinstance(term.get("class_weights"), dict)]
-        pasted = self.mixing.get("copy_paste")
+        pasted = values["mixing"].get("copy_paste")
         return {
             "loss": [name for names in weights for name in names],
             "mixing": pasted.get("classes", []) if isinstance(pasted, dict) else [],

@@ -100,6 +100,9 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+_adapters: dict[int, TypeAdapter] = {}  # by the id of a type above: building one takes longer than a thousand checks
+
+
 def check_choices(what: str, choices: Mapping[str, Any], known: Mapping[str, Mapping], number: tuple[str, Any]) -> dict:
     """Check a mapping name -> number or options, as `loss` and `mixing` are.
 
@@ -149,9 +152,15 @@ def check_options(where: str, options: Mapping[str, Any], known: Mapping[str, An
 def check_value(path: str, value: Any, kind: Any, description: str = "") -> Any:
     """Check one value against a type; see `check_choices`."""
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return _get_adapter(kind).validate_python(value)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         item = errors[0] if isinstance(value, str) else errors[-1]  # of a union: its names come before its mapping
         keys = [str(part) for part in item["loc"] if isinstance(value, Mapping) and part in value]
         raise InputError(word_value(".".join([path, *keys]), item, description)) from None
+
+
+def _get_adapter(kind: Any) -> TypeAdapter:
+    if id(kind) not in _adapters:
+        _adapters[id(kind)] = TypeAdapter(kind)
+    return _adapters[id(kind)]

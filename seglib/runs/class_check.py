@@ -11,7 +11,7 @@ from seglib.parameters import NotebookConfig
 
 def find_class_problems(config: type[NotebookConfig], values: Mapping) -> dict[str, str]:
     """Word the class names that the data does not have: parameter name -> one line."""
-    used = config(**values).class_names_used()
+    used = config.class_names_used(values)
     known = _read_class_names(values["data_dir"], values["train_json"]) if any(used.values()) else ()
     if not known:  # nothing to check, or a file that cannot be read: the data's own check says so
         return {}
