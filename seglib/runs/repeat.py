@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from seglib.errors import InputError, InputErrors
 from seglib.files import PROJECT
 from seglib.runs.checks import check_values
@@ -101,5 +99,7 @@ def _find_free(run_dir: Path) -> Path:
 
 
 def _same_confusion(*folders: Path) -> bool:
+    import numpy as np  # not at the top: a dry run does without it
+
     with np.load(folders[0] / "confusion.npz") as before, np.load(folders[1] / "confusion.npz") as after:
         return all(np.array_equal(before[name], after[name]) for name in ("confusion", "image_ids"))
