@@ -1,7 +1,7 @@
 """Words what is wrong with the runs of a grid, all of it, before any starts."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from seglib.errors import InputError, unknown_name
@@ -42,10 +42,12 @@ def find_run_problems(
     if config and all(name in config.model_fields for name in _MODEL):
         runs = _find_sound(parameters, problems, varied, (*_MODEL, "encoder_weights"))
         lines |= dict.fromkeys(_find_weight_problems(file, runs, overrides))
-        lines |= dict.fromkeys(_find_model_problems(file, runs, overrides))
+        lines |= dict.fromkeys(_find_refusals(file, runs, _MODEL, _describe_model, find_model_refusals, overrides))
     if config and {"augmentation", "image_size"} <= config.model_fields.keys():
-        runs = _find_sound(parameters, problems, varied, ("augmentation", "image_size"))
-        lines |= dict.fromkeys(_find_augmentation_problems(file, runs, overrides))
+        names = ("augmentation", "image_size")
+        runs = _find_sound(parameters, problems, varied, names)
+        found = _find_refusals(file, runs, names, _describe_steps, find_augmentation_refusals, overrides)
+        lines |= dict.fromkeys(found)
     if config and hasattr(config, "class_names_used"):
         for values, found, shown in zip(parameters, problems, varied, strict=True):
             for name, problem in (find_class_problems(config, values) if not found else {}).items():
@@ -71,31 +73,34 @@ def _find_weight_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]
     return [f"{_where(file, names, shown, overrides)}: {refusal}" for refusal, shown in refusals if refusal]
 
 
-def _find_model_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]], overrides: Mapping) -> list[str]:
-    """Why models cannot be built; each is asked about once, however many runs train it."""
-    models: dict[str, tuple[dict, Mapping]] = {}
-    for values, shown in runs:
-        model = {name: values[name] for name in _MODEL} | {"batch_size": min(values["batch_size"], 2)}
-        models.setdefault(json.dumps(model), (model, shown))
-    refusals = find_model_refusals([model for model, _ in models.values()])
-    return [
-        f"{_where(file, _MODEL, shown, overrides)}: {refusal}"
-        for refusal, (_, shown) in zip(refusals, models.values(), strict=True)
-        if refusal
-    ]
+def _describe_model(values: Mapping) -> dict:
+    return {name: values[name] for name in _MODEL} | {"batch_size": min(values["batch_size"], 2)}
 
 
-def _find_augmentation_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]], overrides: Mapping) -> list[str]:
-    """Why lists of steps cannot be built; presets are known to be sound."""
-    specs: dict[str, tuple[dict, Mapping]] = {}
+def _describe_steps(values: Mapping) -> dict | None:
+    """None for a preset: these are known to be sound."""
+    names = ("augmentation", "image_size")
+    return None if isinstance(values["augmentation"], str) else {name: values[name] for name in names}
+
+
+def _find_refusals(
+    file: GridFile,
+    runs: Sequence[tuple[Mapping, Mapping]],
+    names: Sequence[str],
+    describe: Callable[[Mapping], dict | None],
+    ask: Callable[[Sequence[dict]], list[str]],
+    overrides: Mapping,
+) -> list[str]:
+    """Why models or augmentations cannot be built; each is asked about once, however many runs need it."""
+    questions: dict[str, tuple[dict, Mapping]] = {}
     for values, shown in runs:
-        if not isinstance(values["augmentation"], str):
-            spec = {name: values[name] for name in ("augmentation", "image_size")}
-            specs.setdefault(json.dumps(spec), (spec, shown))
-    refusals = find_augmentation_refusals([spec for spec, _ in specs.values()])
+        question = describe(values)
+        if question:
+            questions.setdefault(json.dumps(question), (question, shown))
+    refusals = ask([question for question, _ in questions.values()])
     return [
-        f"{_where(file, ('augmentation', 'image_size'), shown, overrides)}: {refusal}"
-        for refusal, (_, shown) in zip(refusals, specs.values(), strict=True)
+        f"{_where(file, names, shown, overrides)}: {refusal}"
+        for refusal, (_, shown) in zip(refusals, questions.values(), strict=True)
         if refusal
     ]
 
