@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from seglib.data.dataset import Subset, open_data
+from seglib.data.loader import choose_batch_size
 from seglib.errors import InputError
 from seglib.evaluation.metrics import load_confusion
 from seglib.files import outputs_dir
@@ -50,8 +51,8 @@ class FinishedRun:
     @property
     def batch_size(self) -> int:
         """Images that were predicted at a time: another number may change the last bits of a logit."""
-        size = self.record["params"]["batch_size"]
-        return min(size, max(2, self.record["train_images"] // 4)) if self.record["params"]["debug"] else size
+        params = self.record["params"]
+        return choose_batch_size(params["batch_size"], self.record["train_images"], params["debug"])
 
     def pair_masks(self, preds: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(truth, pred) of each image, (S, S) uint8 both, one at a time."""
