@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator
 from seglib.errors import InputError, unknown_name
 from seglib.parameters import NotebookConfig, Number, PathParameter, Switch, Text, Whole
 from seglib.vocabulary import (
+    AVERAGES,
     LOSS_NUMBER,
     LOSSES,
     MIX_NUMBER,
@@ -23,6 +24,7 @@ from seglib.vocabulary import (
     SchedulerName,
     Selection,
     SplitName,
+    Tracker,
     check_choices,
     check_options,
 )
@@ -91,6 +93,8 @@ class DataConfig(NotebookConfig):
 class TrainConfig(DataConfig):
     """The parameters of notebooks/02_train.ipynb."""
 
+    focus_classes: list[Text] = Field(description="class names; all others become background")
+    extra_data: list[dict[Text, Any]] = Field(description="mappings with data_dir, json, weight, classes, min_confidence")
     image_size: Whole = Field(ge=32, le=4096, description="side of the square network input [px]")
     cache: Switch = Field(description="decode images and paint masks once, keep them on disk")
     augmentation: Augmentation
@@ -101,6 +105,7 @@ class TrainConfig(DataConfig):
     encoder_weights: Annotated[Text, PathParameter(unless=("imagenet", ""))] = Field(
         description='"imagenet", "" (from scratch) or a path to a local file'
     )
+    init_from: Annotated[Text, PathParameter(unless=("",))] = Field(description='folder of a finished run, "" for none')
     loss: dict[Text, Any] = Field(min_length=1, description="name -> weight, or a mapping of options")
     optimizer: OptimizerName
     lr: Number = Field(gt=0, le=10)
@@ -112,17 +117,26 @@ class TrainConfig(DataConfig):
     schedule_per: Literal["iteration", "epoch"]
     warmup_epochs: Number = Field(ge=0)
     epochs: Whole = Field(ge=1, le=10_000)
+    continue_from: Annotated[Text, PathParameter(unless=("",))] = Field(
+        description='folder of a finished run or of its grid, "" for none'
+    )
     patience: Whole = Field(ge=0, description="epochs without a better score after which training stops; 0 for never")
     freeze_epochs: Whole = Field(ge=0, description="first epochs in which the encoder is left as it is")
     clip_norm: Number = Field(ge=0, description="longest gradient of a step; 0 for any")
+    averaging: dict[Text, dict[Text, Any]] = Field(description="ema, swa or snapshot -> options")
+    final_fit: Literal["none", "train_all"]
+    final_fit_epochs: Whole = Field(ge=1, le=1000)
     batch_size: Whole = Field(ge=1, le=4096)
     accumulate: Whole = Field(ge=1, le=1024, description="micro-batches of batch_size images a step")
     on_oom: Literal["fail", "accumulate"]
     precision: Precision
+    compile: Switch
     deterministic: Switch
     num_workers: Whole = Field(ge=0, le=64)
     seed: Whole = Field(ge=0, lt=2**31)
     select_by: Selection
+    checkpoint_minutes: Number = Field(ge=0, description="between two checkpoints within an epoch; 0: after each epoch")
+    track: list[Tracker]
     debug: Switch
     run_dir: Text = Field(description='folder of this run; "" makes a new one')
 
@@ -158,6 +172,14 @@ class TrainConfig(DataConfig):
     def _has_known_mixes(cls, mixing: dict) -> dict:
         return check_choices("mixing", mixing, MIXES, MIX_NUMBER)
 
+    @field_validator("averaging")
+    @classmethod
+    def _has_known_averages(cls, averaging: dict) -> dict:
+        unknown = [name for name in averaging if name not in AVERAGES]
+        if unknown:
+            raise InputError(unknown_name("averaging", unknown[0], AVERAGES))
+        return {name: check_options(f"averaging.{name}", options, AVERAGES[name]) for name, options in averaging.items()}
+
     @field_validator("encoder_weights")
     @classmethod
     def _is_a_file(cls, weights: str) -> str:
@@ -168,6 +190,13 @@ class TrainConfig(DataConfig):
             )
         return weights
 
+    @field_validator("init_from", "continue_from")
+    @classmethod
+    def _is_a_run_or_a_grid(cls, folder: str) -> str:
+        if folder and not os.path.isdir(os.path.expanduser(folder)):
+            raise ValueError(f'must be the folder of a run, or ""; there is no folder {folder!r} (seen from {Path.cwd()})')
+        return folder
+
     @classmethod
     def find_disagreements(cls, values: Mapping[str, Any]) -> dict[str, str]:
         problems = super().find_disagreements(values)
@@ -176,6 +205,11 @@ class TrainConfig(DataConfig):
                 check_options(values["scheduler"], values.get("scheduler_options", {}), SCHEDULERS[values["scheduler"]])
         except InputError as error:
             problems["scheduler_options"] = f"scheduler_options: {error}"
+        if "snapshot" in values.get("averaging", {}) and values.get("scheduler", "cosine_restarts") != "cosine_restarts":
+            problems["averaging"] = (
+                "averaging: snapshot takes the weights at the end of each cycle, so scheduler must be cosine_restarts,"
+                f" got {values['scheduler']}"
+            )
         for name in ("encoder_lr", "freeze_epochs"):
             if values.get("encoder") == "" and values.get(name, 0) > 0:
                 problems[name] = f"{name} must be 0 for an architecture without an encoder, got {values[name]}"

@@ -28,6 +28,7 @@ OptimizerName = Literal[  # timm's, less those that need a second backward pass,
     "radabelief", "radam", "radamlegacy", "radamw", "rmsprop", "rmsproptf", "rmsproptfc", "rmsproptfw", "sgd",
     "sgdc", "sgdp", "sgdw"
 ]  # fmt: skip
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 SchedulerName = Literal[
     "constant", "cosine", "cosine_restarts", "plateau", "step", "multistep", "polynomial", "onecycle"
 ]
@@ -82,6 +83,11 @@ MIXES: dict[str, dict[str, Any]] = {
     "copy_paste": {"p": Share, "classes": list[str], "count": CountRange, "scale": ScaleRange},
 }
 MIX_NUMBER = ("p", Share)
+AVERAGES: dict[str, dict[str, Any]] = {
+    "ema": {"decay": BelowOne},
+    "swa": {"lr": Positive, "start": BelowOne},  # start: share of the epochs
+    "snapshot": {},
+}
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "constant": {},
     "cosine": {"min_factor": BelowOne},

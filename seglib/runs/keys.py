@@ -11,6 +11,10 @@ from seglib.parameters import NotebookConfig
 from seglib.runs.notebook import hash_code
 
 
+# Parameters that decide nothing: where results go, and a run that this one must equal where it goes on from it.
+_WITHOUT_EFFECT = ("run_dir", "continue_from", "checkpoint_minutes", "track")
+
+
 def compute_keys(
     notebook: Path, config: type[NotebookConfig] | None, parameters: Sequence[Mapping[str, Any]]
 ) -> list[str]:
@@ -42,13 +46,19 @@ def hash_seglib(besides: Sequence[str] = ()) -> str:
 def _replace_paths(
     config: type[NotebookConfig] | None, parameters: Mapping, content: dict[tuple, str]
 ) -> dict[str, Any]:
-    """The parameters with hashes where paths were; `run_dir` decides nothing."""
-    values = {name: value for name, value in parameters.items() if name != "run_dir"}
+    """The parameters that decide something, with hashes where paths were."""
+    values = {name: value for name, value in parameters.items() if name not in _WITHOUT_EFFECT}
     for name, unless in config.path_parameters() if config else ():
-        if values[name] in unless:
+        if name in _WITHOUT_EFFECT or values[name] in unless:
             continue
         source = (values[name], *(config(**parameters).json_names() if name == "data_dir" else ()))
         if source not in content:
-            content[source] = fingerprint_data(source[0], source[1:]) if name == "data_dir" else hash_files(source)[0]
+            content[source] = _hash_content(name, *source)
         values[name] = content[source]
     return values
+
+
+def _hash_content(name: str, path: str, *json_names: str) -> str:
+    if name == "data_dir":
+        return fingerprint_data(path, json_names)
+    return hash_files([Path(path) / "best.pt" if name == "init_from" else path])[0]
