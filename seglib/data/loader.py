@@ -43,11 +43,14 @@ class SegmentationDataset(Dataset):
 
 
 class EpochBatches:
-    """Batches of (epoch, position); the order of an epoch depends on (seed, epoch) alone. Set `epoch` before a pass."""
+    """Batches of (epoch, position); the order of an epoch depends on (seed, epoch) alone.
+
+    Set `epoch` before a pass, and `first`: the number of batches that it leaves out at the beginning.
+    """
 
     def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool):
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.epoch = 0
+        self.epoch, self.first = 0, 0
 
     def __len__(self) -> int:
         # A last batch of one image has no variance to normalise with, and batch norm refuses it: it is left out.
@@ -58,7 +61,7 @@ class EpochBatches:
         order = np.arange(self.count)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        for number in range(len(self)):
+        for number in range(self.first, len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield [(self.epoch, int(position)) for position in batch]
 
