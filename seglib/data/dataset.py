@@ -20,11 +20,16 @@ DEBUG_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Subset:
-    """Some images of a data set: `indices` (N,) int64 are positions in `pixels` and rows of `data.images`."""
+    """Some images of a data set: `indices` (N,) int64 are positions in `pixels` and rows of `data.images`.
+
+    `weights` (N,) float64: how often, on average, each image of an extra set stands in an epoch, NaN for own images,
+    which stand in it as often as `expand` says; None where all are own.
+    """
 
     data: CocoData
     pixels: Pixels
     indices: np.ndarray
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -46,7 +51,9 @@ class Subset:
     def take_debug_share(self) -> "Subset":
         """Five percent of the images, evenly spread, at least eight: enough to see whether a loss falls."""
         count = min(len(self), max(8, round(DEBUG_SHARE * len(self))))
-        return Subset(self.data, self.pixels, self.indices[np.linspace(0, len(self) - 1, count).astype(np.int64)])
+        chosen = np.linspace(0, len(self) - 1, count).astype(np.int64)
+        weights = None if self.weights is None else self.weights[chosen]
+        return Subset(self.data, self.pixels, self.indices[chosen], weights)
 
 
 def open_data(

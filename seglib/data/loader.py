@@ -1,6 +1,6 @@
 """From images to batches: loaders whose samples do not depend on the number of workers."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import cv2
@@ -21,6 +21,8 @@ class SegmentationDataset(Dataset):
     """Samples as uint8 tensors: image (S, S, 3) RGB in 0..255, mask (S, S) class ids; keys are (epoch, position).
 
     With `expand` above 1 every image stands in an epoch that often: once as it is, then mixed and augmented copies.
+    Images of extra sets stand in it as their weight says, always mixed and augmented. Position p is copy p // N of image
+    p % N of the N images.
     """
 
     def __init__(self, subset: Subset, augmentation: Augmentation, seed: int, mixing: Mapping = NO_MIXING, expand: int = 1):
@@ -29,7 +31,26 @@ class SegmentationDataset(Dataset):
         self.mixing = SampleMixing(mixing, subset)
 
     def __len__(self) -> int:
-        return len(self.subset) * self.expand
+        """Samples of an epoch, the same number in each."""
+        return len(self.choose_positions(epoch=0))
+
+    def choose_positions(self, epoch: int) -> np.ndarray:
+        """(len(self),) int64, the positions of an epoch, unshuffled: all own images, and of extra sets what their turn is.
+
+        A weight of 0.5 draws a half of its images anew each epoch; 1.5 takes all, and a half of them twice.
+        """
+        count, weights = len(self.subset), self.subset.weights
+        if weights is None:
+            return np.arange(count * self.expand)
+        positions = [copy * count + np.flatnonzero(np.isnan(weights)) for copy in range(self.expand)]
+        rng = np.random.default_rng([self.seed, epoch, 1])  # apart from the stream that shuffles
+        mixed = int(self.expand > 1)  # the first copy that is mixed and augmented
+        for weight in np.unique(weights[~np.isnan(weights)]):
+            images = np.flatnonzero(weights == weight)
+            whole, drawn = divmod(max(1, round(weight * len(images))), len(images))
+            positions += [(mixed + copy) * count + images for copy in range(whole)]
+            positions.append((mixed + whole) * count + rng.choice(images, drawn, replace=False))
+        return np.concatenate(positions)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         epoch, position = key
@@ -46,10 +67,19 @@ class EpochBatches:
     """Batches of (epoch, position); the order of an epoch depends on (seed, epoch) alone.
 
     Set `epoch` before a pass, and `first`: the number of batches that it leaves out at the beginning.
+    `choose_positions(epoch)` gives the positions of an epoch, (count,) int64; without it they are 0 to count - 1.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool):
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        choose_positions: Callable[[int], np.ndarray] | None = None,
+    ):
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.choose_positions = choose_positions or (lambda epoch: np.arange(count))
         self.epoch, self.first = 0, 0
 
     def __len__(self) -> int:
@@ -58,9 +88,9 @@ class EpochBatches:
         return -(-self.count // self.batch_size) - lonely
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.count)
+        order = self.choose_positions(self.epoch)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
         for number in range(self.first, len(self)):
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield [(self.epoch, int(position)) for position in batch]
@@ -99,7 +129,7 @@ def build_loader(
     dataset = SegmentationDataset(subset, augmentation, seed, mixing, expand)
     return DataLoader(
         dataset,
-        batch_sampler=EpochBatches(len(dataset), batch_size, seed, shuffle),
+        batch_sampler=EpochBatches(len(dataset), batch_size, seed, shuffle, dataset.choose_positions),
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
