@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator
 
+from seglib.data.class_names import refuse_focus
 from seglib.errors import InputError, unknown_name
+from seglib.extra_sets import check_extra_data, list_json, resolve_extra_data
 from seglib.parameters import NotebookConfig, Number, PathParameter, Switch, Text, Whole
 from seglib.vocabulary import (
     AVERAGES,
@@ -85,8 +87,8 @@ class DataConfig(NotebookConfig):
             folder = Path(os.path.expanduser(values["data_dir"]))
             for name in ("train_json", "val_json") if values.get("split") == "given" else ("train_json",):
                 if values.get(name) and not os.path.isfile(folder / values[name]):
-                    there = ", ".join(sorted(path.name for path in folder.glob("*.json"))[:8]) or "no JSON files"
-                    problems[name] = f"{name} must be a file in data_dir, got {values[name]!r}; {folder} has {there}"
+                    there = f"{folder} has {list_json(folder)}"
+                    problems[name] = f"{name} must be a file in data_dir, got {values[name]!r}; {there}"
         return problems
 
 
@@ -94,7 +96,9 @@ class TrainConfig(DataConfig):
     """The parameters of notebooks/02_train.ipynb."""
 
     focus_classes: list[Text] = Field(description="class names; all others become background")
-    extra_data: list[dict[Text, Any]] = Field(description="mappings with data_dir, json, weight, classes, min_confidence")
+    extra_data: Annotated[list[dict[Text, Any]], AfterValidator(check_extra_data)] = Field(
+        description="mappings with data_dir, json, weight, classes, min_confidence"
+    )
     image_size: Whole = Field(ge=32, le=4096, description="side of the square network input [px]")
     cache: Switch = Field(description="decode images and paint masks once, keep them on disk")
     augmentation: Augmentation
@@ -147,9 +151,25 @@ class TrainConfig(DataConfig):
         weights = [term["class_weights"] for term in terms if isinstance(term.get("class_weights"), dict)]
         pasted = values["mixing"].get("copy_paste")
         return {
+            "focus_classes": values["focus_classes"],
             "loss": [name for names in weights for name in names],
             "mixing": pasted.get("classes", []) if isinstance(pasted, dict) else [],
         }
+
+    @classmethod
+    def resolve_paths(cls, values: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+        resolved = super().resolve_paths(values, folder)
+        if "extra_data" in resolved:
+            resolved["extra_data"] = resolve_extra_data(resolved["extra_data"], folder)
+        return resolved
+
+    @field_validator("focus_classes")
+    @classmethod
+    def _are_other_classes(cls, focus_classes: list) -> list:
+        problem = refuse_focus(focus_classes)
+        if problem:
+            raise InputError(problem)
+        return focus_classes
 
     @field_validator("image_size")
     @classmethod

@@ -75,7 +75,7 @@ class NotebookConfig(BaseModel):
         for name, unless in cls.path_parameters():
             value = resolved.get(name)
             if isinstance(value, str) and value not in unless:
-                resolved[name] = os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
+                resolved[name] = make_absolute(value, folder)
         return resolved
 
     @classmethod
@@ -84,6 +84,11 @@ class NotebookConfig(BaseModel):
         fields = cls.model_fields.items()
         markers = [(name, marker) for name, field in fields for marker in field.metadata]
         return [(name, marker.unless) for name, marker in markers if isinstance(marker, PathParameter)]
+
+
+def make_absolute(path: str, folder: str | Path) -> str:
+    """An absolute path, a relative one being seen from `folder`."""
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
 
 
 _REQUIRED = {

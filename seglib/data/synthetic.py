@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from seglib.data import synthetic_shapes as shapes
+from seglib.data.class_names import SYNTHETIC as CLASSES
 from seglib.data.synthetic_scene import Scene, build_scene, crop_ground, lay, photograph
 from seglib.errors import InputError
 from seglib.files import cache_dir, write_text
@@ -29,8 +30,6 @@ class Kind(NamedTuple):
     scale: float  # relative to MEDIAN_SIZE
 
 
-CLASSES = ("UNKNOWN", "General trash", "Paper", "Paper pack", "Metal", "Glass", "Plastic", "Styrofoam", "Plastic bag",
-           "Battery", "Clothing")  # fmt: skip
 KINDS = (
     Kind("UNKNOWN", shapes.unknown, 4, 1.5),
     Kind("General trash", shapes.food_waste, 11, 1.1),

@@ -5,18 +5,29 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from seglib.data.class_names import BACKGROUND, SYNTHETIC, refuse_class_map
 from seglib.errors import unknown_name
 from seglib.parameters import NotebookConfig
 
 
 def find_class_problems(config: type[NotebookConfig], values: Mapping) -> dict[str, str]:
     """Word the class names that the data does not have: parameter name -> one line."""
-    used = config.class_names_used(values)
-    known = _read_class_names(values["data_dir"], values["train_json"]) if any(used.values()) else ()
+    used, extra_data = config.class_names_used(values), values.get("extra_data", [])
+    known = _read_class_names(values["data_dir"], values["train_json"]) if any(used.values()) or extra_data else ()
     if not known:  # nothing to check, or a file that cannot be read: the data's own check says so
         return {}
-    usable = {name: known[1:] if name == "mixing" else known for name in used}  # the background cannot be pasted
-    return {name: problem for name, names in used.items() if (problem := _find_unknown(name, names, usable[name]))}
+    focused = tuple(used.get("focus_classes", ())) or known[1:]
+    usable = {"focus_classes": known[1:], "mixing": focused}  # the background cannot be pasted
+    problems = {name: _find_unknown(name, names, usable.get(name, (BACKGROUND, *focused))) for name, names in used.items()}
+    found = (_find_map_problem(place, extra_set, known) for place, extra_set in enumerate(extra_data))
+    problems["extra_data"] = next(filter(None, found), "")
+    return {name: problem for name, problem in problems.items() if problem}
+
+
+def _find_map_problem(place: int, extra_set: Mapping, known: Sequence[str]) -> str:
+    """What is wrong with the classes of an extra set; a file that cannot be read is left to the data's own check."""
+    theirs = _read_class_names(extra_set["data_dir"], extra_set["json"])[1:]
+    return refuse_class_map(f"extra_data[{place}]", extra_set.get("classes", {}), theirs, known) if theirs else ""
 
 
 def _find_unknown(parameter: str, names: Sequence[str], known: Sequence[str]) -> str:
@@ -27,11 +38,9 @@ def _find_unknown(parameter: str, names: Sequence[str], known: Sequence[str]) ->
 @cache
 def _read_class_names(data_dir: str, train_json: str) -> tuple[str, ...]:
     if data_dir == "synthetic":
-        from seglib.data.synthetic import CLASSES  # not at the top: drawing needs OpenCV
-
-        return ("Background", *CLASSES)
+        return (BACKGROUND, *SYNTHETIC)
     try:
         content = json.loads((Path(data_dir).expanduser() / train_json).read_text(encoding="utf-8"))
-        return ("Background", *(str(category["name"]) for category in content["categories"]))
+        return (BACKGROUND, *(str(category["name"]) for category in content["categories"]))
     except (OSError, ValueError, KeyError, TypeError):
         return ()

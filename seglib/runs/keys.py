@@ -10,7 +10,6 @@ from seglib.files import PROJECT, hash_file, hash_text
 from seglib.parameters import NotebookConfig
 from seglib.runs.notebook import hash_code
 
-
 # Parameters that decide nothing: where results go, and a run that this one must equal where it goes on from it.
 _WITHOUT_EFFECT = ("run_dir", "continue_from", "checkpoint_minutes", "track")
 
@@ -55,7 +54,17 @@ def _replace_paths(
         if source not in content:
             content[source] = _hash_content(name, *source)
         values[name] = content[source]
+    if config and "extra_data" in config.model_fields:
+        values["extra_data"] = [_replace_place(options, content) for options in values["extra_data"]]
     return values
+
+
+def _replace_place(options: Mapping, content: dict[tuple, str]) -> dict[str, Any]:
+    """An extra set's options, with the hash of its content where its folder and file were."""
+    source = (options["data_dir"], options["json"])
+    if source not in content:
+        content[source] = fingerprint_data(options["data_dir"], [options["json"]])
+    return {name: value for name, value in options.items() if name not in ("data_dir", "json")} | {"data": content[source]}
 
 
 def _hash_content(name: str, path: str, *json_names: str) -> str:

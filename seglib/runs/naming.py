@@ -31,6 +31,8 @@ def shorten(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
+        if "data_dir" in value:
+            return _shorten_set(value)
         if len(value) == 1 and next(iter(value.values())) in (1, {}):
             return shorten(next(iter(value)))
         return "+".join(f"{shorten(name)}{_shorten_item(item)}" for name, item in value.items()) or "none"
@@ -44,6 +46,15 @@ def _shorten_item(value: object) -> str:
     if isinstance(value, dict):
         return "".join(f"@{name}{shorten(item)}" for name, item in value.items())
     return shorten(value)
+
+
+def _shorten_set(value: dict) -> str:
+    """An extra data set by its folder and file, `taco.annotations@weight0.5`; a class map, which is long, by its hash."""
+    options = {name: item for name, item in value.items() if name not in ("data_dir", "json")}
+    if options.get("classes"):
+        options["classes"] = hash_text(json.dumps(options["classes"], sort_keys=True, default=str))[:4]
+    file = str(value.get("json", "")).removesuffix(".json")
+    return f"{shorten(value['data_dir'])}.{file}{_shorten_item(options)}"
 
 
 def _safe(name: str) -> str:

@@ -1,0 +1,58 @@
+"""What an entry of `extra_data` may be: its options, and a folder and file that exist."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from seglib.errors import InputError
+from seglib.parameters import Number, Text, make_absolute
+from seglib.vocabulary import Share, check_options
+
+# option -> type. Defaults stand where the sets are joined, see seglib/data/extra_data.py.
+EXTRA_SET: dict[str, Any] = {
+    "data_dir": Text,
+    "json": Annotated[Text, Field(min_length=1)],
+    "weight": Annotated[Number, Field(gt=0, le=100)],
+    "classes": dict[Text, Text],
+    "min_confidence": Share,
+}
+
+
+def check_extra_data(sets: list[dict]) -> list[dict]:
+    """Check the options of each set; what its categories are called, the check of the classes says."""
+    return [_check_set(f"extra_data[{place}]", options) for place, options in enumerate(sets)]
+
+
+def resolve_extra_data(sets: Any, folder: str | Path) -> Any:
+    """Make the sets' folders absolute, relative ones being seen from `folder`; what is no set is left as it is."""
+    return [_resolve_set(options, folder) for options in sets] if isinstance(sets, list) else sets
+
+
+def list_json(folder: Path) -> str:
+    """The JSON files of a folder, for the words of one that is missing."""
+    return ", ".join(sorted(path.name for path in folder.glob("*.json"))[:8]) or "no JSON files"
+
+
+def _check_set(where: str, options: dict) -> dict:
+    options = check_options(where, options, EXTRA_SET)
+    missing = [name for name in ("data_dir", "json") if name not in options]
+    if missing:
+        raise InputError(f"{where} must have data_dir and json, got no {' and no '.join(missing)}")
+    folder = Path(os.path.expanduser(options["data_dir"]))
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"{where}.data_dir must be a folder with a COCO file; there is no folder {options['data_dir']!r}"
+            f" (seen from {Path.cwd()})"
+        )
+    if not os.path.isfile(folder / options["json"]):
+        got = f"{options['json']!r}; {folder} has {list_json(folder)}"
+        raise InputError(f"{where}.json must be a file in data_dir, got {got}")
+    return options
+
+
+def _resolve_set(options: Any, folder: str | Path) -> Any:
+    if not isinstance(options, dict) or not isinstance(options.get("data_dir"), str):
+        return options
+    return options | {"data_dir": make_absolute(options["data_dir"], folder)}
