@@ -92,12 +92,20 @@ SCHEDULES: dict[str, Callable[..., float]] = {
 class Schedule(LambdaLR):
     """A schedule that is stepped after each optimizer step; `end_epoch` tells it the score of an epoch.
 
-    What it has learnt from scores (`scale`, `best`, `waited`) is part of its state dict.
+    What it has learnt from scores (`scale`, `best`, `waited`) is part of its state dict. From the iteration `held[0]` on
+    the factor is `held[1]`, whatever the curve and the scores say.
     """
 
-    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], reduce: Mapping[str, float] | None):
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        factor: Callable[[int], float],
+        reduce: Mapping[str, float] | None,
+        held: tuple[float, float] = (math.inf, 0.0),
+    ):
         self.scale, self.best, self.waited, self.reduce = 1.0, -math.inf, 0, reduce
-        super().__init__(optimizer, lambda iteration: factor(iteration) * self.scale)
+        begin, level = held
+        super().__init__(optimizer, lambda iteration: level if iteration >= begin else factor(iteration) * self.scale)
 
     def end_epoch(self, score: float) -> None:
         """Tell the score of an epoch, higher is better; only `plateau` listens."""
@@ -121,8 +129,12 @@ def build_scheduler(
     *,
     per: str = "iteration",
     options: Mapping[str, Any] | None = None,
+    averaging: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Schedule:
     """Build a schedule over `epochs * steps_per_epoch` optimizer steps.
+
+    With SWA among `averaging` its last epochs are made with SWA's own learning rate: `lr` of the first parameter group,
+    the other groups in proportion; half of each group's own where it is not given.
 
     Parameters
     ----------
@@ -130,12 +142,38 @@ def build_scheduler(
     warmup_epochs : length of the linear warm-up in front of the curve [epochs]; always stepped by iteration.
     per : {"iteration", "epoch"}, how often the curve is followed.
     options : the curve's own, see there.
+    averaging : name -> options, see `seglib.training.averaging`.
     """
     factor = partial(
         compute_factor, name, epochs=epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=warmup_epochs, per=per,
         options=options or {},
     )  # fmt: skip
-    return Schedule(optimizer, factor, _bind_plateau(options or {}) if name == "plateau" else None)
+    reduce = _bind_plateau(options or {}) if name == "plateau" else None
+    swa = (averaging or {}).get("swa")
+    if swa is None:
+        return Schedule(optimizer, factor, reduce)
+    lr = optimizer.param_groups[0]["lr"]
+    begin = count_epochs_before_swa(epochs, **swa) * steps_per_epoch
+    return Schedule(optimizer, factor, reduce, held=(begin, swa.get("lr", lr / 2) / lr))
+
+
+def count_epochs_before_swa(epochs: int, start: float = 0.75, **_: Any) -> int:
+    """Epochs before those whose weights SWA averages: the share `start` of all, fewer where not two would be left."""
+    return max(0, min(math.floor(round(start * epochs, 6)), epochs - 2))
+
+
+def find_cycle_ends(
+    epochs: int, steps_per_epoch: int, warmup_epochs: float, per: str, T_0: float = 0.0, T_mult: int = 2, **_: Any
+) -> list[int]:
+    """Optimizer steps after which each cycle of `cosine_restarts` is over, as far as they end within the training."""
+    warmup = round(warmup_epochs * steps_per_epoch)
+    length = max(1, epochs * steps_per_epoch - warmup)
+    grid = steps_per_epoch if per == "epoch" else 1  # the curve is looked at once in so many steps
+    cycle, end, ends = T_0 * steps_per_epoch or length / 3, 0.0, set()
+    while (end := end + cycle) < length + 1e-6:
+        ends.add(warmup + min(math.ceil(end / grid - 1e-6) * grid, length))
+        cycle *= T_mult
+    return sorted(ends)
 
 
 def compute_factor(
