@@ -11,6 +11,7 @@ from seglib.data.class_names import refuse_focus
 from seglib.errors import InputError, unknown_name
 from seglib.extra_sets import check_extra_data, list_json, resolve_extra_data
 from seglib.parameters import NotebookConfig, Number, PathParameter, Switch, Text, Whole
+from seglib.runs.tracker_packages import refuse_missing
 from seglib.vocabulary import (
     AVERAGES,
     LOSS_NUMBER,
@@ -199,6 +200,14 @@ class TrainConfig(DataConfig):
         if unknown:
             raise InputError(unknown_name("averaging", unknown[0], AVERAGES))
         return {name: check_options(f"averaging.{name}", options, AVERAGES[name]) for name, options in averaging.items()}
+
+    @field_validator("track")
+    @classmethod
+    def _is_installed(cls, track: list) -> list:
+        refusal = refuse_missing(track)
+        if refusal:
+            raise InputError(refusal)
+        return track
 
     @field_validator("encoder_weights")
     @classmethod

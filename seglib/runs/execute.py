@@ -26,6 +26,7 @@ from seglib.files import write_text
 from seglib.runs.notebook import saves_result
 from seglib.runs.processes import UNDER_RUNNER, kill_family
 from seglib.runs.record import read_record, start_record, update_record
+from seglib.runs.tracking import finish_tracking
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 _STOPPED = {
@@ -88,7 +89,22 @@ def run_job(job: dict[str, Any]) -> None:
         status, error = "failed", "the notebook ended before it saved its result"
     if output.is_file():
         render_html(output)
-    update_record(run_dir, status=status, error=error, seconds=round(time.monotonic() - began, 2))
+    tracking = _send_notebook(output, job["parameters"], status)
+    update_record(run_dir, status=status, error=error, seconds=round(time.monotonic() - began, 2), **tracking)
+
+
+def _send_notebook(output: Path, parameters: dict[str, Any], status: str) -> dict[str, Any]:
+    """Send the executed notebook to the run's trackers; return what the record says of them.
+
+    A run that was stopped goes on some time, and sends it then.
+    """
+    if not parameters.get("track") or status in ("killed", "interrupted"):
+        return {}
+    try:
+        files = [output, output.with_suffix(".html")]
+        return {"tracking": finish_tracking(output.parent, parameters, files, ok=status == "ok")}
+    except Stopped:  # while it was sent; how the run ended is known, and stays so
+        return {}
 
 
 def render_html(notebook: Path) -> None:
