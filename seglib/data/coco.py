@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from seglib.data.class_names import BACKGROUND
 from seglib.errors import InputError, unknown_name
 
-BACKGROUND = "Background"
 MAX_CATEGORIES = 254  # masks are uint8: 0 is the background, 255 the ignored pixels
 MAX_SIDE = 65_535  # [px], of a JPEG; keeps height * width within RLE's 32-bit counts
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
@@ -34,11 +34,14 @@ class CocoData:
         out is read from the image's header, 0 where that cannot be read. `group`: the scene's number or name, or None.
     annotations : DataFrame
         `annotation_id`, `image_id`, `category_id`, `class_id` (-1: unknown category), `area` [px^2] (NaN: no number),
-        `iscrowd` (0 or 1), `segmentation` (as in the file); rows in the file's order.
+        `iscrowd` (0 or 1), `segmentation` (as in the file), `score` (0..1 of a predicted label, 1 without one, NaN: no
+        number) and `ignore` (0 or 1), both for `join_extra`; rows in the file's order.
     class_names : tuple of str
         "Background", then the categories by ascending id, whatever the ids are.
     category_ids : tuple of int
         Ascending; `class_id` is 1 + the rank in here.
+    painted_class_names : tuple of str
+        The classes that masks are painted with, where some of them were folded into background; else empty.
     """
 
     json_path: Path
@@ -47,6 +50,7 @@ class CocoData:
     annotations: pd.DataFrame
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    painted_class_names: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -226,9 +230,11 @@ def _read_annotations(content: dict, json_path: Path, category_ids: list[int]) -
     for where, entry in _entries({"annotations": [], **content}, "annotations", json_path):
         ids = [_integer(entry, name, where) for name in ("id", "image_id", "category_id")]
         class_id, area = class_ids.get(ids[-1], -1), _number(entry.get("area"))
-        rows.append((*ids, class_id, area, int(entry.get("iscrowd") == 1), entry.get("segmentation")))
+        score = 1.0 if entry.get("score") is None else _number(entry["score"])
+        flags = [int(entry.get(name) == 1) for name in ("iscrowd", "ignore")]
+        rows.append((*ids, class_id, area, flags[0], entry.get("segmentation"), score, flags[1]))
     kinds = dict.fromkeys(["annotation_id", "image_id", "category_id", "class_id"], "int64")
-    kinds |= {"area": "float64", "iscrowd": "int64", "segmentation": "object"}
+    kinds |= {"area": "float64", "iscrowd": "int64", "segmentation": "object", "score": "float64", "ignore": "int64"}
     return pd.DataFrame(rows, columns=list(kinds), dtype="object").astype(kinds)
 
 

@@ -1,15 +1,16 @@
 """The training and the validation set: a folder read, verified, split, and opened as pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from seglib.data.coco import CocoData, load_coco, resolve_image
-from seglib.data.fingerprint import hash_files
+from seglib.data.coco import CocoData, load_coco
+from seglib.data.focus import MappedPixels, fold_classes, map_pixels
 from seglib.data.pixels import Pixels, open_pixels
+from seglib.data.pooled import hash_images
 from seglib.data.splits import drop_leaked, make_split
 from seglib.data.synthetic import open_synthetic
 from seglib.data.verify import refuse_errors, verify_coco
@@ -27,7 +28,7 @@ class Subset:
     """
 
     data: CocoData
-    pixels: Pixels
+    pixels: Pixels | MappedPixels
     indices: np.ndarray
     weights: np.ndarray | None = None
 
@@ -69,6 +70,7 @@ def open_data(
     background: str,
     image_size: int,
     cache: bool,
+    focus_classes: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Subset, Subset]:
     """Read, check and split a data set; return its training and validation images.
@@ -78,6 +80,7 @@ def open_data(
     data_dir : a COCO folder, or "synthetic" (made on first use).
     split : "given" validates on `val_json`; the other kinds split `train_json` into `folds` and validate on `fold`.
     image_size : side of the square images and masks [px].
+    focus_classes : class names of a specialist, see `fold_classes`; empty for all classes.
 
     Raises
     ------
@@ -85,22 +88,38 @@ def open_data(
         One line for each error that `verify_coco` finds.
     """
     folder = open_synthetic() if data_dir == "synthetic" else Path(data_dir).expanduser()
-    opened = [
-        _open(folder, name, paint_order, background, image_size, cache, progress)
-        for name in ([train_json, val_json] if split == "given" else [train_json])
-    ]
-    data, pixels = opened[0]
+    files = [load_verified(folder, name) for name in ([train_json, val_json] if split == "given" else [train_json])]
+    data, val_data = files[0], files[-1]
+    _require_same_classes(data, val_data)
+    folded = [fold_classes(file, focus_classes) for file in files]
+    painted = [open_pixels(file, image_size, paint_order, background, cache, progress) for file in files]
+    pixels = [map_pixels(*pair) for pair in zip(painted, folded, strict=True)]
     if split == "given":
-        val_data, val_pixels = opened[1]
-        _require_same_classes(data, val_data)
-        kept = drop_leaked(_hash_images(data), _hash_images(val_data))
-        if len(kept) < len(data.images):
-            print(f"{len(data.images) - len(kept)} training images are copies of validation images; left out of training")
-        return Subset(data, pixels, kept), Subset(val_data, val_pixels, np.arange(len(val_data.images)))
-    train, val = make_split(
-        split, _hash_images(data), data.images["group"].tolist(), find_classes_present(data), folds, fold, seed
-    )
-    return Subset(data, pixels, train), Subset(data, pixels, val)
+        train, val = drop_leaked(hash_images(data), hash_images(val_data)), np.arange(len(val_data.images))
+        if len(train) < len(data.images):
+            print(f"{len(data.images) - len(train)} training images are copies of validation images; left out of training")
+    else:
+        # All classes count, those of no interest to a specialist too: it must hold out the images that the other models
+        # of the same split hold out, or the ensemble of both would be scored on images that one was trained on.
+        present = find_classes_present(data)
+        train, val = make_split(split, hash_images(data), data.images["group"].tolist(), present, folds, fold, seed)
+    return Subset(folded[0], pixels[0], train), Subset(folded[-1], pixels[-1], val)
+
+
+def load_verified(folder: Path, json_name: str) -> CocoData:
+    """Read a COCO file, refuse its errors and print how many warnings there are.
+
+    Raises
+    ------
+    InputErrors
+        One line for each error that `verify_coco` finds.
+    """
+    data = load_coco(folder, json_name)
+    problems = verify_coco(data)
+    refuse_errors(problems, data.json_path)
+    for problem, count in problems["problem"].value_counts().items():
+        print(f"{data.json_path.name}: warning: {problem} ({count} times)")
+    return data
 
 
 def find_classes_present(data: CocoData) -> np.ndarray:
@@ -120,22 +139,9 @@ def count_pixels(subset: Subset, ignore_index: int = 255) -> pd.Series:
     return pd.Series([*counts[: len(names)], counts[ignore_index]], index=[*names, "(ignored)"], name="pixels")
 
 
-def _open(folder, json_name, paint_order, background, image_size, cache, progress) -> tuple[CocoData, Pixels]:
-    data = load_coco(folder, json_name)
-    problems = verify_coco(data)
-    refuse_errors(problems, data.json_path)
-    for problem, count in problems["problem"].value_counts().items():
-        print(f"{data.json_path.name}: warning: {problem} ({count} times)")
-    return data, open_pixels(data, image_size, paint_order, background, cache, progress)
-
-
 def _require_same_classes(train: CocoData, val: CocoData) -> None:
     if train.class_names != val.class_names:
         raise InputError(
             f"{val.json_path}: required the categories of {train.json_path.name} ({', '.join(train.class_names[1:])}),"
             f" got {', '.join(val.class_names[1:])}"
         )
-
-
-def _hash_images(data: CocoData) -> list[str]:
-    return hash_files([resolve_image(data.data_dir, name) for name in data.images["file_name"]])
