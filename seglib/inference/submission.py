@@ -41,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:  # a disk that is full, a folder without permission
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; a send that had begun counts as sent", file=sys.stderr)
         return 130
@@ -193,7 +196,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_day(parser: argparse.ArgumentParser) -> None:
-    per_day, offset = os.environ.get(PER_DAY), os.environ.get(UTC_OFFSET)
+    per_day, offset = os.environ.get(PER_DAY) or None, os.environ.get(UTC_OFFSET) or None
     parser.add_argument(
         "--per-day", type=_count, default=per_day, metavar="N", help=f"allowed a day (default: ${PER_DAY})"
     )
@@ -217,7 +220,7 @@ def _hours(text: str) -> float:
         hours = float(text)
     except ValueError:
         hours = math.nan
-    if not -24 < hours < 24:
+    if not -12 <= hours <= 14:
         raise argparse.ArgumentTypeError(f"required hours from -12 to 14, got {text!r}")
     return hours
 

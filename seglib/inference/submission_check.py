@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,11 +80,8 @@ def validate_submission(
     """
     shares = _check_shares(train_shares, num_classes)
     tally, errors = _Tally(), []
-    try:
-        for name, content in read_rows(Path(source)) if isinstance(source, str | Path) else source:
-            _count_row(tally, name, *parse_row(content, size, num_classes))
-    except InputError as error:
-        errors = [str(error).removeprefix(f"{source}: ")]
+    for name, content in _read(Path(source), errors) if isinstance(source, str | Path) else source:
+        _count_row(tally, name, *parse_row(content, size, num_classes))
     if tally.names or not errors:  # of a file that cannot be read, all rows are missing: no news
         errors += find_name_problems(tally.names, file_names, batch_size, any_order)
     errors += [f"{list_names(names)}: {words}" for words, names in tally.problems.values()]
@@ -105,6 +102,14 @@ def count_shares(data: CocoData, max_images: int = 500) -> np.ndarray:
         mask = paint_mask(annotations, image.height, image.width, "area", "class")
         pixels += np.bincount(mask.ravel(), minlength=256) / mask.size
     return pixels[: data.num_classes] / len(rows)
+
+
+def _read(path: Path, errors: list[str]) -> Iterator[tuple[str, str]]:
+    """The rows as far as the file can be read; what ends that goes to the other problems."""
+    try:
+        yield from read_rows(path)
+    except InputError as error:
+        errors.append(str(error).removeprefix(f"{path}: "))
 
 
 def _count_row(tally: _Tally, name: str, mask: np.ndarray | None, words: str) -> None:

@@ -5,7 +5,6 @@ import fcntl
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
@@ -246,7 +245,7 @@ def _check_row(where: str, row: dict) -> None:
     if None in row or None in row.values():
         raise InputError(f"{where}: required as many fields as the header has; restore the row")
     for name in ("val_score", "leaderboard_score"):
-        if row[name] and not re.fullmatch(r"[01]?\.?\d+(e-?\d+)?", row[name]):
+        if row[name] and not _is_share(row[name]):
             raise InputError(f"{where}: {name} must be a number from 0 to 1 or nothing, got {row[name]!r}; correct it")
     for time in [*list_sent(row), *filter(None, [row["scored"]])]:
         try:
@@ -260,6 +259,13 @@ def _check_row(where: str, row: dict) -> None:
 def _day(time: str, utc_offset: float | None) -> object:
     zone: tzinfo | None = None if utc_offset is None else timezone(timedelta(hours=utc_offset))
     return datetime.fromisoformat(time).astimezone(zone).date()
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
 
 
 def _now() -> datetime:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
-BATCH_SIZES = (2, 4, 8, 16, 32, 64, 128)  # tried where the prediction's is not known
+BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # tried where the prediction's is not known
 MISSPELT: dict[str, Callable[[str], str]] = {
     "lack their folder": lambda name: PurePosixPath(name).name,
     "have backslashes": lambda name: name.replace("/", "\\"),

@@ -1,6 +1,5 @@
 """Write a submission from predictions: checked first, put in place whole or not at all, with its record beside it."""
 
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -64,6 +63,8 @@ def write_submission(
     path = Path(path)
     if path.suffix.lower() != ".csv":
         raise InputError(f"{path}: required a name that ends in .csv, since the record beside it ends in .json")
+    if val_score is not None and not 0 <= val_score <= 1:
+        raise InputError(f"val_score: required a number from 0 to 1, or None, got {val_score}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent) as spool:
         rows = _spool(predictions, file_names, spool, size, resizing)
@@ -105,9 +106,7 @@ def _spool(
         mask = _resize(np.asarray(prediction), size, resizing)
         if name in places and mask.shape == (size, size) and mask.dtype.kind in "iu":
             spool.seek(places[name] * size * size)
-            spool.write(
-                np.ascontiguousarray(mask, np.uint8)
-            )  # a value that this cuts off is one that the check refuses
+            spool.write(np.ascontiguousarray(mask, np.uint8))  # the check refuses values that this cuts off
         yield name, mask
 
 
@@ -123,6 +122,6 @@ def _resize(prediction: np.ndarray, size: int, resizing: str) -> np.ndarray:
 
 
 def _read_spool(file_names: Sequence[str], spool: BinaryIO, size: int) -> Iterator[tuple[str, np.ndarray]]:
-    spool.seek(0, os.SEEK_SET)
+    spool.seek(0)
     for name in file_names:
         yield name, np.frombuffer(spool.read(size * size), np.uint8).reshape(size, size)
