@@ -6,10 +6,11 @@ A dry run of a grid imports this file and must answer in a second, so it needs t
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISREG
+from typing import Any
 
 from seglib.errors import InputError
 from seglib.files import cache_dir, hash_file, hash_text, write_text
@@ -45,6 +46,13 @@ def fingerprint_data(data_dir: str | Path, json_names: Sequence[str]) -> str:
     of_image = dict(zip(inside, hashes[len(json_paths) :], strict=True))
     images = [(name, of_image.get(name, MISSING)) for name in names]
     return hash_text(json.dumps([hashes[: len(json_paths)], images]))
+
+
+def fingerprint_sets(data_dir: str | Path, json_names: Sequence[str], extra_data: Sequence[Mapping[str, Any]]) -> str:
+    """Hash the content of a data set and of the sets that join it (`data_dir` and `json` of each); see `fingerprint_data`."""
+    hashes = [fingerprint_data(data_dir, json_names)]
+    hashes += [fingerprint_data(entry["data_dir"], [entry["json"]]) for entry in extra_data]
+    return hashes[0] if len(hashes) == 1 else hash_text(json.dumps(hashes))
 
 
 def hash_files(paths: Sequence[str | Path]) -> list[str]:

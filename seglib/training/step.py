@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from seglib.errors import InputError
 from seglib.training.batch_mixing import Mix, Targets, keep_apart
+from seglib.training.determinism import explain_nondeterminism
 from seglib.training.device import autocast, peak_memory_mb
 from seglib.training.schedule import Schedule
 
@@ -57,6 +58,19 @@ class Trainee:
             self.model.encoder.requires_grad_(not frozen).train(not frozen)
 
 
+def take_step(trainee: Trainee, images: Tensor, targets: Targets, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Change the weights by the gradient of one batch; see `add_gradients`."""
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss, valid = add_gradients(trainee, images, targets, batch_size)
+    if trainee.clip_norm:
+        trainee.scaler.unscale_(trainee.optimizer)
+        nn.utils.clip_grad_norm_(trainee.model.parameters(), trainee.clip_norm)
+    trainee.scaler.step(trainee.optimizer)
+    trainee.scaler.update()
+    trainee.scheduler.step()
+    return loss, valid
+
+
 def add_gradients(trainee: Trainee, images: Tensor, targets: Targets, batch_size: int) -> tuple[Tensor, Tensor]:
     """Add up the gradients of one batch, cut into micro-batches; return its loss and its valid pixels.
 
@@ -78,6 +92,9 @@ def add_gradients(trainee: Trainee, images: Tensor, targets: Targets, batch_size
             return _backward(trainee, images, targets, parts)
         except RuntimeError as error:
             if not _is_oom(error):
+                refusal = explain_nondeterminism(error, trainee.model, images)
+                if refusal:
+                    raise InputError(refusal) from error
                 raise
         # Not inside the handler: while the exception lives, so do the tensors of the step that failed.
         _free(trainee)

@@ -1,4 +1,4 @@
-"""The training loop: learns, selects, resumes bit for bit, accumulates like the whole batch, fails loudly."""
+"""The training loop: learns, selects, accumulates like the whole batch, fails loudly."""
 
 import copy
 
@@ -8,140 +8,51 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from seglib.data.dataset import open_data
 from seglib.data.loader import build_loader
 from seglib.errors import InputError
 from seglib.evaluation.metrics import compute_metrics, load_confusion
 from seglib.models import build_model
-from seglib.training.batch_mixing import build_batch_mixing, keep_apart
+from seglib.training.averaging import build_averages
+from seglib.training.batch_mixing import keep_apart
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.device import choose_precision
-from seglib.training.loop import evaluate, require_falling_loss, train, train_one_epoch
+from seglib.training.epoch_loss import EpochLoss
+from seglib.training.loop import evaluate, require_falling_loss, train_one_epoch
 from seglib.training.losses import build_loss
 from seglib.training.optim import build_optimizer
-from seglib.training.reproducibility import seed_everything
 from seglib.training.schedule import build_scheduler
+from seglib.training.state import Position
 from seglib.training.step import Trainee
 
 CPU = torch.device("cpu")
 
 
-class Nobody:
-    def step(self, epoch, step, steps):
-        pass
-
-    def epoch(self, history):
-        pass
-
-    def end(self, history):
-        pass
-
-
-class Killer(Nobody):
-    """Dies in the middle of an epoch, as a killed kernel does."""
-
-    def __init__(self, epoch, step):
-        self.when = (epoch, step)
-
-    def step(self, epoch, step, steps):
-        if (epoch, step) == self.when:
-            raise KeyboardInterrupt
-
-
-@pytest.fixture(scope="module")
-def subsets(small_data):
-    return open_data(str(small_data), "train.json", "val.json", split="given", folds=4, fold=0, seed=1,
-                     paint_order="class_id", background="class", image_size=64, cache=False)  # fmt: skip
-
-
-def run(
-    subsets, run_dir, epochs=3, watcher=None, select_by="miou", seed=5, workers=0, schedule="cosine", mixing=None, patience=0, facts=None,
-    **options,
-):  # fmt: skip
-    run_dir.mkdir(exist_ok=True)
-    train_set, val_set = subsets
-    names = list(train_set.data.class_names)
-    loader = build_loader(train_set, 8, shuffle=True, augmentation="flips", seed=seed, num_workers=workers)
-    val_loader = build_loader(val_set, 8, shuffle=False, augmentation="none", seed=seed, num_workers=0)
-    seed_everything(seed, deterministic=True)
-    model = build_model("Linknet", "tu-resnet10t", len(names))
-    optimizer = build_optimizer("adamw", model, 1e-3, 1e-4)
-    scheduler = build_scheduler(schedule, optimizer, epochs, len(loader), 0.5)
-    mix = build_batch_mixing(mixing or {}, model, seed=seed, precision="float32")
-    trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, len(names)), optimizer, scheduler, CPU, mix=mix, **options)
-    return train(
-        trainee, loader, val_loader, epochs=epochs, seed=seed, select_by=select_by, run_dir=run_dir, patience=patience,
-        checkpoint_facts={"architecture": "Linknet", "class_names": names} | (facts or {}), watcher=watcher or Nobody(),
-    )  # fmt: skip
+def one_pass(trainee, loader, epoch):
+    averages = build_averages({}, trainee.model, 1, len(loader), 0)
+    return train_one_epoch(trainee, loader, epoch, 1, Position(), averages, lambda: None)
 
 
 def weights_hash(run_dir, name="last.pt"):
     return hash_weights(load_checkpoint(run_dir / name, required=("model",))["model"])
 
 
-def test_the_same_seed_gives_the_same_bits_with_any_number_of_workers_and_another_seed_does_not(subsets, tmp_path):
+def test_the_same_seed_gives_the_same_bits_with_any_number_of_workers_and_another_seed_does_not(subsets, train_small, tmp_path):
     for name, options in {"a": {}, "b": {"workers": 2}, "c": {"seed": 6}}.items():
-        run(subsets, tmp_path / name, epochs=1, **options)
+        train_small(subsets, tmp_path / name, epochs=1, **options)
     assert weights_hash(tmp_path / "a") == weights_hash(tmp_path / "b") != weights_hash(tmp_path / "c")
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(subsets, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    return folder, run(subsets, folder)
-
-
-@pytest.mark.parametrize("when", [(1, 1), (2, 2), (3, 1)])
-def test_a_killed_run_goes_on_to_the_same_weights(subsets, uninterrupted, tmp_path, when, capsys):
-    folder, whole = uninterrupted
-    with pytest.raises(KeyboardInterrupt):
-        run(subsets, tmp_path / "killed", watcher=Killer(*when))
-    resumed = run(subsets, tmp_path / "killed")
-    assert weights_hash(tmp_path / "killed") == weights_hash(folder)
-    assert weights_hash(tmp_path / "killed", "best.pt") == weights_hash(folder, "best.pt")
-    same = ["epoch", "lr", "train_loss", "val_loss", "miou"]
-    pd.testing.assert_frame_equal(resumed[same], whole[same])
-    assert (f"going on after epoch {when[0] - 1}" in capsys.readouterr().out) == (when[0] > 1)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"schedule": "plateau", "epochs": 5}, {"mixing": {"snapmix": 0.7, "mixup": {"p": 0.7}}}],
-    ids=["plateau", "mixed batches"],
-)
-def test_scores_and_mixes_of_an_earlier_process_count_after_a_kill(subsets, tmp_path, options):
-    run(subsets, tmp_path / "whole", **options)
-    with pytest.raises(KeyboardInterrupt):
-        run(subsets, tmp_path / "killed", watcher=Killer(3, 2), **options)
-    run(subsets, tmp_path / "killed", **options)
-    assert weights_hash(tmp_path / "killed") == weights_hash(tmp_path / "whole")
-
-
-def test_a_checkpoint_of_another_run_is_refused(subsets, tmp_path):
-    run(subsets, tmp_path, epochs=1)
-    state = load_checkpoint(tmp_path / "last.pt", required=())
-    torch.save(state | {"architecture": "Unet"}, tmp_path / "last.pt")
-    with pytest.raises(InputError, match=r"last\.pt: is of another run, with other architecture"):
-        run(subsets, tmp_path, epochs=2)
-
-
-def test_a_score_that_is_no_number_is_not_the_best(subsets, tmp_path, monkeypatch):
+def test_a_score_that_is_no_number_is_not_the_best(subsets, train_small, tmp_path, monkeypatch):
     scores = iter([float("nan"), 0.2, 0.1])
     names = ("miou", "miou_image", "miou_batch", "accuracy")
     monkeypatch.setattr("seglib.training.loop.compute_metrics", lambda *_: dict.fromkeys(names, next(scores)))
-    run(subsets, tmp_path, patience=5)
+    train_small(subsets, tmp_path, patience=5)
     assert load_checkpoint(tmp_path / "best.pt", required=("epoch",))["epoch"] == 2
 
 
-def test_going_on_with_other_parameters_is_refused_by_name(subsets, tmp_path):
-    run(subsets, tmp_path, epochs=1, facts={"params": {"lr": 0.1, "seed": 5}})
-    with pytest.raises(InputError, match=r"last\.pt: is of another run, with other lr; required a new run_dir"):
-        run(subsets, tmp_path, epochs=2, facts={"params": {"lr": 0.2, "seed": 5}})
-
-
 @pytest.mark.parametrize("select_by, column, best", [("miou", "miou", "max"), ("loss", "val_loss", "min")])
-def test_the_best_epoch_is_kept(subsets, tmp_path, select_by, column, best):
-    history = run(subsets, tmp_path, select_by=select_by)
+def test_the_best_epoch_is_kept(subsets, train_small, tmp_path, select_by, column, best):
+    history = train_small(subsets, tmp_path, select_by=select_by)
     expected = history["epoch"][getattr(history[column], f"idx{best}")()]
     assert load_checkpoint(tmp_path / "best.pt", required=("epoch",))["epoch"] == expected
     confusion, _, names = load_confusion(tmp_path / "confusion.npz")
@@ -155,7 +66,7 @@ def test_scores_are_scikit_learns_on_the_same_predictions(subsets):
     model = build_model("FPN", "tu-resnet10t", val_set.data.num_classes)
     loader = build_loader(val_set, 3, shuffle=False, augmentation="none", seed=0, num_workers=0)
     loss = build_loss({"cross_entropy": 1.0}, val_set.data.num_classes)
-    evaluation = evaluate(model, loss, loader, val_set.data.num_classes, "float32", CPU)
+    evaluation = evaluate(Trainee(model, loss, torch.optim.SGD(model.parameters(), lr=1), None, CPU), loader, val_set.data.num_classes)
     with torch.inference_mode():
         preds = torch.cat([model(images).argmax(1) for images, _ in loader]).numpy().ravel()
     truth = np.concatenate([masks.numpy().ravel() for _, masks in loader])
@@ -205,7 +116,7 @@ def gradient(model, loader, accumulate, mix=keep_apart, terms=None, clip_norm=0.
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     loss = build_loss(terms or {"cross_entropy": 0.8, "focal": 0.2}, 12)
     trainee = Trainee(copied, loss, optimizer, scheduler, CPU, accumulate=accumulate, mix=mix, clip_norm=clip_norm)
-    value = train_one_epoch(trainee, loader, 1, Nobody())
+    value = one_pass(trainee, loader, 1)
     return torch.cat([parameter.grad.flatten() for parameter in copied.parameters()]), value
 
 
@@ -270,7 +181,7 @@ def train_crowded(loader, most, on_oom):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, 12), optimizer, scheduler, CPU, on_oom=on_oom)
-    value = train_one_epoch(trainee, loader, 1, Nobody())
+    value = one_pass(trainee, loader, 1)
     return trainee, value, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
@@ -323,10 +234,10 @@ def test_a_frozen_encoder_keeps_its_weights_and_statistics_until_it_is_set_free(
     trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, 12), optimizer, scheduler, CPU, freeze_epochs=1)
     encoder, whole = (lambda: hash_weights(model.encoder.state_dict())), hash_weights(model.state_dict())
     before = encoder()
-    train_one_epoch(trainee, loader, 1, Nobody())
+    one_pass(trainee, loader, 1)
     assert encoder() == before
     assert hash_weights(model.state_dict()) != whole
-    train_one_epoch(trainee, loader, 2, Nobody())
+    one_pass(trainee, loader, 2)
     assert encoder() != before
 
 
@@ -338,12 +249,14 @@ def test_a_model_without_an_encoder_cannot_be_frozen():
 
 
 @pytest.mark.parametrize("kill", [None, (3, 1)])
-def test_training_stops_when_the_score_has_not_become_better_for_long_enough(subsets, tmp_path, kill):
+def test_training_stops_when_the_score_has_not_become_better_for_long_enough(subsets, train_small, tmp_path, kill):
     scores = iter([0.2, 0.3, 0.1, 0.25, 0.3, 0.9])
     options = {"epochs": 6, "patience": 3, "select_by": "accuracy"}
     told = []
 
-    class Listener(Killer if kill else Nobody):
+    class Listener:
+        step = epoch = lambda *_: None
+
         def end(self, history):
             told.append(len(history))
 
@@ -352,11 +265,11 @@ def test_training_stops_when_the_score_has_not_become_better_for_long_enough(sub
             ("miou", "miou_image", "miou_batch", "accuracy"), next(scores)))  # fmt: skip
         if kill:
             with pytest.raises(KeyboardInterrupt):
-                run(subsets, tmp_path, watcher=Listener(*kill), **options)
-        history = run(subsets, tmp_path, watcher=None if kill else Listener(), **options)
+                train_small(subsets, tmp_path, watcher=Listener(), kill=kill, **options)
+        history = train_small(subsets, tmp_path, watcher=Listener(), **options)
     assert history["accuracy"].tolist() == [0.2, 0.3, 0.1, 0.25, 0.3]
     assert load_checkpoint(tmp_path / "best.pt", required=("epoch",))["epoch"] == 2
-    assert told == ([] if kill else [5])
+    assert told == [5]
 
 
 class FakeLoader(list):
@@ -392,7 +305,33 @@ def test_a_loss_that_is_not_finite_stops_the_run(subsets):
     loader.batch_sampler.epoch = 1
     images = ", ".join(str(train_set.image_ids[position]) for _, position in next(iter(loader.batch_sampler)))
     with pytest.raises(FloatingPointError, match=f"became nan in epoch 1, step 1, on the images {images}; look at"):
-        train_one_epoch(Trainee(model, loss, optimizer, scheduler, CPU), loader, 1, Nobody())
+        one_pass(Trainee(model, loss, optimizer, scheduler, CPU), loader, 1)
+
+
+@pytest.mark.parametrize(
+    "steps, previous, words",
+    [
+        ([1.0, 30.0], [], r"diverged to 15\.5, from 1 before \(highest: 30\) in epoch 3, step 2, on the images"),
+        ([4.0, 8.0], [1.0, 0.5], r"diverged to 6, from 0\.5 before \(highest: 8\) in epoch 3, step 2"),
+        ([1.0, float("inf"), 1.0], [], "became nan in epoch 3, step 2, on the images"),
+        ([4.0, 8.0], [5.0, 0.5], None),  # no higher than it began
+        ([0.4, 0.8], [1.0, 0.5], None),
+        ([-4.0, 8.0], [-1.0], None),  # a loss below zero has no multiples
+    ],
+)
+def test_a_loss_that_diverges_is_told_with_the_images_of_its_worst_step(subsets, steps, previous, words):
+    loader = build_loader(subsets[0], 4, shuffle=True, augmentation="none", seed=1, num_workers=0)
+    loss = EpochLoss(CPU)
+    for step, value in enumerate(steps, 1):
+        loss.add(step, torch.tensor(value), torch.tensor(10))
+    if words is None:
+        assert loss.take_mean(loader, 3, previous) == pytest.approx(np.mean(steps))
+        return
+    loader.batch_sampler.epoch = 3
+    keys = [*loader.batch_sampler][1]
+    with pytest.raises(FloatingPointError, match=words) as caught:
+        loss.take_mean(loader, 3, previous)
+    assert ", ".join(str(subsets[0].image_ids[position]) for _, position in keys) in str(caught.value)
 
 
 def test_debug_fails_loudly_when_the_loss_does_not_fall():

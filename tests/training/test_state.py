@@ -1,0 +1,167 @@
+"""A killed training goes on to the same bits; damaged and foreign checkpoints are set aside; more epochs continue."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from seglib.errors import InputError
+from seglib.files import write_json
+from seglib.training.checkpoint import hash_weights, load_checkpoint
+from seglib.training.selection import find_best
+
+OFTEN = 1e-9  # [min] between checkpoints: one after every step
+
+
+def weights_hash(run_dir, name="last.pt"):
+    return hash_weights(load_checkpoint(run_dir / name, required=("model",))["model"])
+
+
+def same_files(folder, other):
+    confusions = [np.load(each / "confusion.npz")["confusion"] for each in (folder, other)]
+    return np.array_equal(*confusions) and all(
+        weights_hash(folder, name) == weights_hash(other, name) for name in ("last.pt", "best.pt")
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(subsets, train_small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train_small(subsets, folder)
+
+
+@pytest.mark.parametrize("minutes", [0, OFTEN])
+@pytest.mark.parametrize("when", [(1, 1), (2, 2), (3, 1)])
+def test_a_killed_run_goes_on_to_the_same_weights(subsets, train_small, uninterrupted, tmp_path, when, minutes, capsys):
+    folder, whole = uninterrupted
+    with pytest.raises(KeyboardInterrupt):
+        train_small(subsets, tmp_path / "killed", kill=when, minutes=minutes)
+    resumed = train_small(subsets, tmp_path / "killed")
+    assert same_files(tmp_path / "killed", folder)
+    same = ["epoch", "lr", "train_loss", "val_loss", "miou"]
+    pd.testing.assert_frame_equal(resumed[same], whole[same])
+    step = f" and step {when[1]} of the next" if minutes else ""
+    assert (f"going on after epoch {when[0] - 1}{step}, where" in capsys.readouterr().out) == bool(when[0] > 1 or minutes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": "plateau", "epochs": 5},
+        {"mixing": {"snapmix": 0.7, "mixup": {"p": 0.7}}, "workers": 2},
+        {"averaging": {"ema": {"decay": 0.9}, "swa": {"start": 0.4}}},
+        {"architecture": "FPN"},  # draws dropout in every step
+        {"precision": "float16", "clip_norm": 1.0},  # a scaler that has learnt
+    ],
+    ids=["plateau", "mixed batches", "averages", "dropout", "scaler"],
+)
+def test_whatever_a_step_depends_on_survives_a_kill_in_the_middle_of_an_epoch(subsets, train_small, tmp_path, options):
+    train_small(subsets, tmp_path / "whole", **options)
+    for when in ((2, 3), (3, 2)):
+        with pytest.raises(KeyboardInterrupt):
+            train_small(subsets, tmp_path / "killed", kill=when, minutes=OFTEN, **options)
+    train_small(subsets, tmp_path / "killed", **options)
+    assert same_files(tmp_path / "killed", tmp_path / "whole")
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def replace_by_another_file(path):
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+def change_architecture(path):
+    torch.save(load_checkpoint(path, ()) | {"architecture": "Unet"}, path)
+
+
+def change_parameter(path):
+    torch.save(load_checkpoint(path, ()) | {"params": {"lr": 0.2, "seed": 5}}, path)
+
+
+def change_a_shape(path):
+    state = load_checkpoint(path, ())
+    name = next(iter(state["model"]))
+    state["model"][name] = torch.zeros(1)
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (truncate, r"last\.pt: required a checkpoint, got"),
+        (replace_by_another_file, r"last\.pt: required a checkpoint with model, .* it has no model"),
+        (change_architecture, r"last\.pt: is of another run, with other architecture"),
+        (change_parameter, r"last\.pt: is of another run, with other lr"),
+        (change_a_shape, r"last\.pt: is of another model, with other "),
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_named_and_set_aside(
+    subsets, train_small, uninterrupted, tmp_path, spoil, words, capsys
+):
+    facts = {"params": {"lr": 0.1, "seed": 5}}
+    train_small(subsets, tmp_path, facts=facts)
+    spoil(tmp_path / "last.pt")
+    spoilt = {name: (tmp_path / name).read_bytes() for name in ("last.pt", "best.pt", "confusion.npz", "history.csv")}
+    capsys.readouterr()
+    train_small(subsets, tmp_path, facts=facts)
+    out = capsys.readouterr().out
+    assert pd.Series([out]).str.contains(words).item() and "set aside in" in out and "begins anew" in out
+    assert same_files(tmp_path, uninterrupted[0])
+    assert {name: (tmp_path / "set_aside.1" / name).read_bytes() for name in spoilt} == spoilt
+
+
+def finish(folder, **params):
+    write_json(folder / "record.json", {"status": "ok", "params": params})
+
+
+@pytest.mark.parametrize("schedule", ["constant", "plateau"])
+def test_more_epochs_go_on_to_what_all_of_them_would_have_given(subsets, train_small, tmp_path, schedule, capsys):
+    grid = tmp_path / "grid"
+    grid.mkdir()
+    for run, params in {"a": {"lr": 1.0, "epochs": 2}, "b": {"lr": 2.0, "epochs": 2}}.items():
+        train_small(subsets, grid / run, epochs=2, schedule=schedule, facts={"params": params})
+        finish(grid / run, **params, num_workers=3)
+    for name, source in {"from scratch": "", "on": grid}.items():
+        facts = {"params": {"lr": 2.0, "epochs": 4}}
+        train_small(subsets, tmp_path / name, epochs=4, schedule=schedule, facts=facts, continue_from=str(source))
+    assert same_files(tmp_path / "from scratch", tmp_path / "on")
+    assert f"training {grid / 'b'} on, which has 2 epochs" in capsys.readouterr().out
+
+
+def test_a_schedule_that_would_jump_is_refused_with_its_rates(subsets, train_small, tmp_path):
+    params = {"scheduler": "cosine", "epochs": 2}
+    train_small(subsets, tmp_path / "short", epochs=2, facts={"params": params})
+    finish(tmp_path / "short", **params)
+    words = r"continue_from .*short: cosine over 4 epochs has a learning rate of .* in epoch 2, where .* it would jump; take a"
+    with pytest.raises(InputError, match=words):
+        facts = {"params": params | {"epochs": 4}}
+        train_small(subsets, tmp_path / "long", epochs=4, facts=facts, continue_from=str(tmp_path / "short"))
+    assert not [*(tmp_path / "long").glob("*.pt")]
+
+
+@pytest.mark.parametrize(
+    "params, words",
+    [
+        ({"lr": 0.2, "epochs": 4}, r"it has other lr$"),
+        ({"lr": 0.1, "epochs": 2}, r"it has 2 epochs, and 2 are asked for"),
+    ],
+)
+def test_only_a_run_with_fewer_epochs_and_the_same_rest_is_trained_on(subsets, train_small, tmp_path, params, words):
+    train_small(subsets, tmp_path / "short", epochs=1, facts={"params": {"lr": 0.1, "epochs": 2}})
+    finish(tmp_path / "short", lr=0.1, epochs=2)
+    with pytest.raises(InputError, match=rf"continue_from .*short: required a finished run with fewer epochs .*; {words}"):
+        train_small(subsets, tmp_path / "on", facts={"params": params}, continue_from=str(tmp_path / "short"))
+
+
+def test_the_best_of_each_score_is_found_among_plain_and_averaged_weights():
+    history = pd.DataFrame({
+        "epoch": [1, 2, 3], "miou": [0.1, 0.3, 0.2], "miou_image": [0.5, 0.3, 0.2], "accuracy": [np.nan] * 3,
+        "val_loss": [1.0, 0.5, 0.7], "ema_miou": [0.0, 0.2, 0.4], "ema_val_loss": [2.0, 2.0, 2.0], "swa_miou": [np.nan, np.nan, 0.35],
+    })  # fmt: skip
+    assert find_best(history) == {
+        "miou": {"epoch": 3, "weights": "ema", "score": 0.4},
+        "miou_image": {"epoch": 1, "weights": "plain", "score": 0.5},
+        "loss": {"epoch": 2, "weights": "plain", "score": 0.5},
+    }
