@@ -38,6 +38,47 @@ def test_classes_of_the_data_are_fine(values):
     assert find_class_problems(TrainConfig, DEFAULTS | values) == {}
 
 
+FOCUS = {"focus_classes": ["Battery", "Metal"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"focus_classes": ["Batery"]}, "unknown class in focus_classes 'Batery'; did you mean 'Battery'"),
+        (FOCUS | {"mixing": {"copy_paste": {"classes": ["Paper"]}}}, "unknown class in mixing 'Paper'"),
+        (FOCUS | {"loss": {"focal": {"class_weights": {"Paper": 2}}}}, "unknown class in loss 'Paper'"),
+    ],
+)
+def test_a_specialist_knows_only_its_classes(values, words):
+    (problem,) = find_class_problems(TrainConfig, DEFAULTS | values).values()
+    assert problem.startswith(words)
+
+
+def test_the_classes_of_a_specialist_are_fine():
+    values = {"mixing": {"copy_paste": {"classes": ["Metal"]}}, "loss": {"focal": {"class_weights": {"Background": 1}}}}
+    assert find_class_problems(TrainConfig, DEFAULTS | FOCUS | values) == {}
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ({"Can": "Metal"}, ""),
+        ({"Can": "Metal", "Bottle": "ignore"}, ""),
+        ({"Can": "Paper", "Bottle": "Background"}, ""),  # folded away, and still a class of the data
+        ({"Can": "Metl"}, "extra_data[0].classes.Can: unknown class 'Metl'; did you mean 'Metal'"),
+        ({"Cann": "Metal"}, "extra_data[0].classes: unknown category of that set 'Cann'; did you mean 'Can'"),
+        ({}, "extra_data[0] must have categories that are classes of the training data, got Can, Bottle; map it,"),
+    ],
+)
+def test_categories_of_extra_sets_must_become_classes_of_the_data(tmp_path, classes, words):
+    categories = [{"id": 0, "name": "Can"}, {"id": 1, "name": "Bottle"}]
+    (tmp_path / "extra.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    entry = {"data_dir": str(tmp_path), "json": "extra.json", "classes": classes}
+    found = find_class_problems(TrainConfig, DEFAULTS | FOCUS | {"extra_data": [entry]})
+    assert [*found] == (["extra_data"] if words else [])
+    assert found.get("extra_data", "").startswith(words)
+
+
 def test_names_are_those_of_the_annotation_file(small_data, tmp_path):
     content = json.loads((small_data / "train.json").read_text())
     content["categories"][0]["name"] = "유리"

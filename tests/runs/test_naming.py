@@ -25,6 +25,8 @@ from seglib.runs.naming import name_runs, shorten
         ({"focal": {"weight": 0.1, "gamma": 3}, "dice": 0.5}, "focal@weight0.1@gamma3+dice0.5"),
         ({"cross_entropy": {"class_weights": "balanced"}}, "ce@class_weightsbalanced"),
         (["flips", {"ElasticTransform": {"alpha": 40, "p": 0.5}}], "flips-ElasticTransform@alpha40@p0.5"),
+        ([{"data_dir": "/data/taco/", "json": "annotations.json", "weight": 0.5}], "taco.annotations@weight0.5"),
+        ([{"data_dir": "/data/pseudo", "json": "r1.json", "classes": {"a": "b"}}], "pseudo.r1@classesc46e"),
         ([{"OneOf": ["Blur", {"RandomGamma": {}}]}], "OneOfBlur-RandomGamma"),
     ],
 )
