@@ -200,7 +200,7 @@ def _row(grid_dir: Path, row: Row, rank: int, varied: list[str], class_names: li
         _number_cell(rank if row.miou is not None else None),
         f'<th scope="row">{_links(grid_dir / row.run, row.run, stem)}</th>',
         *(_value_cell(row.params.get(name), row.texts.get(name, "-")) for name in varied),
-        _status_cell(row.status),
+        _status_cell(row.status, row.notes),
         _number_cell(row.metrics["miou"], css="n score"),
         f'<td data-v="{_key(lowest)}">{pictures.draw_strip(row.iou, class_names)}</td>',
         f'<td data-v="{_key(train_loss[-1][1] if train_loss else None)}">'
@@ -229,9 +229,10 @@ def _key(value: float | None) -> str:
     return "" if value is None else f"{value:.9g}"
 
 
-def _status_cell(status: str) -> str:
+def _status_cell(status: str, notes: str | None) -> str:
     order = [*STATUS_MARKS].index(status if status in STATUS_MARKS else "unknown")
-    return f'<td data-v="{order}">{_pill(status, status)}</td>'
+    small = f"<br><small>{escape(notes)}</small>" if notes else ""
+    return f'<td data-v="{order}">{_pill(status, status)}{small}</td>'
 
 
 def _pill(status: str, text: str) -> str:

@@ -38,6 +38,7 @@ class Row:
     weights_sha256: str | None = None
     git_commit: str | None = None
     error: str | None = None
+    notes: str | None = None  # what sets its conditions apart from what was asked, or from other runs
 
     @property
     def miou(self) -> float | None:
@@ -96,7 +97,7 @@ def write_leaderboard(grid_dir: str | Path, rows: list[Row]) -> Path:
     varied = list(dict.fromkeys(name for row in rows for name in row.texts))
     classes = list(dict.fromkeys(name for row in rows for name in row.iou))
     metrics = ["val_loss" if name == "loss" else name for name in METRICS]
-    costs, origin = ("best_epoch", "seconds", "peak_memory_mb"), ("key", "weights_sha256", "git_commit", "error")
+    costs, origin = ("best_epoch", "seconds", "peak_memory_mb"), ("notes", "key", "weights_sha256", "git_commit", "error")
     path = Path(grid_dir) / "leaderboard.csv"
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -144,12 +145,14 @@ def noise_floor(conditions: list[Condition]) -> float | None:
 def format_table(rows: list[Row], conditions: list[Condition], varied: list[str], width: int = 100) -> str:
     """The grid's result for a terminal of `width` columns: runs, best first, then conditions when seeds were varied."""
     names = varied or ["run"]
-    lines = [["#", *names, "status", "mIoU", "per image", "val loss", "epoch", "time"]]
-    for rank, row in enumerate(rank_rows(rows), 1):
+    ranked, noted = rank_rows(rows), any(row.notes for row in rows)
+    lines = [["#", *names, "status", "mIoU", "per image", "val loss", "epoch", "time", *(["notes"] if noted else [])]]
+    for rank, row in enumerate(ranked, 1):
         scores = [format_number(row.metrics[name]) for name in ("miou", "miou_image", "loss")]
         place = str(rank) if row.miou is not None else "-"
         texts = [row.texts.get(name, "-") for name in names]
-        lines.append([place, *texts, row.status, *scores, format_number(row.best_epoch), format_seconds(row.seconds)])
+        cells = [place, *texts, row.status, *scores, format_number(row.best_epoch), format_seconds(row.seconds)]
+        lines.append(cells + ([row.notes or ""] if noted else []))
     table = align(lines, set(range(1, len(names) + 1)), {*range(1, len(names) + 2)}, width)
     return table + "\n\n" + _format_conditions(conditions, width) if "seed" in varied and conditions else table
 
@@ -178,7 +181,19 @@ def _read_row(run_dir: Path, run: str, varied: list[str]) -> Row:
         {name: _number(value) for name, value in _mapping(metrics.get("iou")).items()},
         **{name: _number(record.get(name)) for name in ("best_epoch", "seconds", "peak_memory_mb")},
         **{name: _text(record.get(name)) for name in ("key", "weights_sha256", "git_commit", "error")},
+        notes=_describe_conditions(record),
     )
+
+
+def _describe_conditions(record: dict) -> str | None:
+    """Memory that ran out, averaged weights, a run that other bits may come of: a few words each."""
+    split, weights = _number(record.get("oom_split")) or 1, record.get("weights")
+    notes = [
+        f"memory ran out: batch cut into {split:g}" if split > 1 else "",
+        f"{weights} weights" if isinstance(weights, str) and weights != "plain" else "",
+        "not deterministic" if record.get("deterministic") is False else "",
+    ]
+    return ", ".join(note for note in notes if note) or None
 
 
 def _why_unreadable(path: Path) -> str:

@@ -15,7 +15,8 @@ from seglib.runs.schedule import Job, run_jobs
 
 # What may make a difference, in the order in which it is told; `key` holds parameters, data and code.
 _CAUSES = (
-    "versions", "platform", "device", "precision", "threads", "deterministic", "oom_split", "git_commit", "git_dirty", "key",
+    "versions", "platform", "device", "precision", "threads", "deterministic", "oom_split", "weights", "data_hash",
+    "git_commit", "git_dirty", "key",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from seglib.viz.style import IGNORED, class_colours, colour_mask, use_font_for
 
 PANEL = 2.4  # [inch] side of one image
 TRAIN, VAL = "#0072b2", "#d55e00"
+AVERAGED = ("#009e73", "#cc79a7", "#e69f00")  # ema, swa, snapshot
 
 
 def save_figure(figure: Figure, run_dir: Path, name: str) -> Figure:
@@ -128,11 +129,15 @@ def _plot_losses(axis: Axes, history: pd.DataFrame) -> None:
 def _plot_scores(axis: Axes, history: pd.DataFrame) -> None:
     axis.plot(history["epoch"], history["miou"], color=VAL, marker="s", markersize=3, label="pooled")
     axis.plot(history["epoch"], history["miou_image"], color="#999999", marker=".", markersize=3, label="mean of images")
+    for colour, name in zip(AVERAGED, ("ema", "swa", "snapshot"), strict=True):
+        if f"{name}_miou" in history:
+            axis.plot(history["epoch"], history[f"{name}_miou"], color=colour, marker="^", markersize=4, label=f"pooled, {name}")
     if history["miou"].notna().any():
         best = history.loc[history["miou"].idxmax()]
         axis.annotate(f"{best['miou']:.3f}", (best["epoch"], best["miou"]), (0, 5), textcoords="offset points",
                       ha="center", fontsize=8)  # fmt: skip
-        axis.set_ylim(0, 1.18 * max(0.05, history[["miou", "miou_image"]].max().max()))
+        highest = history[[name for name in history if name.endswith(("miou", "miou_image"))]].max().max()
+        axis.set_ylim(0, 1.18 * max(0.05, highest))
     axis.set_title("validation mIoU")
     axis.legend(frameon=False, fontsize=8, loc="lower right")
 

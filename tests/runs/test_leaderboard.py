@@ -133,7 +133,7 @@ def test_csv_columns_stand_in_the_promised_order(tmp_path):
     write_ok(tmp_path, "b", {"seed": 2}, 0.2, iou={"cup": 0.1, "can": 0.2})
     lines = read_csv(write_leaderboard(tmp_path, collect_runs(tmp_path, ["a", "b", "c"], ["seed"])))
     metrics = ["miou", "miou_image", "miou_batch", "accuracy", "val_loss", "best_epoch", "seconds", "peak_memory_mb"]
-    origin = ["key", "weights_sha256", "git_commit", "error"]
+    origin = ["notes", "key", "weights_sha256", "git_commit", "error"]
     assert list(lines[0]) == ["run", "status", "seed", *metrics, "iou can", "iou cup", *origin]
     assert [(line["run"], line["status"]) for line in lines] == [("b", "ok"), ("a", "ok"), ("c", "planned")]
 
@@ -261,6 +261,18 @@ def test_table_ranks_runs_and_compares_conditions(tmp_path):
     assert any(line.split() == ["-", "later", "21", "planned", "-", "-", "-", "-", "-"] for line in lines)
     assert any(line.startswith("dice ") and line.endswith("better") for line in lines)
     assert "difference: 95 % t interval, paired by seed; verdict: Holm-corrected for 2 comparisons" in lines
+
+
+def test_what_sets_a_run_apart_is_noted_beside_its_score(tmp_path):
+    write_ok(tmp_path, "a", {"lr": 1.0}, 0.4)
+    assert "notes" not in format_table(collect_runs(tmp_path, ["a"], ["lr"]), [], ["lr"])
+    record = {"status": "ok", "params": {"lr": 2.0}, "metrics": {"miou": 0.5}}
+    write_run(tmp_path, "b", **record, oom_split=4, weights="ema", deterministic=False)
+    write_run(tmp_path, "c", **record, oom_split=1, weights="plain", deterministic=True)
+    rows = collect_runs(tmp_path, ["a", "b", "c"], ["lr"])
+    noted = "memory ran out: batch cut into 4, ema weights, not deterministic"
+    assert noted in format_table(rows, [], ["lr"], width=160)
+    assert {line["run"]: line["notes"] for line in read_csv(write_leaderboard(tmp_path, rows))} == {"a": "", "b": noted, "c": ""}
 
 
 def test_table_has_no_conditions_where_no_seed_varies(tmp_path):
