@@ -1,0 +1,193 @@
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from seglib.errors import InputError
+from seglib.inference.probability_store import checksum, describe_store, open_store, write_store
+
+COUNT, CLASSES, SIZE, BATCH = 7, 3, 6, 2  # planes of 36 bytes: no whole number of words
+
+
+def draw(dtype="uint8", seed=0):
+    values = np.random.default_rng(seed).random((COUNT, CLASSES, SIZE, SIZE))
+    return (values * 255).round().astype(np.uint8) if dtype == "uint8" else values.astype(dtype)
+
+
+def describe(dtype="uint8", **facts):
+    names = [f"{number}.jpg" for number in range(COUNT)]
+    return describe_store(np.arange(COUNT) + 10, names, ["Background", "유리", "Metal"], SIZE, dtype, facts)
+
+
+def predict_from(array, stop=COUNT, starts=None):
+    """A predictor that gives out `array` and is killed at image `stop`."""
+
+    def predict(start):
+        if starts is not None:
+            starts.append(start)
+        for first in range(start, COUNT, BATCH):
+            if first >= stop:
+                raise KeyboardInterrupt
+            yield array[first : first + BATCH]
+
+    return predict
+
+
+def write(folder, array=None, **facts):
+    array = draw() if array is None else array
+    write_store(folder, describe(str(array.dtype), **facts), predict_from(array), BATCH)
+    return open_store(folder)
+
+
+def interrupt(folder, array, stop=4):
+    with pytest.raises(KeyboardInterrupt):
+        write_store(folder, describe(), predict_from(array, stop), BATCH)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("uint8", 255), ("float16", 1)])
+def test_what_is_written_is_read_back(tmp_path, dtype, scale):
+    array = draw(dtype)
+    store = write(tmp_path / "store", array, tta=["plain@64"])
+    assert (len(store), store.size, store.facts) == (COUNT, SIZE, {"tta": ["plain@64"]})
+    assert store.class_names == ["Background", "유리", "Metal"]
+    assert store.file_names[2] == "2.jpg"
+    assert store.image_ids.tolist() == list(range(10, 17)) and store.image_ids.dtype == np.int64
+    np.testing.assert_array_equal(store.data, array)
+    read = store.read(2, 5)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, array[2:5].astype(np.float32) / scale)
+    assert store.read(5, 99).shape == (2, CLASSES, SIZE, SIZE)
+    assert store.read(3, 3).shape == (0, CLASSES, SIZE, SIZE)
+
+
+def test_progress_counts_images(tmp_path):
+    calls = []
+    write_store(tmp_path / "store", describe(), predict_from(draw()), BATCH, lambda *call: calls.append(call))
+    assert calls == [(2, 7), (4, 7), (6, 7), (7, 7)]
+
+
+def test_a_killed_writing_goes_on_and_gives_the_same_bytes(tmp_path):
+    array, starts = draw(), []
+    write(tmp_path / "whole", array)
+    interrupt(tmp_path / "store", array)
+    assert not (tmp_path / "store").exists()
+    write_store(tmp_path / "store", describe(), predict_from(array, starts=starts), BATCH)
+    assert starts == [4]
+    for name in ("probabilities.npy", "checksums.npy", "store.json"):
+        assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "store.part").exists()
+
+
+@pytest.mark.parametrize("lost", range(0, 300, 23))
+def test_a_batch_that_was_cut_anywhere_is_written_again(tmp_path, lost):
+    array, starts = draw(), []
+    interrupt(tmp_path / "store", array, stop=6)
+    for name, share in (("probabilities.npy", lost), ("checksums.npy", 0 if lost % 2 else lost // 5)):
+        path = tmp_path / "store.part" / name
+        os.truncate(path, path.stat().st_size - share)
+    write_store(tmp_path / "store", describe(), predict_from(array, starts=starts), BATCH)
+    np.testing.assert_array_equal(open_store(tmp_path / "store").read(0, 7), array.astype(np.float32) / 255)
+    assert starts[0] % BATCH == 0 and starts[0] >= 2
+
+
+def test_a_hole_that_a_power_cut_left_is_written_again(tmp_path):
+    array, starts = draw(), []
+    interrupt(tmp_path / "store", array)
+    with open(tmp_path / "store.part" / "probabilities.npy", "r+b") as file:
+        file.seek(-150, os.SEEK_END)
+        file.write(bytes(40))
+    write_store(tmp_path / "store", describe(), predict_from(array, starts=starts), BATCH)
+    assert starts == [2]
+    np.testing.assert_array_equal(open_store(tmp_path / "store").data, array)
+
+
+def test_a_writing_that_ended_before_the_renaming_is_only_renamed(tmp_path):
+    array = draw()
+    write(tmp_path / "store", array).folder.rename(tmp_path / "store.part")
+    write_store(tmp_path / "store", describe(), None, BATCH)
+    np.testing.assert_array_equal(open_store(tmp_path / "store").data, array)
+
+
+def test_what_is_left_of_another_description_is_begun_anew(tmp_path):
+    starts = []
+    interrupt(tmp_path / "store", draw(seed=1))
+    write_store(tmp_path / "store", describe(device="cuda"), predict_from(draw(), starts=starts), BATCH)
+    assert starts == [0]
+    np.testing.assert_array_equal(open_store(tmp_path / "store").data, draw())
+
+
+def test_a_store_is_whole_until_a_new_one_is(tmp_path):
+    write(tmp_path / "store", draw(seed=1))
+    interrupt(tmp_path / "store", draw())
+    np.testing.assert_array_equal(open_store(tmp_path / "store").data, draw(seed=1))
+    write(tmp_path / "store", draw())
+    np.testing.assert_array_equal(open_store(tmp_path / "store").data, draw())
+
+
+def test_a_full_disk_is_said_before_the_first_image(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=900))
+    with pytest.raises(InputError, match=r"probabilities of 7 images need 0\.00 GB, got 0\.00 GB free; make room"):
+        write_store(tmp_path / "store", describe(), None, BATCH)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=924))
+    write_store(tmp_path / "store", describe(), predict_from(draw()), BATCH)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_said_and_keeps_what_was_written(tmp_path):
+    def fill(start):
+        yield draw()[:2]
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="GB free; make room, or store them as uint8 or at a smaller size"):
+        write_store(tmp_path / "store", describe(), fill, BATCH)
+    starts = []
+    write_store(tmp_path / "store", describe(), predict_from(draw(), starts=starts), BATCH)
+    assert starts == [2]
+
+
+def test_an_unfinished_store_is_refused(tmp_path):
+    interrupt(tmp_path / "store", draw())
+    for name in ("store", "store.part"):
+        with pytest.raises(InputError, match="required a finished store of probabilities, got one that is not finished"):
+            open_store(tmp_path / name)
+    with pytest.raises(InputError, match="got no such folder; predict again"):
+        open_store(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["probabilities.npy", "checksums.npy", "store.json"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "foreign"])
+def test_a_damaged_store_is_refused_in_one_line(tmp_path, name, damage):
+    path = write(tmp_path / "store").folder / name
+    if damage == "cut":
+        os.truncate(path, path.stat().st_size - 9)
+    elif damage == "gone":
+        path.unlink()
+    elif name == "store.json":
+        path.write_text(json.dumps({"shape": [1]}))
+    else:
+        np.save(path, np.zeros(3))
+    with pytest.raises(InputError, match="required a whole store of probabilities, got a damaged one") as caught:
+        open_store(path.parent)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_changed_are_found_when_they_are_read(tmp_path):
+    store = write(tmp_path / "store")
+    with open(store.folder / "probabilities.npy", "r+b") as file:
+        file.seek(store.data.offset + (4 * CLASSES + 1) * SIZE * SIZE + 35)
+        file.write(bytes([int(draw()[4, 1, 5, 5]) ^ 1]))
+    store = open_store(store.folder)
+    store.read(0, 4)
+    with pytest.raises(InputError, match=r"got others for 4\.jpg \(유리\); the file is damaged: delete the folder"):
+        store.read(4, 5)
+
+
+def test_a_checksum_counts_every_byte():
+    plane = np.arange(37, dtype=np.uint8)
+    for position in range(37):
+        changed = plane.copy()
+        changed[position] ^= 128
+        assert checksum(changed) != checksum(plane)
+    assert checksum(np.full(16, 255, np.uint8)) == 2**64 - 2
