@@ -26,6 +26,7 @@ from seglib.files import write_text
 from seglib.runs.notebook import saves_result
 from seglib.runs.processes import UNDER_RUNNER, kill_family
 from seglib.runs.record import read_record, start_record, update_record
+from seglib.runs.tracking import NAME as TRACKING
 from seglib.runs.tracking import finish_tracking
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
@@ -98,7 +99,7 @@ def _send_notebook(output: Path, parameters: dict[str, Any], status: str) -> dic
 
     A run that was stopped goes on some time, and sends it then.
     """
-    if not parameters.get("track") or status in ("killed", "interrupted"):
+    if not (output.parent / TRACKING).is_file() or status in ("killed", "interrupted"):
         return {}
     try:
         files = [output, output.with_suffix(".html")]

@@ -184,7 +184,7 @@ def _open_store():
         return
     folder = outputs_dir() / "mlruns"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock", timeout=60):
+    with FileLock(folder / ".lock", timeout=300):
         yield f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
 
 

@@ -163,13 +163,18 @@ def open_trackers(names: Iterable[str], run_dir: Path, parameters: Mapping[str, 
 def finish_tracking(run_dir: Path, parameters: Mapping[str, Any], files: Sequence[Path], ok: bool) -> dict[str, Any]:
     """Send the executed notebook, which exists only after its last cell, and whatever else a tracker lacks.
 
+    Parameters
+    ----------
+    parameters : of the notebook, which has opened the trackers named in `track`.
+
     Returns
     -------
     What the record says of each tracker; empty where none was asked for.
     """
-    names = [name for name in parameters.get("track", ()) if name != "tensorboard"]  # which takes no files
-    tracking = Tracking(run_dir, parameters, {name: OPEN[name] for name in names})
-    if names:
+    notes = _read_notes(run_dir / NAME)
+    asked = [name for name in notes if name in parameters["track"] and name != "tensorboard"]  # which takes no files
+    tracking = Tracking(run_dir, parameters, {name: OPEN[name] for name in asked})
+    if asked:
         tracking._log_rows(_read_history(run_dir / "history.csv"))
         record = read_record(run_dir) or {}
         if record.get("metrics"):

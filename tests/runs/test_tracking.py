@@ -186,7 +186,8 @@ def test_a_watcher_beside_the_trackers_is_told_the_same(track):
 def test_no_tracker_asked_for_means_no_file_and_no_words(tmp_path, capsys):
     tracking = open_trackers([], tmp_path, PARAMETERS)
     tracking.epoch(make_history(2))
-    assert tracking.log_result(METRICS, 2, tmp_path) == finish_tracking(tmp_path, PARAMETERS, [], ok=True) == {}
+    assert tracking.log_result(METRICS, 2, tmp_path) == {}
+    assert finish_tracking(tmp_path, PARAMETERS | {"track": []}, [], ok=True) == {}
     assert not [*tmp_path.iterdir()] and capsys.readouterr().out == ""
 
 
@@ -210,7 +211,8 @@ def test_a_tracker_without_an_answer_leaves_a_run_ok_and_the_record_says_so(tmp_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (tmp_path / "run").mkdir()
     parameters = {"run_dir": str(tmp_path / "run"), "track": ["mlflow"]}
-    notebook = write_notebook(tmp_path / "notebook.ipynb")
+    body = "from seglib.runs.tracking import open_trackers\nopen_trackers(track, run_dir, {})"
+    notebook = write_notebook(tmp_path / "notebook.ipynb", body)
     run_job({"notebook": notebook, "run_dir": tmp_path / "run", "key": "k", "parameters": parameters, "varied": {}})
     record = read_record(tmp_path / "run")
     stopped = record["tracking"]["mlflow"]["stopped"]
