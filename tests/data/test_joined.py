@@ -13,7 +13,7 @@ OPTIONS = {"folds": 4, "fold": 0, "seed": 1, "paint_order": "class_id", "backgro
 
 
 def open_small(folder, split="given", image_size=64, **changes):
-    return open_data(str(folder), "train.json", "val.json", split=split, image_size=image_size, **OPTIONS | changes)
+    return open_data(str(folder), "train.json", "val.json", split=split, image_size=image_size, **(OPTIONS | changes))
 
 
 @pytest.mark.parametrize("split", ["given", "kfold"])
@@ -47,7 +47,7 @@ def cut_objects(subset):
 
 
 def test_objects_are_cut_from_their_own_images(small_data):
-    train, val = open_small(small_data)
+    train, val = open_small(small_data, cache=True)
     own, joined = cut_objects(train) + cut_objects(val), cut_objects(join(train, val))
     assert len(own) == len(joined) > 20
     assert all(map(np.array_equal, own, joined))
