@@ -1,7 +1,7 @@
 """Open a finished training run again: its validation images, its best model, and what it was scored with."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,29 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
         val_images = val_images.take_debug_share()
     confusion, image_ids, class_names = load_confusion(folder / "confusion.npz")
     _require_same_data(folder, val_images, image_ids, class_names)
-    model = build_model(**_take_arguments(build_model, best))
-    model.load_state_dict(best["model"])
-    return FinishedRun(folder, record, val_images, model.eval(), class_names, confusion)
+    return FinishedRun(folder, record, val_images, _rebuild_model(best), class_names, confusion)
+
+
+def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, Callable[[], nn.Module]]:
+    """The weights to predict with: final.pt, fitted to all images at the end, where it may be and is; else best.pt.
+
+    Returns
+    -------
+    File name, SHA-256 of the weights, and a function that gives the model, on the CPU where it is built anew.
+
+    Raises
+    ------
+    InputError
+        final.pt is damaged, or of other classes.
+    """
+    path = run.folder / "final.pt"
+    if not (may_be_final and path.is_file()):
+        return "best.pt", run.record["weights_sha256"], lambda: run.model
+    final = load_checkpoint(path, required=FACTS)
+    if list(final["class_names"]) != run.class_names:
+        got = ", ".join(final["class_names"])
+        raise InputError(f"{path}: required the run's classes ({', '.join(run.class_names)}), got {got}; train it again")
+    return path.name, hash_weights(final["model"]), lambda: _rebuild_model(final)
 
 
 def require_same_images(run: FinishedRun, other: FinishedRun) -> None:
@@ -156,6 +176,12 @@ def _read_finished(folder: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"run_dir {folder}: required a training run, got a folder without {' and '.join(missing)}")
     return record
+
+
+def _rebuild_model(checkpoint: Mapping[str, Any]) -> nn.Module:
+    model = build_model(**_take_arguments(build_model, checkpoint))
+    model.load_state_dict(checkpoint["model"])
+    return model.eval()
 
 
 def _take_arguments(function: Any, values: Mapping[str, Any]) -> dict[str, Any]:

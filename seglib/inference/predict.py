@@ -86,6 +86,28 @@ def predict_logits(model: nn.Module, image: np.ndarray, device: torch.device, pr
         return model(batch)[0].float()
 
 
+@torch.inference_mode()
+def predict_batches(
+    run: FinishedRun,
+    model: nn.Module,
+    images: Subset,
+    device: torch.device,
+    batch_size: int,
+    compute: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(masks, what `compute` makes of the model and the images) a batch: the model's logits unless something else is asked.
+
+    Computed as training's evaluation does: the same algorithms, layout, precision, batches.
+    """
+    seed_everything(run.record["params"]["seed"], run.record["params"]["deterministic"])
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    loader = build_loader(images, batch_size, shuffle=False, augmentation="none", seed=0, num_workers=0)
+    for batch, masks in loader:
+        with autocast(device, run.record["precision"]), _threads(run.record["threads"]):
+            computed = compute(model, move(batch, device))
+        yield move(masks, device), computed
+
+
 def open_predictions(
     run: FinishedRun,
     device: torch.device,
@@ -200,7 +222,7 @@ def _write_predictions(
             shape = (count, classes, size, size)
             probabilities_file = _start_array(files, run.folder / "probabilities.npy", np.float16, shape)
         done = 0
-        for masks, logits in _predict_batches(run, device, batch_size):
+        for masks, logits in predict_batches(run, run.model, run.val_images, device, batch_size):
             probabilities = logits.float().softmax(dim=1)
             preds_file.write(logits.argmax(dim=1).to(torch.uint8).cpu().numpy().tobytes())
             if keep_probabilities:
@@ -212,18 +234,6 @@ def _write_predictions(
                 progress(done, count)
     with replacing(run.folder / "prediction_quality.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **quality)
-
-
-@torch.inference_mode()
-def _predict_batches(run: FinishedRun, device: torch.device, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(masks, logits) a batch, computed as training's evaluation does: the same algorithms, layout, precision, batches."""
-    seed_everything(run.record["params"]["seed"], run.record["params"]["deterministic"])
-    model = run.model.to(device, memory_format=torch.channels_last).eval()
-    loader = build_loader(run.val_images, batch_size, shuffle=False, augmentation="none", seed=0, num_workers=0)
-    for images, masks in loader:
-        with autocast(device, run.record["precision"]), _threads(run.record["threads"]):
-            logits = model(move(images, device))
-        yield move(masks, device), logits
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def forbid_predicting(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("predicted again")
 
-    monkeypatch.setattr(module, "_predict_batches", refuse)
+    monkeypatch.setattr(module, "predict_batches", refuse)
 
 
 def test_predictions_give_the_run_s_own_confusion(run):

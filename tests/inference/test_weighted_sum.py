@@ -46,6 +46,13 @@ def test_whole_weights_give_the_exact_vote_ties_included(stores, weights):
     np.testing.assert_array_equal(vote(stores, weights), vote_slowly(stores, weights))
 
 
+@pytest.mark.parametrize("weights", [(1, 1, 2), (5, 3, 12), (1, 3, 3)])
+def test_fractions_give_the_same_vote_as_whole_weights(stores, weights):
+    expected = vote_slowly(stores, weights)
+    for scale in (0.05, 1 / sum(weights), 3):
+        np.testing.assert_array_equal(vote(stores, np.array(weights) * scale), expected)
+
+
 def test_without_weights_all_count_the_same(stores):
     np.testing.assert_array_equal(vote(stores), vote_slowly(stores, (1, 1, 1)))
     np.testing.assert_array_equal(vote(stores, [0.1] * 3), vote(stores))

@@ -1,0 +1,205 @@
+"""Probabilities of a finished run for a set of images: predicted once, and found again as long as nothing changed."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import nn
+
+from seglib.data.coco import load_coco, resolve_image
+from seglib.data.dataset import Subset
+from seglib.data.fingerprint import hash_files
+from seglib.data.pixels import open_pixels
+from seglib.data.verify import refuse_errors, verify_coco
+from seglib.errors import InputError
+from seglib.files import hash_text
+from seglib.inference.finished_run import FinishedRun, choose_weights
+from seglib.inference.predict import predict_batches
+from seglib.inference.probability_store import ProbabilityStore, describe_store, open_store, write_store
+from seglib.inference.recipe import Recipe, check_recipe, compute_probabilities, quantise
+from seglib.models.refusals import explain_refusal
+from seglib.training.device import autocast, describe_device
+
+VERSION = 1  # of how probabilities are computed and stored: those of another one are made again
+NOTHING = MappingProxyType({})
+
+
+def open_test_images(run: FinishedRun, json_name: str, data_dir: str = "") -> Subset:
+    """Open images to predict as the run's validation images were opened; annotations, if there are any, are left out.
+
+    Parameters
+    ----------
+    json_name : a COCO file with `images` and `categories`, of images of any size.
+    data_dir : its folder; "" is that of the run's validation images.
+
+    Raises
+    ------
+    InputErrors
+        One line for each error that `verify_coco` finds: missing images, other sizes than the file says, and so on.
+    """
+    own = run.val_images.data
+    data = load_coco(Path(data_dir).expanduser() if data_dir else own.data_dir, json_name)
+    data = replace(data, annotations=data.annotations.iloc[:0], class_names=own.class_names, category_ids=own.category_ids)
+    refuse_errors(verify_coco(data), data.json_path)
+    return Subset(data, _open_pixels(run, data, run.image_size), np.arange(len(data.images)))
+
+
+def predict_run(
+    run: FinishedRun,
+    images: Subset,
+    *,
+    device: torch.device,
+    tta: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
+    merge: str = "mean",
+    sliding: Mapping[str, Any] = NOTHING,
+    size: int = 0,
+    resize: str = "nearest",
+    dtype: str = "uint8",
+    batch_size: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ProbabilityStore:
+    """Open the probabilities of a run for some images; predicted first where there are none, or those of other weights.
+
+    They are kept in the run's folder, in probabilities/. The weights are best.pt's; images without any annotation are
+    predicted with final.pt where the run has one (it has seen the validation images, so nothing that can be scored is).
+    A killed prediction goes on where it was. Predictions of weights or images that changed since are deleted, once
+    the new ones are whole.
+
+    uint8 keeps 255 p, rounded; where that ties the most probable class with a lower one it is raised by 1, so that a
+    store's argmax is that of the probabilities in every pixel: one model loses nothing.
+
+    Parameters
+    ----------
+    images : `run.val_images`, or what `open_test_images` opened; opened again where the size is not the model's.
+    tta : flips, rotations and scales, see `build_views`; empty for the plain image.
+    merge : "mean" of the views' probabilities, or of their "logits".
+    sliding : predict images opened at a larger size in windows, see `check_sliding`; empty for the whole image at once.
+    size : side at which probabilities are kept [px]; 0 is the model's.
+    resize : how to get there. "nearest" takes one pixel of several, and is exact: a vote over such stores and its argmax
+        are what voting at the model's size and resizing the masks by nearest neighbour gives. "smooth" is linear, with
+        a filter as wide as the step.
+    dtype : "uint8", or "float16" of twice the size.
+    batch_size : images predicted at a time; 0 is the run's own.
+    progress : called with (images done, images in all).
+
+    Raises
+    ------
+    InputError
+        Options that are unknown or that the model cannot do, or a disk that is too full.
+    """
+    recipe = check_recipe(run.image_size, tta, merge, sliding, size, resize, dtype)
+    weights_file, weights_sha256, take_model = choose_weights(run, may_be_final=len(images.data.annotations) == 0)
+    batch_size = batch_size or run.batch_size
+    facts = recipe.describe() | {
+        "run": run.folder.name,
+        "images": images.data.json_path.name,
+        "images_hash": _hash_images(images),
+        "image_size": run.image_size,
+        "precision": run.record["precision"],
+        "weights_file": weights_file,
+        "weights_sha256": weights_sha256,
+        "batch_size": batch_size,
+        "device": describe_device(device),
+    }
+    folder = _name_folder(run, recipe, images, facts)
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.parent / f"{_name_request(folder)}.lock"):
+        if not _is_kept(folder):
+            about = describe_store(images.image_ids, _file_names(images), run.class_names, recipe.size, dtype, facts)
+            model = take_model()
+            _require_sides(run, model, recipe, device)
+            predict = partial(_predict_from, run, model, _open_at(run, images, recipe.side), recipe, device, batch_size)
+            write_store(folder, about, predict, batch_size, progress)
+        _delete_superseded(folder)
+    return open_store(folder)
+
+
+def _name_folder(run: FinishedRun, recipe: Recipe, images: Subset, facts: Mapping[str, Any]) -> Path:
+    """JSON's name, hash of what is asked for, hash of what it is made from."""
+    request = [VERSION, recipe.describe(), facts["images"], images.image_ids.tolist()]
+    names = ("images_hash", "image_size", "precision", "weights_file", "weights_sha256")
+    hashes = [hash_text(json.dumps(part))[:8] for part in (request, [facts[name] for name in names])]
+    return run.folder / "probabilities" / "-".join([Path(facts["images"]).stem, *hashes])
+
+
+def _name_request(folder: Path) -> str:
+    return folder.name.rpartition("-")[0]
+
+
+def _hash_images(images: Subset) -> str:
+    """Hash of the images' files, in order, and of what the JSON says of them."""
+    rows = images.data.images.iloc[images.indices]
+    files = hash_files([resolve_image(images.data.data_dir, name) for name in rows["file_name"]])
+    return hash_text(json.dumps([files, rows[["image_id", "file_name", "width", "height"]].to_dict("list")]))
+
+
+def _file_names(images: Subset) -> list[str]:
+    return images.data.images["file_name"].iloc[images.indices].tolist()
+
+
+def _open_pixels(run: FinishedRun, data, side: int):
+    params = run.record["params"]
+    return open_pixels(data, side, params["paint_order"], params["background"], params.get("cache", True))
+
+
+def _open_at(run: FinishedRun, images: Subset, side: int) -> Subset:
+    if images.image_size == side:
+        return images
+    return Subset(images.data, _open_pixels(run, images.data, side), images.indices)
+
+
+def _is_kept(folder: Path) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        open_store(folder)
+    except InputError as error:
+        warnings.warn(f"{error} (now)", stacklevel=3)
+        return False
+    return True
+
+
+def _delete_superseded(folder: Path) -> None:
+    """Delete what answers the same request from weights or images that are no longer those of the run."""
+    for other in folder.parent.glob(f"{_name_request(folder)}-*"):
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def _require_sides(run: FinishedRun, model: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """Refuse views whose scaled images the model cannot take, before the first image is predicted."""
+    sides = {min(view.side, recipe.window) if recipe.sliding else view.side for view in recipe.views}
+    params = run.record["params"]
+    for side in sorted(sides - {recipe.window}):
+        image = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
+        try:
+            with torch.inference_mode(), autocast(device, run.record["precision"]):
+                shape = model.to(device).eval()(image).shape[-2:]
+        except Exception as error:  # models raise whatever their parts raise
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            names = params["architecture"], params["encoder"]
+            reason = explain_refusal(*names, error, doing=f"predict images of {side} px")
+            raise InputError(f"tta: scales give {side} px, which {run.folder} cannot take: {reason}; leave them out") from error
+        if tuple(shape) != (side, side):
+            raise InputError(f"tta: scales give {side} px, of which {run.folder} makes {tuple(shape)}; leave them out")
+
+
+def _predict_from(
+    run: FinishedRun, model: nn.Module, images: Subset, recipe: Recipe, device: torch.device, batch_size: int, start: int
+) -> Iterator[np.ndarray]:
+    rest = Subset(images.data, images.pixels, images.indices[start:])
+    compute = partial(compute_probabilities, recipe)
+    for _, probabilities in predict_batches(run, model, rest, device, batch_size, compute):
+        if not torch.isfinite(probabilities).all():
+            raise InputError(f"{run.folder}: required probabilities, got NaN from the model; train it again")
+        yield quantise(probabilities, recipe.dtype).cpu().numpy()
