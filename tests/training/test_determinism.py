@@ -16,7 +16,7 @@ ENCODERS = OWN_ENCODERS | {"DPT": ("tu-test_vit",)}
 OFTEN = {"DPT", "DeepLabV3Plus", "FPN", "MAnet", "PSPNet", "Segformer", "SegNet", "UPerNet", "Unet"}  # others are slow
 # Of families of timm that pool, pad, resize or attend in ways of their own.
 TIMM = [
-    *("csatv2", "davit_tiny", "efficientformerv2_s0", "gcvit_xxtiny", "hiera_tiny_224", "maxvit_pico_rw_256"),
+    *("davit_tiny", "efficientformerv2_s0", "gcvit_xxtiny", "hiera_tiny_224", "maxvit_pico_rw_256"),
     *("mvitv2_tiny", "nextvit_small", "pvt_v2_b2_li", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"),
 ]
 
