@@ -1,0 +1,211 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import matthews_corrcoef
+
+from seglib.data.dataset import Subset
+from seglib.errors import InputError
+from seglib.evaluation.metrics import pooled_miou
+from seglib.inference import ensemble_judge
+from seglib.inference.ensemble_judge import deal_images, judge_searches, trace_selection
+from seglib.inference.ensemble_sample import correlate_errors, survey_members, tabulate_members
+from seglib.inference.ensemble_weights import (
+    SEARCHES,
+    find_greedy,
+    find_softmax,
+    fit_temperatures,
+    score_weights,
+    select_greedily,
+    weigh_path,
+)
+from seglib.inference.probability_store import describe_store, open_store, write_store
+from seglib.inference.weighted_sum import score_store, score_weighted
+
+CLASSES, COUNT, SIZE = ["Background", "Paper", "Metal"], 12, 16
+
+
+def make_truth(masks, groups=None):
+    pixels = SimpleNamespace(image_ids=np.arange(len(masks)), image_size=SIZE, read=lambda index: (None, masks[index]))
+    images = pd.DataFrame({"group": groups or [None] * len(masks)})
+    data = SimpleNamespace(class_names=tuple(CLASSES), images=images, json_path=SimpleNamespace(name="val.json"))
+    return Subset(data, pixels, np.arange(len(masks)))
+
+
+def make_store(folder, probabilities):
+    array = (255 * probabilities).round().astype(np.uint8)
+    names = [f"{image}.jpg" for image in range(len(array))]
+    about = describe_store(np.arange(len(array)), names, CLASSES, SIZE, "uint8", {})
+    write_store(folder, about, lambda start: iter([array]), len(array))
+    return open_store(folder)
+
+
+def guess(masks, skill, seed, heat=1.0):
+    """Probabilities that know the truth by `skill`; divided by `heat` before the softmax, which calibrates them."""
+    noise = np.random.default_rng(seed).normal(size=(len(masks), 3, SIZE, SIZE))
+    logits = noise + skill * (masks[:, None] == np.arange(3)[:, None, None])
+    odds = np.exp(logits / heat)
+    return odds / odds.sum(1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Truth with ignored pixels, and four members: good, fair, fair, worse than chance."""
+    masks = np.random.default_rng(0).choice([0, 1, 2, 255], (COUNT, SIZE, SIZE), p=[0.6, 0.2, 0.1, 0.1]).astype(np.uint8)
+    folder = tmp_path_factory.mktemp("stores")
+    stores = [make_store(folder / f"m{n}", guess(masks, skill, n + 1)) for n, skill in enumerate((2, 1.2, 1.2, -1))]
+    truth = make_truth(masks)
+    return stores, truth, survey_members(stores, truth, pixels=10**6)
+
+
+def test_a_survey_scores_each_member(scene):
+    stores, truth, survey = scene
+    for store, confusion in zip(stores, survey.confusions, strict=True):
+        np.testing.assert_array_equal(confusion, score_store(store, truth))
+    table = tabulate_members(list("abcd"), survey.confusions, CLASSES)
+    assert table.columns.tolist() == ["member", "miou", "miou_image", "accuracy", *CLASSES]
+    assert table["miou"].tolist() == [pytest.approx(pooled_miou(score_store(store, truth))) for store in stores]
+
+
+def test_correlation_of_errors_equals_scikit_learn(scene):
+    stores, truth, survey = scene
+    masks = np.stack([truth.read(image)[1] for image in range(COUNT)])
+    valid = masks != 255
+    wrong = [(store.read(0, COUNT).argmax(1) != masks)[valid] for store in stores]
+    phi = correlate_errors(survey)
+    np.testing.assert_allclose(phi, [[matthews_corrcoef(a, b) for a in wrong] for b in wrong], atol=1e-12)
+
+
+def test_a_sample_of_all_disputed_pixels_scores_exactly(scene):
+    stores, truth, survey = scene
+    assert (survey.sample.stands_for == 1).all()
+    for weights in ([0.25] * 4, [0.7, 0.3, 0, 0], [0, 0.1, 0.4, 0.5]):
+        exact = pooled_miou(score_weighted(stores, truth, weights))
+        assert score_weights(survey.sample, np.array(weights)) == pytest.approx(exact, abs=2e-4)  # ties are rounded otherwise
+
+
+def test_a_small_sample_stands_for_all_valid_pixels(scene):
+    stores, truth, survey = scene
+    small = survey_members(stores, truth, pixels=COUNT * 20, seed=1).sample
+    assert len(small.truth) == COUNT * 20
+    assert not (small.truth == 255).any()
+    assert small.stands_for.sum() == survey.confusions[0].sum()
+    assert small.stands_for[small.disputed].sum() == survey.disputed.sum()
+    again = survey_members(stores, truth, pixels=COUNT * 20, seed=1).sample
+    np.testing.assert_array_equal(small.planes, again.planes)
+    assert not np.array_equal(small.planes, survey_members(stores, truth, pixels=COUNT * 20, seed=2).sample.planes)
+
+
+def test_greedy_selection_equals_trying_all_by_hand(scene):
+    stores, truth, survey = scene
+    path, drawn = select_greedily(survey.sample, draws=4), []
+    for expected in path.drawn:
+        scores = [
+            pooled_miou(score_weighted(stores, truth, np.bincount([*drawn, member], minlength=4))) for member in range(4)
+        ]
+        assert scores[expected] == pytest.approx(max(scores), abs=2e-4)
+        drawn.append(expected)
+    assert path.drawn[0] == 0
+    assert 3 not in path.drawn
+
+
+def test_weights_of_a_path_end_at_its_best_draw():
+    path = select_greedily.__annotations__["return"]([2, 0, 2, 1], [0.4, 0.5, 0.7, 0.6])
+    assert weigh_path(path, 4).tolist() == [1 / 3, 0, 2 / 3, 0]
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_beats_the_mean_where_a_member_is_worse_than_chance(scene, name):
+    stores, truth, survey = scene
+    weights = SEARCHES[name](survey.sample, 0)
+    assert weights.sum() == pytest.approx(1)
+    assert (weights >= 0).all()
+    assert weights[3] < 0.05
+    mean, found = (pooled_miou(score_weighted(stores, truth, given)) for given in ([1] * 4, weights))
+    assert found > mean + 0.02
+    np.testing.assert_array_equal(SEARCHES[name](survey.sample, 0), weights)
+
+
+def test_softmax_weights_are_the_minimum_of_the_nll(scene):
+    sample = scene[2].sample
+    p = np.maximum(sample.planes[:, sample.truth, np.arange(len(sample.truth))] / 255, 0.5 / 255)
+
+    def nll(weights):
+        return -np.average(np.log(weights @ p), weights=sample.stands_for)
+
+    weights = find_softmax(sample)
+    for change in np.random.default_rng(0).dirichlet(np.ones(4), 20):
+        assert nll(0.98 * weights + 0.02 * change) >= nll(weights) - 1e-6
+
+
+def test_bags_give_members_a_chance_that_the_best_would_take(scene):
+    weights = find_greedy(scene[2].sample, seed=0, bags=6)
+    assert weights.sum() == pytest.approx(1)
+    assert np.count_nonzero(weights) >= np.count_nonzero(find_greedy(scene[2].sample))
+
+
+def test_temperatures_undo_what_heated_the_logits(tmp_path):
+    """With labels drawn from a member's own probabilities its temperature is 1; sharpened ones need what sharpened them."""
+    p = guess(np.zeros((COUNT, SIZE, SIZE)), 0.5, 1)
+    draws = np.random.default_rng(3).random((COUNT, 1, SIZE, SIZE))
+    masks = (p.cumsum(1) < draws).sum(1).clip(0, 2).astype(np.uint8)
+    masks[0, :4] = 255
+    sharp = p**2 / (p**2).sum(1, keepdims=True)
+    stores = [make_store(tmp_path / "calibrated", p), make_store(tmp_path / "sharp", sharp)]
+    heats = fit_temperatures(survey_members(stores, make_truth(masks), pixels=10**6).sample)
+    assert heats == pytest.approx([1, 2], rel=0.12)
+
+
+def test_a_searchs_gain_is_judged_on_images_that_it_did_not_see(scene):
+    stores, truth, survey = scene
+    verdict = judge_searches(stores, truth, survey.sample, ("greedy", "softmax"), folds=3, resamples=200)
+    table = verdict.table.set_index("weights")
+    assert table.index.tolist() == ["mean", "greedy", "softmax"]
+    assert table.loc["greedy", "searched"] == pytest.approx(pooled_miou(verdict.confusions["greedy"]))
+    assert table.loc["greedy", "gain"] == pytest.approx(table.loc["greedy", "held_out"] - table.loc["mean", "held_out"])
+    assert verdict.recommended == table["gain"].idxmax()
+    assert "use it" in verdict.text
+    with pytest.raises(InputError, match="unknown search 'gredy'; did you mean 'greedy'"):
+        judge_searches(stores, truth, survey.sample, ("gredy",))
+
+
+def test_a_search_that_only_fits_its_images_is_told_apart(scene, monkeypatch):
+    """Three copies of one member: no weighting changes anything."""
+    stores, truth, _ = scene
+    same = [stores[0]] * 3
+    verdict = judge_searches(same, truth, survey_members(same, truth).sample, folds=3, resamples=100)
+    assert verdict.recommended == "mean"
+    assert "greedy: cross-validated gain +0.0000 mIoU [+0.0000, +0.0000]: not above 0 for certain" in verdict.text
+
+
+def test_held_out_images_take_no_part_in_their_own_weights(scene, monkeypatch):
+    stores, truth, survey = scene
+    seen = []
+    monkeypatch.setitem(ensemble_judge.SEARCHES, "greedy", lambda sample, seed: seen.append(sample) or np.ones(4) / 4)
+    judge_searches(stores, truth, survey.sample, folds=3, resamples=100)
+    folds = deal_images(truth, 3, 0)
+    for fold, sample in enumerate(seen[1:]):
+        assert set(sample.image) == set(np.flatnonzero(folds != fold))
+        assert not sample.agreed[folds == fold].any()
+
+
+def test_images_of_a_group_are_in_one_fold():
+    masks = np.zeros((8, SIZE, SIZE), np.uint8)
+    folds = deal_images(make_truth(masks, ["a", "b", "a", None, None, "b", "a", None]), 2, seed=0)
+    assert folds[0] == folds[2] == folds[6]
+    assert folds[1] == folds[5]
+    assert set(folds) == {0, 1}
+    with pytest.raises(InputError, match="folds: required 2 to 8"):
+        deal_images(make_truth(masks), 9, seed=0)
+
+
+def test_the_curve_has_what_was_searched_and_what_was_held_out(scene):
+    stores, truth, survey = scene
+    curve = trace_selection(survey.sample, deal_images(truth, 3, 0), list("abcd"), draws=6)
+    assert curve["draw"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert curve["member"].iloc[0] == "a"
+    assert curve["searched"].iloc[0] == pytest.approx(pooled_miou(score_store(stores[0], truth)), abs=2e-4)
+    assert curve["held_out"].iloc[0] == pytest.approx(curve["searched"].iloc[0])  # "a" is the best of every part
+    assert curve["best_mean"].iloc[3] == pytest.approx(pooled_miou(score_weighted(stores, truth)), abs=2e-4)
+    assert curve["best_mean"].iloc[4:].isna().all()
