@@ -234,7 +234,11 @@ class TrainConfig(DataConfig):
                 check_options(values["scheduler"], values.get("scheduler_options", {}), SCHEDULERS[values["scheduler"]])
         except InputError as error:
             problems["scheduler_options"] = f"scheduler_options: {error}"
-        if "snapshot" in values.get("averaging", {}) and values.get("scheduler", "cosine_restarts") != "cosine_restarts":
+        if {"swa", "snapshot"} <= values.get("averaging", {}).keys():
+            problems["averaging"] = (
+                "averaging: swa holds the learning rate, and snapshot needs its cycles to the end; choose one of them"
+            )
+        elif "snapshot" in values.get("averaging", {}) and values.get("scheduler", "cosine_restarts") != "cosine_restarts":
             problems["averaging"] = (
                 "averaging: snapshot takes the weights at the end of each cycle, so scheduler must be cosine_restarts,"
                 f" got {values['scheduler']}"

@@ -67,8 +67,8 @@ def test_a_wrong_option_of_an_extra_set_is_one_line(folder, changes, words):
 @pytest.mark.parametrize(
     ("extra_data", "words"),
     [
-        ([{}], "extra_data[0] must have data_dir and json, got no data_dir and no json"),
-        ([{"data_dir": "."}], "extra_data[0] must have data_dir and json, got no json"),
+        ([{}], "extra_data[0] must have json, and data_dir where its images are not those of the run's; got no json"),
+        ([{"data_dir": "."}], "extra_data[0] must have json, and data_dir where its images are not those of the run's; got no json"),
         (["taco"], "extra_data.0 must be a mapping name: value, got 'taco' (a text)"),
         ({"data_dir": "."}, "extra_data must be a list, got {'data_dir': '.'} (dict)"),
     ],

@@ -35,7 +35,7 @@ def join_extra(
     Parameters
     ----------
     val_images : images of which an exact copy in an extra set is left out.
-    extra_data : for each set `data_dir` and `json`, and where wanted
+    extra_data : for each set `json`, `data_dir` where its images lie elsewhere than the own ones, and where wanted
 
         - `weight`: how often, on average, each of its images stands in an epoch; 1 by default, below 1 other images are
           drawn in each epoch, whatever `expand` makes of the own images.
@@ -67,7 +67,7 @@ def _open_set(place: int, train_images: Subset, entry: Mapping[str, Any], option
     """An extra set in the classes of the training images, its focus included."""
     ours = train_images.data
     painted_names = ours.painted_class_names or ours.class_names
-    data = load_verified(Path(entry["data_dir"]).expanduser(), entry["json"])
+    data = load_verified(Path(entry.get("data_dir", ours.data_dir)).expanduser(), entry["json"])
     class_ids = _translate(f"extra_data[{place}]", data, entry, painted_names)
     pixels = _paint(data, class_ids, len(painted_names), train_images.image_size, **options)
     is_object = (class_ids > 0) & (class_ids != IGNORE_INDEX)

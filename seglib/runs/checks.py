@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, unknown_name
 from seglib.parameters import NotebookConfig
 from seglib.runs.augmentation_check import find_augmentation_refusals
 from seglib.runs.class_check import find_class_problems
-from seglib.runs.grid_file import GridFile
+from seglib.runs.grid_file import GridFile, Step
 from seglib.runs.naming import shorten
 from seglib.runs.notebook import find_config, find_notebook, read_defaults
 from seglib.runs.preflight import find_model_refusals, refuse_weights
@@ -130,17 +131,27 @@ def _find_baseline_problems(file: GridFile, parameters: Sequence[Mapping]) -> li
     return []
 
 
-def _find_step_problems(file: GridFile, step: Any) -> list[str]:
+def _find_step_problems(file: GridFile, step: Step) -> list[str]:
     try:
         notebook = find_notebook(step.notebook, file.path)
         defaults, config = read_defaults(notebook), find_config(notebook)
     except InputError as error:
         return [str(error)]
-    needed = "run_dir" if step.each else "grid_dir"
+    needed = "run_dir" if step.each or _is_further_run(file, step, notebook) else "grid_dir"
     if needed not in defaults:
         return [f"{step.notebook} must have a parameter {needed}, through which it is told what to read"]
-    _, problems = check_values(config, defaults, defaults | step.fixed)
-    return [f"{step.notebook}: {problem}" for name, problem in problems.items() if name in step.fixed]
+    _, problems = check_values(config, defaults, compose_values(file, step, notebook))
+    known = [name for name in step.fixed if not step.uses_grid_dir(name)]  # what is still to be written cannot be checked
+    return [f"{step.notebook}: {problems[name]}" for name in known if name in problems]
+
+
+def compose_values(file: GridFile, step: Step, notebook: Path) -> dict[str, Any]:
+    """A step's parameters before any folder is known: the notebook's, under those that a further run has from its grid."""
+    return read_defaults(notebook) | (file.fixed if _is_further_run(file, step, notebook) else {}) | step.fixed
+
+
+def _is_further_run(file: GridFile, step: Step, notebook: Path) -> bool:
+    return not step.each and notebook == find_notebook(file.notebook, file.path)
 
 
 def _find_untyped_problems(values: Mapping, defaults: Mapping) -> dict[str, str]:

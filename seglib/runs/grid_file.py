@@ -1,5 +1,6 @@
 """Reads a grid file: YAML to a checked specification, each mistake of its form in one line."""
 
+import json
 import re
 import reprlib
 from collections.abc import Mapping
@@ -12,14 +13,24 @@ import yaml
 from seglib.errors import InputError, InputErrors, unknown_name
 from seglib.runs.strict_yaml import parse_yaml, read_text
 
+GRID_DIR = "{grid_dir}"
+
 
 @dataclass(frozen=True)
 class Step:
-    """A notebook that follows the runs: once for `each` run (as `run_dir`), or once for the grid (as `grid_dir`)."""
+    """A notebook that follows the runs: once for `each` run (as `run_dir`), or once for the grid (as `grid_dir`).
+
+    The grid's own notebook is a further run, with what the grid fixes. `{grid_dir}` in a text of `fixed` is the grid's
+    folder, in which the steps before have written.
+    """
 
     notebook: str
     each: bool = False
     fixed: dict[str, Any] = field(default_factory=dict)
+
+    def uses_grid_dir(self, *names: str) -> bool:
+        """Whether one of the named parameters (default: any) names the grid's folder."""
+        return any(GRID_DIR in json.dumps(self.fixed[name], default=str) for name in names or self.fixed if name in self.fixed)
 
 
 @dataclass(frozen=True)

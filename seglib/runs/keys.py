@@ -55,7 +55,8 @@ def _replace_paths(
             content[source] = _hash_content(name, *source)
         values[name] = content[source]
     if config and "extra_data" in config.model_fields:
-        values["extra_data"] = [_replace_place(options, content) for options in values["extra_data"]]
+        own = {"data_dir": parameters["data_dir"]}
+        values["extra_data"] = [_replace_place(own | options, content) for options in values["extra_data"]]
     return values
 
 
@@ -63,7 +64,8 @@ def _replace_place(options: Mapping, content: dict[tuple, str]) -> dict[str, Any
     """An extra set's options, with the hash of its content where its folder and file were."""
     source = (options["data_dir"], options["json"])
     if source not in content:
-        content[source] = fingerprint_data(options["data_dir"], [options["json"]])
+        images_are_known = options["data_dir"] == "synthetic"  # by seglib's code
+        content[source] = hash_files([options["json"]])[0] if images_are_known else fingerprint_data(*source[:1], source[1:])
     return {name: value for name, value in options.items() if name not in ("data_dir", "json")} | {"data": content[source]}
 
 

@@ -11,7 +11,7 @@ from seglib.runs.keys import compute_keys
 from seglib.runs.leaderboard import collect_runs, format_table, summarise_conditions, write_leaderboard
 from seglib.runs.record import read_record
 from seglib.runs.schedule import Job, run_jobs
-from seglib.runs.steps import plan_steps
+from seglib.runs.steps import group_steps, plan_steps
 
 
 def run_grid(
@@ -56,7 +56,12 @@ def run_grid(
         ok = run_jobs(jobs, workers, fail_fast, prepare, report, show, lambda: write_results(grid))
         if fail_fast and not ok:
             return False
-        return run_jobs(plan_steps(grid), workers, fail_fast, prepare_step, report, show, lambda: None) and ok
+        for steps in group_steps(grid.file.then):
+            if not ok and steps[0].uses_grid_dir():
+                report(f"{steps[0].notebook}: not started, because what it follows failed")
+                return False
+            ok = run_jobs(plan_steps(grid, steps), workers, fail_fast, prepare_step, report, show, lambda: None) and ok
+        return ok
     except KeyboardInterrupt:
         write_results(grid)
         raise

@@ -52,10 +52,6 @@ class Tracking:
         """Log what an earlier process of the run could not."""
         self.epoch(history)
 
-    def beside(self, watcher: Any) -> "_Both":
-        """A watcher of training that tells `watcher` first and the trackers then."""
-        return _Both(watcher, self)
-
     def log_result(self, metrics: Mapping[str, Any], best_epoch: int, figures: Path) -> dict[str, Any]:
         """Log scores, IoU of each class and all figures, and close the trackers' runs.
 
@@ -128,25 +124,6 @@ class Tracking:
             self.notes[name] = {"id": tracker.id, "logged": tracker.logged, "result": tracker.has_result}
         if self.notes:
             write_json(self.path, self.notes)
-
-
-class _Both:
-    """Two watchers of a training as one."""
-
-    def __init__(self, *watchers: Any):
-        self.watchers = watchers
-
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        for watcher in self.watchers:
-            watcher.step(epoch, step, steps)
-
-    def epoch(self, history: "pd.DataFrame") -> None:
-        for watcher in self.watchers:
-            watcher.epoch(history)
-
-    def end(self, history: "pd.DataFrame") -> None:
-        for watcher in self.watchers:
-            watcher.end(history)
 
 
 def open_trackers(names: Iterable[str], run_dir: Path, parameters: Mapping[str, Any]) -> Tracking:

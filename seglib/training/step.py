@@ -92,7 +92,7 @@ def add_gradients(trainee: Trainee, images: Tensor, targets: Targets, batch_size
             return _backward(trainee, images, targets, parts)
         except RuntimeError as error:
             if not _is_oom(error):
-                refusal = explain_nondeterminism(error, trainee.model, images)
+                refusal = explain_nondeterminism(error, trainee.model, images[:2])
                 if refusal:
                     raise InputError(refusal) from error
                 raise

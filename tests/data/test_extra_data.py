@@ -285,3 +285,16 @@ def test_an_epoch_can_begin_at_any_batch(small_data, write_set):
     whole = list(batches)
     batches.first = 3
     assert list(batches) == whole[3:]
+
+
+def test_labels_of_own_images_need_no_folder_and_may_lie_anywhere(small_data, tmp_path):
+    content = json.loads((small_data / "test.json").read_text())
+    image = content["images"][0]
+    box = {"size": [image["height"], image["width"]], "counts": [0, image["height"] * image["width"]]}
+    label = {"id": 1, "image_id": image["id"], "category_id": 3, "segmentation": box, "area": 1, "iscrowd": 0, "score": 0.9}
+    (tmp_path / "labels.json").write_text(json.dumps(content | {"annotations": [label]}))
+    options = {"split": "given", "folds": 2, "fold": 0, "seed": 1, "image_size": SIZE} | POLICY
+    train, val = open_data(str(small_data), "train.json", "val.json", **options)
+    joined = join_extra(train, val, [{"json": str(tmp_path / "labels.json")}], **POLICY)
+    assert len(joined) == len(train) + len(content["images"])
+    assert (joined.read(len(train))[1] == 3).all()

@@ -86,10 +86,10 @@ def call(capsys, tmp_path):
 def write_grid(tmp_path, write_notebook):
     """Write tmp_path/grid.yaml over a notebook that does what its parameter `do` says."""
 
-    def write(text):
-        write_notebook(tmp_path / "notebook.ipynb")
+    def write(text, notebook=None):
+        notebook = notebook or write_notebook(tmp_path / "notebook.ipynb")
         path = tmp_path / "grid.yaml"
-        path.write_text(f"notebook: {tmp_path}/notebook.ipynb\n{text}\n")
+        path.write_text(f"notebook: {notebook}\n{text}\n")
         return path
 
     return write

@@ -109,7 +109,7 @@ def test_a_baseline_may_name_a_value_that_a_run_has_by_default(load):
         ("fixed: {run_dir: /tmp/x}", "run_dir is set by the runner; leave it out"),
         ("grid: {run_dir: [a, b]}", "run_dir is set by the runner; leave it out"),
         ("then: [{notebook: nowhere.ipynb}]", "`then`: "),
-        (f"then: [{{notebook: {PROJECT}/notebooks/02_train.ipynb}}]", "must have a parameter grid_dir"),
+        (f"then: [{{notebook: {PROJECT}/notebooks/01_eda.ipynb}}]", "must have a parameter grid_dir"),
         (
             f"then: [{{notebook: {PROJECT}/notebooks/02_train.ipynb, each: true, fixed: {{lr: x}}}}]",
             "02_train.ipynb: lr must be a number",

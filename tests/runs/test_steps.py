@@ -77,3 +77,34 @@ def test_a_failed_step_is_1_and_is_tried_again(call, write_grid, write_notebook,
     again = call(path)
     assert again.code == 1 and "1 done before, 0 to go" in again.out and "look run: failed" in again.out
     assert sorted(step_records(grid_folder)) == ["run/look"]
+
+
+@pytest.fixture
+def loop_grid(write_grid, write_notebook, tmp_path):
+    """Runs, a step that reads them, and a further run of the same notebook that reads what the step wrote."""
+
+    def write(do="ok"):
+        write_notebook(tmp_path / "train.ipynb", parameters='run_dir: str = ""\ndo: str = "ok"\nlabels: str = ""\nlr: float = 1.0\n')
+        write_notebook(tmp_path / "label.ipynb", parameters='grid_dir: str = ""\noutput_dir: str = ""\ndo: str = "ok"\n')
+        label = f"{{notebook: {tmp_path}/label.ipynb, fixed: {{do: {do}}}}}"
+        again = f'{{notebook: {tmp_path}/train.ipynb, fixed: {{labels: "{{grid_dir}}/label/x.json"}}}}'
+        return write_grid(f"fixed: {{lr: 0.5}}\ngrid: {{do: [ok]}}\nthen: [{label}, {again}]", notebook=tmp_path / "train.ipynb")
+
+    return write
+
+
+def test_a_further_run_has_what_the_grid_fixes_and_reads_what_a_step_before_it_wrote(call, loop_grid, grid_folder):
+    result = call(loop_grid())
+    assert result.code == 0, result.out
+    record = json.loads((grid_folder / "then.2" / "record.json").read_text())
+    assert record["status"] == "ok"
+    assert record["params"] == {
+        "run_dir": str(grid_folder / "then.2"), "do": "ok", "labels": f"{grid_folder}/label/x.json", "lr": 0.5,
+    }  # fmt: skip
+    assert call(loop_grid()).code == 0 and not [*grid_folder.glob("then.2.*")]
+
+
+def test_a_further_run_is_not_started_where_the_step_before_it_failed(call, loop_grid, grid_folder):
+    result = call(loop_grid(do="raise"))
+    assert result.code == 1 and "train.ipynb: not started, because what it follows failed" in result.out
+    assert not (grid_folder / "then.2").exists()

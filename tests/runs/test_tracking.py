@@ -172,17 +172,6 @@ def test_what_trackers_draw_changes_no_generator(track, figures):
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-def test_a_watcher_beside_the_trackers_is_told_the_same(track):
-    told, seen = [], Recorder([], {})
-    seen.step = lambda *numbers: seen.told.append(numbers)
-    seen.epoch = seen.end = lambda history: seen.told.append(len(history))
-    both = track(good=told).beside(seen)
-    both.step(1, 2, 3)
-    both.epoch(make_history(1))
-    both.end(make_history(1))
-    assert seen.told[1:] == [(1, 2, 3), 1, 1] and list_epochs(told) == [1]
-
-
 def test_no_tracker_asked_for_means_no_file_and_no_words(tmp_path, capsys):
     tracking = open_trackers([], tmp_path, PARAMETERS)
     tracking.epoch(make_history(2))
