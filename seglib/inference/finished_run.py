@@ -102,7 +102,7 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
         val_images = val_images.take_debug_share()
     confusion, image_ids, class_names = load_confusion(folder / "confusion.npz")
     _require_same_data(folder, val_images, image_ids, class_names)
-    return FinishedRun(folder, record, val_images, _rebuild_model(best), class_names, confusion)
+    return FinishedRun(folder, record, val_images, _rebuild_model(folder / "best.pt", best), class_names, confusion)
 
 
 def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, Callable[[], nn.Module]]:
@@ -124,7 +124,7 @@ def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, C
     if list(final["class_names"]) != run.class_names:
         got = ", ".join(final["class_names"])
         raise InputError(f"{path}: required the run's classes ({', '.join(run.class_names)}), got {got}; train it again")
-    return path.name, hash_weights(final["model"]), lambda: _rebuild_model(final)
+    return path.name, hash_weights(final["model"]), lambda: _rebuild_model(path, final)
 
 
 def require_same_images(run: FinishedRun, other: FinishedRun) -> None:
@@ -178,9 +178,15 @@ def _read_finished(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _rebuild_model(checkpoint: Mapping[str, Any]) -> nn.Module:
+def _rebuild_model(path: Path, checkpoint: Mapping[str, Any]) -> nn.Module:
     model = build_model(**_take_arguments(build_model, checkpoint))
-    model.load_state_dict(checkpoint["model"])
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError as error:
+        got = str(error).partition("\n")[2].strip()[:160]
+        raise InputError(
+            f"{path}: required weights of {checkpoint['architecture']} as seglib builds it now, got others ({got}); train it again"
+        ) from error
     return model.eval()
 
 

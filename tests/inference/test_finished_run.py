@@ -10,7 +10,7 @@ from seglib.errors import InputError
 from seglib.evaluation.metrics import load_confusion, save_confusion
 from seglib.files import write_json
 from seglib.inference.finished_run import find_newest_run, load_finished_run, prepare_output_dir, require_same_images
-from seglib.training.checkpoint import load_checkpoint, save_checkpoint
+from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 
 
 def change_record(folder, **fields):
@@ -87,6 +87,15 @@ def test_weights_that_are_not_the_record_s_are_refused(run_dir):
     next(iter(best["model"].values())).add_(1)
     save_checkpoint(run_dir / "best.pt", best)
     with pytest.raises(InputError, match=r"best\.pt: required the weights that record\.json names, got others"):
+        load_finished_run(run_dir)
+
+
+def test_weights_of_a_model_that_is_built_otherwise_now_are_refused(run_dir):
+    best = load_checkpoint(run_dir / "best.pt", required=("model",))
+    del best["model"]["mean"]
+    save_checkpoint(run_dir / "best.pt", best)
+    change_record(run_dir, weights_sha256=hash_weights(best["model"]))
+    with pytest.raises(InputError, match=r"best\.pt: required weights of FPN as seglib builds it now, got others \(Missing"):
         load_finished_run(run_dir)
 
 
