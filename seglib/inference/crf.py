@@ -32,9 +32,10 @@ class CrfParams:
     iterations : mean field updates, all pixels at once
     normalization : "symmetric" divides a kernel by the roots of its sums at both pixels, so that weights mean the same for
         all sizes and sigmas; "none" leaves it as it is
-    pixels_per_cluster : 1 is exact. From n to 2n neighbouring pixels of like colour act as one on others, at 1 / n of the
-        time. CamVid at 128 px: 4 decides 0.2 to 0.4 % of the pixels otherwise than 1 does, 16 does 0.4 to 1.4 %, where the
-        CRF itself changes 5 to 7 %.
+    pixels_per_cluster : 1 is exact. From n to 2n neighbouring pixels of like colour act as one on others, in about 1 / n of
+        the time: 31 s of one core at 256 px (12 classes, 5 iterations) with 1, 9 s with 4, 2.7 s with 16. On CamVid at
+        128 px 4 decides 0.2 to 0.4 % of the pixels otherwise than 1 does, 16 does 0.4 to 1.4 %, where the CRF itself
+        changes 5 to 7 %.
     """
 
     smoothness_weight: float = 3.0
