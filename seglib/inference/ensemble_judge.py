@@ -43,7 +43,7 @@ class Verdict:
 
 
 def judge_searches(
-    stores: Sequence[ProbabilityStore], truth: Subset, sample: PixelSample, searches: Sequence[str] = ("greedy",),
+    stores: Sequence[ProbabilityStore], truth: Subset, sample: PixelSample, searches: Sequence[str] = ("best", "greedy"),
     *, folds: int = 5, seed: int = 0, resamples: int = 1000,
 ) -> Verdict:  # fmt: skip
     """Search weights, and judge each search by K-fold cross-validation over images.
@@ -53,7 +53,8 @@ def judge_searches(
     Parameters
     ----------
     sample : of `survey_members`, over the same stores and images.
-    searches : names of `SEARCHES`.
+    searches : names of `SEARCHES`. "best" is the best member alone, chosen as the others are: a mean with members that are
+        much weaker may be worse than it.
     folds : K; images of one group stay together.
     resamples : draws of the images for the interval, which is one comparison's: of several searches the best is
         flattered a little.

@@ -102,7 +102,7 @@ def survey_members(
     _require_images(stores[0], truth)
     counts, drawn, errors, disputed = [], [], 0, []
     for start, preds in _predict_all(stores):
-        masks = np.stack([_read_mask(truth, start + image, stores[0].size) for image in range(preds.shape[1])])
+        masks = np.stack([read_mask(truth, start + image, stores[0].size) for image in range(preds.shape[1])])
         classes = len(stores[0].class_names)
         counts.append(np.stack([_count(masks, pred, classes) for pred in preds]))
         agree = (preds == preds[0]).all(0)
@@ -142,6 +142,12 @@ def correlate_errors(survey: Survey) -> np.ndarray:
     return np.divide(total * both - np.outer(one, one), scale, out=np.full(both.shape, np.nan), where=scale > 0)
 
 
+def read_mask(truth: Subset, position: int, size: int) -> np.ndarray:
+    """The mask of an image at (size, size), uint8."""
+    mask = truth.read(position)[1]
+    return mask if len(mask) == size else resize_mask(mask, size)
+
+
 def _require_images(store: ProbabilityStore, truth: Subset) -> None:
     if not np.array_equal(store.image_ids, truth.image_ids) or list(truth.data.class_names) != store.class_names:
         raise InputError(
@@ -154,11 +160,6 @@ def _predict_all(stores: Sequence[ProbabilityStore]) -> Iterator[tuple[int, np.n
     """Position of the first image, and each member's class ids (M, n, S, S)."""
     for blocks in zip(*(weighted_argmax([store]) for store in stores), strict=True):
         yield blocks[0][0], np.stack([preds for _, preds in blocks])
-
-
-def _read_mask(truth: Subset, position: int, size: int) -> np.ndarray:
-    mask = truth.read(position)[1]
-    return mask if len(mask) == size else resize_mask(mask, size)
 
 
 def _count(masks: np.ndarray, preds: np.ndarray, classes: int) -> np.ndarray:

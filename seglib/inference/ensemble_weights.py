@@ -116,6 +116,12 @@ def find_mean(sample: PixelSample, seed: int = 0) -> np.ndarray:
     return np.full(len(sample.planes), 1 / len(sample.planes))
 
 
+def find_best(sample: PixelSample, seed: int = 0) -> np.ndarray:
+    """All weight on the member with the best pooled mIoU, the first of equals."""
+    alone = np.eye(len(sample.planes))
+    return alone[int(np.argmax([score_weights(sample, of_member) for of_member in alone]))]
+
+
 def fit_temperatures(sample: PixelSample) -> np.ndarray:
     """(M,) temperatures T, each minimising its member's NLL with p^(1/T) / sum over valid pixels; above 1: overconfident.
 
@@ -137,6 +143,7 @@ def fit_temperatures(sample: PixelSample) -> np.ndarray:
 
 
 SEARCHES = {
+    "best": find_best,
     "greedy": find_greedy,
     "ascent": find_ascent,
     "softmax": find_softmax,

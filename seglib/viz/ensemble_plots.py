@@ -27,9 +27,9 @@ def plot_members(table: pd.DataFrame) -> Figure:
     figure, axis = plt.subplots(figsize=(3 + 0.55 * len(columns), 1.7 + 0.34 * len(table)), layout="constrained")
     axis.imshow(np.ma.masked_invalid(values), vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        best = np.isfinite(value) and value >= np.nanmax(values[:, column])
+        best = np.isfinite(value) and np.nanmin(values[:, column]) < value >= np.nanmax(values[:, column])
         text = f"{value:.3f}" if np.isfinite(value) else "-"
-        axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value > 0.6 else INK)
+        axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value > 0.5 else INK)
         if best:
             axis.add_patch(plt.Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=LOST, linewidth=1.4))
     axis.set_xticks(range(len(columns)), ["mIoU", *classes], rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
@@ -48,7 +48,7 @@ def plot_error_correlation(phi: np.ndarray, names: Sequence[str]) -> Figure:
     shown = axis.imshow(np.ma.masked_invalid(apart), vmin=min(0, np.nanmin([*apart.ravel(), 0])), vmax=1, cmap="Purples")
     for (row, column), value in np.ndenumerate(apart):
         text = f"{value:.2f}" if np.isfinite(value) else ""
-        axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value > 0.6 else INK)
+        axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value > 0.5 else INK)
     axis.set_xticks(range(len(names)), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.set_title("correlation of errors (phi)\n1: the same pixels are wrong", fontsize=10)
@@ -57,18 +57,31 @@ def plot_error_correlation(phi: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def plot_member_curve(curve: pd.DataFrame, mean_miou: float) -> Figure:
-    """Pooled mIoU against the number of members; curve: of `trace_selection`, mean_miou: of the plain mean of all."""
-    use_font_for(curve["member"].tolist())
-    figure, axis = plt.subplots(figsize=(max(6.5, 2 + 0.5 * len(curve)), 4.2), layout="constrained")
-    axis.plot(curve["draw"], curve["best_mean"], "s:", color="#8a8a8a", markersize=4, label="plain mean of so many of the best")
-    axis.plot(curve["draw"], curve["searched"], "o-", color="#e69f00", markersize=5, label="greedy, on the images it was chosen on")
-    axis.plot(curve["draw"], curve["held_out"], "D-", color="#0072b2", markersize=5, label="greedy, on images it did not see")
+    """Pooled mIoU against the number of members, above who was drawn.
+
+    curve: of `trace_selection`; mean_miou: of the plain mean of all.
+    """
+    names = list(dict.fromkeys(curve["member"]))
+    use_font_for(names)
+    figure, (axis, below) = plt.subplots(
+        2, 1, figsize=(max(6.5, 2.5 + 0.35 * len(curve)), 4.1 + 0.22 * len(names)), sharex=True, layout="constrained",
+        height_ratios=(3.2, 0.22 * len(names) + 0.1),
+    )  # fmt: skip
+    lines = (
+        ("best_mean", "s:", "#8a8a8a", "plain mean of so many of the best"),
+        ("searched", "o-", "#e69f00", "greedy, on the images it was chosen on"),
+        ("held_out", "D-", "#0072b2", "greedy, on images it did not see"),
+    )
+    for column, style, colour, label in lines:
+        axis.plot(curve["draw"], curve[column], style, color=colour, markersize=5, label=label)
     axis.axhline(mean_miou, color=INK, linestyle="--", linewidth=1, label=f"plain mean of all: {mean_miou:.4f}")
-    axis.set_xticks(curve["draw"], [f"{draw}\n+ {name}" for draw, name in zip(curve["draw"], curve["member"], strict=True)],
-                    rotation=50, ha="right", rotation_mode="anchor", fontsize=8)  # fmt: skip
-    axis.set(ylabel="pooled mIoU", xlabel="members drawn (one may come again)")
+    axis.set(ylabel="pooled mIoU")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False, fontsize=8)
+    below.plot(curve["draw"], [names.index(name) for name in curve["member"]], "s", color=INK, markersize=7)
+    below.set_yticks(range(len(names)), names, fontsize=8)
+    below.set(ylim=(len(names) - 0.4, -0.6), xticks=curve["draw"], xlabel="members drawn; the squares say which")
+    below.grid(alpha=0.3)
     return _finish(figure)
 
 
@@ -112,7 +125,7 @@ def plot_change_rows(
             axis.set_title(head if row == 0 else "", fontsize=9)
         axes[row, 0].set_ylabel(titles[row], fontsize=8)
     figure.tight_layout(pad=0.4)
-    patches = [Patch(color=colour, label=label) for label, colour in CHANGES.items()]
+    patches = [Patch(color=colour, label=f"changed: {label}") for label, colour in CHANGES.items()]
     handles = [*list_classes([truths, before, after], class_names), *patches]
     figure.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=6, frameon=False, fontsize=8)
     plt.close(figure)

@@ -9,6 +9,7 @@ from seglib.data.dataset import Subset
 from seglib.errors import InputError
 from seglib.evaluation.metrics import pooled_miou
 from seglib.inference import ensemble_judge
+from seglib.inference.ensemble_changes import choose_changes, tabulate_changes
 from seglib.inference.ensemble_judge import deal_images, judge_searches, trace_selection
 from seglib.inference.ensemble_sample import correlate_errors, survey_members, tabulate_members
 from seglib.inference.ensemble_weights import (
@@ -21,7 +22,7 @@ from seglib.inference.ensemble_weights import (
     weigh_path,
 )
 from seglib.inference.probability_store import describe_store, open_store, write_store
-from seglib.inference.weighted_sum import score_store, score_weighted
+from seglib.inference.weighted_sum import score_store, score_weighted, weighted_argmax
 
 CLASSES, COUNT, SIZE = ["Background", "Paper", "Metal"], 12, 16
 
@@ -164,6 +165,7 @@ def test_a_searchs_gain_is_judged_on_images_that_it_did_not_see(scene):
     assert table.index.tolist() == ["mean", "greedy", "softmax"]
     assert table.loc["greedy", "searched"] == pytest.approx(pooled_miou(verdict.confusions["greedy"]))
     assert table.loc["greedy", "gain"] == pytest.approx(table.loc["greedy", "held_out"] - table.loc["mean", "held_out"])
+    assert table.loc["greedy", "low"] < table.loc["greedy", "gain"] < table.loc["greedy", "high"]
     assert verdict.recommended == table["gain"].idxmax()
     assert "use it" in verdict.text
     with pytest.raises(InputError, match="unknown search 'gredy'; did you mean 'greedy'"):
@@ -209,3 +211,19 @@ def test_the_curve_has_what_was_searched_and_what_was_held_out(scene):
     assert curve["held_out"].iloc[0] == pytest.approx(curve["searched"].iloc[0])  # "a" is the best of every part
     assert curve["best_mean"].iloc[3] == pytest.approx(pooled_miou(score_weighted(stores, truth)), abs=2e-4)
     assert curve["best_mean"].iloc[4:].isna().all()
+
+
+def test_changes_are_counted_and_the_images_with_most_of_them_chosen(scene):
+    stores, truth, _ = scene
+    before, after = (list(weighted_argmax(each)) for each in (stores[:1], stores[:3]))
+    table = tabulate_changes(truth, iter(before), iter(after))
+    masks = np.stack([truth.read(image)[1] for image in range(COUNT)])
+    was, now, valid = before[0][1], after[0][1], masks != 255
+    assert table["won"].tolist() == (valid & (now == masks) & (was != masks)).sum((1, 2)).tolist()
+    assert table["lost"].tolist() == (valid & (was == masks) & (now != masks)).sum((1, 2)).tolist()
+    assert table["wrong_both"].tolist() == (valid & (was != now) & (was != masks) & (now != masks)).sum((1, 2)).tolist()
+    net = table["won"] - table["lost"]
+    positions, titles = choose_changes(table, 4)
+    assert net[positions[0]] == net.max()
+    assert net[positions[2]] == net.min()
+    assert titles[0] == f"image {positions[0]}\nwon {table['won'][positions[0]]} px\nlost {table['lost'][positions[0]]} px"

@@ -63,7 +63,7 @@ def test_a_run_that_is_named_and_not_ok_is_refused(tmp_path):
     folder = make_run(tmp_path / "a", status="killed")
     with pytest.raises(InputError, match=r"required runs that are ok, got .*a \(killed\)"):
         find_members([str(folder)])
-    with pytest.raises(InputError, match="without leaderboard.csv or record.json"):
+    with pytest.raises(InputError, match=r"without leaderboard\.csv or record\.json"):
         find_members([str(tmp_path / "nothing")])
     with pytest.raises(InputError, match="no run twice; refused: b"):
         find_members([str(make_run(tmp_path / "b"))] * 2)

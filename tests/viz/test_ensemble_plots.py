@@ -26,10 +26,10 @@ def test_the_colours_of_changes_are_no_class_colours():
 
 def test_members_have_a_row_each_and_the_best_of_a_column_is_framed():
     table = pd.DataFrame({"member": ["a", "b"], "miou": [0.4, 0.5], "miou_image": [0, 0], "accuracy": [1, 1],
-                          "Paper": [0.3, 0.2], "Metal": [np.nan, 0.7]})  # fmt: skip
+                          "Paper": [0.3, 0.2], "Metal": [0.1, 0.7], "Glass": [np.nan, 0]})  # fmt: skip
     axis = plot_members(table).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
-    assert texts_of(axis) == ["0.400", "0.300", "-", "0.500", "0.200", "0.700"]
+    assert texts_of(axis) == ["0.400", "0.300", "0.100", "-", "0.500", "0.200", "0.700", "0.000"]
     assert sorted((round(box.get_x() + 0.46), round(box.get_y() + 0.44)) for box in axis.patches) == [(0, 1), (1, 0), (2, 1)]
 
 
@@ -41,8 +41,9 @@ def test_correlations_are_written_into_the_pairs():
 def test_the_curve_names_who_was_drawn():
     curve = pd.DataFrame({"draw": [1, 2], "member": ["a", "b"], "searched": [0.5, 0.6], "held_out": [0.5, 0.55],
                           "best_mean": [0.5, np.nan]})  # fmt: skip
-    axis = plot_member_curve(curve, 0.52).axes[0]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["1\n+ a", "2\n+ b"]
+    axis, below = plot_member_curve(curve, 0.52).axes
+    assert [label.get_text() for label in below.get_yticklabels()] == ["a", "b"]
+    assert below.lines[0].get_xydata().tolist() == [[1, 0], [2, 1]]
     assert "plain mean of all: 0.5200" in [text.get_text() for text in axis.get_legend().get_texts()]
 
 
@@ -65,4 +66,4 @@ def test_a_row_shows_image_truth_both_answers_and_the_change():
     figure = plot_change_rows(np.zeros((2, 4, 4, 3), np.uint8), masks, masks, masks + 1, NAMES, ("best", "vote"), ["x", "y"])
     assert [axis.get_title() for axis in figure.axes[:5]] == ["image", "truth", "best", "vote", "changed by the vote"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["Background", "Paper", *CHANGES]
+    assert legend == ["Background", "Paper", *(f"changed: {kind}" for kind in CHANGES)]
