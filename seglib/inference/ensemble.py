@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -103,22 +104,29 @@ def hard_vote(
     Yields and errors are those of `soft_vote`.
     """
     vote = _check_vote(stores, check_weights(weights, len(stores)), "arithmetic", None)
-    of_member, num_classes = vote.weights[:, 0], len(stores[0].class_names)
-    order = order_ties(of_member, tie_break)
+    return _vote_hard(vote, order_ties(vote.weights[:, 0], tie_break), tie_break is None)
 
-    def count(files: list, position: int) -> np.ndarray:
-        preds = np.stack([
-            argmax_planes(_read(store, file, position).view(index_dtype(store.data.dtype)))  # bits order as numbers do
-            for store, file in zip(stores, files, strict=True)
-        ])  # fmt: skip
-        confidence = _merge(vote, files, position) if tie_break is None else None
-        return count_votes(preds, of_member, num_classes, order, confidence)
 
-    return _stream(stores, count)
+def _vote_hard(vote: _Vote, order: Sequence[int], by_confidence: bool) -> Votes:
+    of_member, num_classes = vote.weights[:, 0], len(vote.stores[0].class_names)
+    with ExitStack() as opened, ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        files = [opened.enter_context(store.open()) for store in vote.stores]
+        for blocks in zip(*(weighted_argmax([store]) for store in vote.stores), strict=True):
+            start, preds = blocks[0][0], np.stack([preds for _, preds in blocks], axis=1)
+
+            def count(image: int, start: int = start, preds: np.ndarray = preds) -> np.ndarray:
+                confide = partial(_confide, vote, files, start + image) if by_confidence else None
+                return count_votes(preds[image], of_member, num_classes, order, confide)
+
+            yield start, np.stack(list(pool.map(count, range(len(preds)))))
 
 
 def count_votes(
-    preds: np.ndarray, weights: ArrayLike, num_classes: int, order: Sequence[int], confidence: np.ndarray | None = None
+    preds: np.ndarray,
+    weights: ArrayLike,
+    num_classes: int,
+    order: Sequence[int],
+    confide: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """The class with the greatest weight of votes.
 
@@ -126,28 +134,30 @@ def count_votes(
     ----------
     preds : (M, ...) uint8 class ids.
     weights : (M,) at least 0.
-    order : members, the first of whom voted for one of the tied classes decides; read where `confidence` is None.
-    confidence : (C, ...), of the tied classes the greatest wins, the lower class where equal.
+    order : members, the first of whom voted for one of the tied classes decides; read where `confide` is None.
+    confide : gives confidences (C, K) at K places of the flattened mask; of the tied classes the greatest wins, the
+        lower class where equal.
 
     Returns
     -------
     (...) uint8
     """
-    weights, flat = np.asarray(weights, np.float64), preds.reshape(len(preds), -1)
-    votes, pixels = np.zeros((num_classes, flat.shape[1])), np.arange(flat.shape[1])
+    weights, result = np.asarray(weights, np.float64), preds[int(np.argmax(weights))].reshape(-1).copy()
+    places = np.flatnonzero((preds != preds[0]).any(0))  # where all agree nothing is to be counted
+    flat = preds.reshape(len(preds), -1)[:, places]
+    votes, pixels = np.zeros((num_classes, len(places))), np.arange(len(places))
     for weight, pred in zip(weights, flat, strict=True):
         votes[pred, pixels] += weight
     tied = votes >= votes.max(0) - 1e-9 * weights.sum()  # 0.1 + 0.2 is as much as 0.3
-    result = tied.argmax(0).astype(np.uint8)
-    open_pixels = np.flatnonzero(tied.sum(0) > 1)
-    if confidence is not None:
-        among = np.where(tied[:, open_pixels], confidence.reshape(num_classes, -1)[:, open_pixels], -np.inf)
-        result[open_pixels] = among.argmax(0)
+    chosen, drawn = tied.argmax(0), np.flatnonzero(tied.sum(0) > 1)
+    if confide is not None:
+        chosen[drawn] = np.where(tied[:, drawn], confide(places[drawn]), -np.inf).argmax(0)
     else:
         for member in reversed(order):  # the first in order has the last word
-            choice = flat[member, open_pixels]
-            decides = tied[choice, open_pixels]
-            result[open_pixels[decides]] = choice[decides]
+            choice = flat[member, drawn]
+            decides = tied[choice, drawn]
+            chosen[drawn[decides]] = choice[decides]
+    result[places] = chosen
     return result.reshape(preds.shape[1:])
 
 
@@ -230,6 +240,15 @@ def _merge(vote: _Vote, files: list, position: int) -> np.ndarray:
         total += weights[:, None] * values
     total[np.isnan(vote.weights[0])] = -np.inf  # a class for which nobody votes, of a geometric mean
     return total.reshape(vote.stores[0].data.shape[1:])
+
+
+def _confide(vote: _Vote, files: list, position: int, places: np.ndarray) -> np.ndarray:
+    """(C, K) float32: the weighted sum of probabilities at some places of an image."""
+    total = np.zeros((len(vote.stores[0].class_names), len(places)), np.float32)
+    for store, file, weights, table in zip(vote.stores, files, vote.weights, vote.tables, strict=True):
+        raw = _read(store, file, position).reshape(len(total), -1)[:, places]
+        total += weights[:, None] * table[raw.view(index_dtype(raw.dtype))]
+    return total
 
 
 def _read(store: ProbabilityStore, file, position: int) -> np.ndarray:

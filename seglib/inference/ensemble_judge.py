@@ -13,6 +13,7 @@ from seglib.evaluation.two_runs import bootstrap_difference
 from seglib.inference.ensemble_sample import PixelSample
 from seglib.inference.ensemble_weights import SEARCHES, find_mean, score_weights, select_greedily
 from seglib.inference.probability_store import ProbabilityStore
+from seglib.inference.sample_tally import open_tally
 from seglib.inference.store_views import take_images
 from seglib.inference.weighted_sum import score_weighted
 
@@ -126,11 +127,11 @@ def trace_selection(
 
 def _count_path(sample: PixelSample, held: np.ndarray, draws: int) -> np.ndarray:
     """Confusion (draws, C, C) of held-out images after each draw of a selection on the others."""
-    path, images = select_greedily(sample.take_images(~held), draws), sample.take_images(held).take_disputed()
-    total, counts = np.zeros(images.planes.shape[1:], np.float32), []
+    path, tally = select_greedily(sample.take_images(~held), draws), open_tally(sample.take_images(held))
+    scores, counts = tally.start(), []
     for member in path.drawn:
-        total += images.planes[member]
-        counts.append(images.count(total))
+        tally.add(scores, member)
+        counts.append(tally.count(scores)[0])
     return np.array(counts)
 
 

@@ -11,7 +11,6 @@ from seglib.data.dataset import Subset
 from seglib.data.pixels import resize_mask
 from seglib.errors import InputError
 from seglib.evaluation.metrics import confusion_per_image, image_miou, iou_per_class, mean_iou, pixel_accuracy
-from seglib.inference.ensemble import argmax_planes
 from seglib.inference.probability_store import ProbabilityStore
 from seglib.inference.weighted_sum import require_alike, weighted_argmax
 
@@ -50,19 +49,6 @@ class PixelSample:
             self.planes[:, :, kept], self.truth[kept], self.image[kept], self.stands_for[kept], self.disputed[kept],
             self.agreed * chosen[:, None, None],
         )  # fmt: skip
-
-    def take_disputed(self) -> "PixelSample":
-        """The disputed pixels alone: all that a weighting can change."""
-        kept = self.disputed
-        return PixelSample(
-            self.planes[:, :, kept], self.truth[kept], self.image[kept], self.stands_for[kept], kept[kept], self.agreed
-        )
-
-    def count(self, planes: np.ndarray) -> np.ndarray:
-        """Confusion (C, C) float64 of all pixels, of disputed pixels' scores (C, P): greatest wins. See `take_disputed`."""
-        pairs = self.truth.astype(np.int64) * len(planes) + argmax_planes(planes)
-        counts = np.bincount(pairs, weights=self.stands_for, minlength=len(planes) ** 2)
-        return counts.reshape(len(planes), -1) + self.agreed.sum(0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from scipy.special import softmax
 from seglib.evaluation.metrics import mean_iou
 from seglib.inference.ensemble import SMALLEST
 from seglib.inference.ensemble_sample import PixelSample
+from seglib.inference.sample_tally import WHOLE, make_whole, open_tally
 
 STEPS = (0.0, 0.5, 0.8, 1.25, 2.0)  # a weight is multiplied by
 TURNS = 4  # of coordinate ascent over all members, at most
@@ -23,9 +24,9 @@ class Selection(NamedTuple):
 
 
 def score_weights(sample: PixelSample, weights: np.ndarray) -> float:
-    """Pooled mIoU of a weighted mean (M,), on the sample; see `PixelSample.count`."""
-    disputed = sample.take_disputed()
-    return mean_iou(disputed.count(_sum(disputed.planes, weights)))
+    """Pooled mIoU of a weighted mean (M,), on the sample."""
+    tally = open_tally(sample)
+    return mean_iou(tally.count(tally.start(make_whole(weights)))[0])
 
 
 def select_greedily(sample: PixelSample, draws: int = 0) -> Selection:
@@ -37,15 +38,15 @@ def select_greedily(sample: PixelSample, draws: int = 0) -> Selection:
 
     Parameters
     ----------
-    draws : 0 is twice the number of members, at least 10.
+    draws : 0 is the number of members, at least 10.
     """
-    disputed, members = sample.take_disputed(), len(sample.planes)
-    total, path = np.zeros(disputed.planes.shape[1:], np.float32), Selection([], [])
-    for _ in range(draws or max(10, 2 * members)):
-        scores = [mean_iou(disputed.count(total + planes)) for planes in disputed.planes]
-        path.drawn.append(int(np.argmax(scores)))
-        path.miou.append(max(scores))
-        total += disputed.planes[path.drawn[-1]]
+    tally, members = open_tally(sample), len(sample.planes)
+    scores, path = tally.start(), Selection([], [])
+    for _ in range(draws or max(10, members)):
+        found = [mean_iou(confusion) for confusion in tally.count(scores, [(member, 1) for member in range(members)])]
+        path.drawn.append(int(np.argmax(found)))
+        path.miou.append(max(found))
+        tally.add(scores, path.drawn[-1])
     return path
 
 
@@ -77,23 +78,24 @@ def find_ascent(sample: PixelSample, seed: int = 0) -> np.ndarray:
 
     `seed` orders the members; it ends when a turn over all of them helps no more.
     """
-    disputed, members = sample.take_disputed(), len(sample.planes)
+    tally, members = open_tally(sample), len(sample.planes)
     weights, rng = np.full(members, 1 / members), np.random.default_rng(seed)
-    total = _sum(disputed.planes, weights)
-    best = mean_iou(disputed.count(total))
+    best = mean_iou(tally.count(tally.start(make_whole(weights)))[0])
     for _ in range(TURNS):
         before = best
         for member in rng.permutation(members):
-            old = weights[member]
-            rest, planes = total - np.float32(old) * disputed.planes[member], disputed.planes[member]
-            tries = [new for new in ([old * step for step in STEPS] if old else [0.5 / members]) if weights.sum() - old + new > 0]
-            scores = [mean_iou(disputed.count(rest + np.float32(new) * planes)) for new in tries]
-            if max(scores) > best:
-                best, weights[member] = max(scores), tries[int(np.argmax(scores))]
-                total = _sum(disputed.planes, weights)
+            tries = [weights[member] * step for step in STEPS] if weights[member] else [0.5 / members]
+            whole = make_whole(weights)
+            rest = tally.start([0 if each == member else factor for each, factor in enumerate(whole)])
+            factors = [round(WHOLE * new) for new in tries]
+            found = [mean_iou(confusion) for confusion in tally.count(rest, [(member, factor) for factor in factors])]
+            found = [score if sum(whole) - whole[member] + factor else -1 for score, factor in zip(found, factors, strict=True)]
+            if max(found) > best:
+                best, weights[member] = max(found), tries[int(np.argmax(found))]
+                weights /= weights.sum()
         if best <= before:
             break
-    return weights / weights.sum()
+    return weights
 
 
 def find_softmax(sample: PixelSample, seed: int = 0) -> np.ndarray:
@@ -148,12 +150,3 @@ SEARCHES = {
     "ascent": find_ascent,
     "softmax": find_softmax,
 }
-
-
-def _sum(planes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(M, C, P) uint8 -> (C, P) float32."""
-    total = np.zeros(planes.shape[1:], np.float32)
-    for of_member, weight in zip(planes, weights, strict=True):
-        if weight:
-            total += np.float32(weight) * of_member
-    return total
