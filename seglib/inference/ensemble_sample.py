@@ -86,24 +86,15 @@ def survey_members(
     """
     require_alike(stores)
     _require_images(stores[0], truth)
-    counts, drawn, errors, disputed = [], [], 0, []
+    counted = []
     for start, preds in _predict_all(stores):
-        masks = np.stack([read_mask(truth, start + image, stores[0].size) for image in range(preds.shape[1])])
-        classes = len(stores[0].class_names)
-        counts.append(np.stack([_count(masks, pred, classes) for pred in preds]))
-        agree = (preds == preds[0]).all(0)
-        counts_agreed = _count(np.where(agree, masks, IGNORED).astype(np.uint8), preds[0], classes)
-        for image, mask in enumerate(masks):
-            valid = mask != IGNORED
-            wrong = (preds[:, image] != mask)[:, valid].astype(np.float32)
-            errors = errors + np.round(wrong @ wrong.T).astype(np.int64)  # below 2^24 an image, so exact
+        masks = np.stack([read_mask(truth, start + image, stores[0].size) for image in range(len(preds))])
+        firsts = _count(masks, preds[:, 0], len(stores[0].class_names))
+        for image, (mask, of_image, first) in enumerate(zip(masks, preds, firsts, strict=True)):
             rng = np.random.default_rng((seed, start + image))
-            quota = max(2, pixels // len(truth))
-            parts = [_draw(rng, valid & ~agree[image], round(quota * DISPUTED_SHARE)),
-                     _draw(rng, valid & agree[image], quota - round(quota * DISPUTED_SHARE))]  # fmt: skip
-            disputed.append(int((valid & ~agree[image]).sum()))
-            drawn.append(_gather(stores, start + image, mask, parts, counts_agreed[image]))
-    return Survey(np.concatenate(counts, 1), np.asarray(errors), np.array(disputed), _join(drawn))
+            counted.append(_survey_image(stores, start + image, mask, of_image, first, pixels // len(truth), rng))
+    confusions, errors, disputed, drawn = zip(*counted, strict=True)
+    return Survey(np.stack(confusions, axis=1), sum(errors), np.array(disputed), _join(drawn))
 
 
 def tabulate_members(names: Sequence[str], confusions: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
@@ -143,9 +134,29 @@ def _require_images(store: ProbabilityStore, truth: Subset) -> None:
 
 
 def _predict_all(stores: Sequence[ProbabilityStore]) -> Iterator[tuple[int, np.ndarray]]:
-    """Position of the first image, and each member's class ids (M, n, S, S)."""
+    """Position of the first image, and each member's class ids (n, M, S, S)."""
     for blocks in zip(*(weighted_argmax([store]) for store in stores), strict=True):
-        yield blocks[0][0], np.stack([preds for _, preds in blocks])
+        yield blocks[0][0], np.stack([preds for _, preds in blocks], axis=1)
+
+
+def _survey_image(
+    stores: Sequence[ProbabilityStore], position: int, mask: np.ndarray, preds: np.ndarray, first: np.ndarray, quota: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, int, PixelSample]:  # fmt: skip
+    """Confusions (M, C, C), errors (M, M), disputed pixels and the drawn ones; `first` is the first member's confusion.
+
+    Members differ in the disputed pixels alone, so only those are counted for each.
+    """
+    valid, classes = mask != IGNORED, len(first)
+    disputed = valid & (preds != preds[0]).any(0)
+    truth, votes = mask[disputed].astype(np.int64), preds[:, disputed]
+    counts = np.stack([np.bincount(truth * classes + vote, minlength=classes**2) for vote in votes])
+    counts = counts.reshape(-1, classes, classes)
+    agreed, wrong = first - counts[0], (votes != truth).astype(np.float32)
+    errors = np.round(wrong @ wrong.T).astype(np.int64) + agreed.sum() - np.trace(agreed)  # below 2^24, so exact
+    share = round(max(2, quota) * DISPUTED_SHARE)
+    parts = [_draw(rng, disputed, share), _draw(rng, valid & ~disputed, max(2, quota) - share)]
+    return agreed + counts, errors, len(truth), _gather(stores, position, mask, parts, agreed)
 
 
 def _count(masks: np.ndarray, preds: np.ndarray, classes: int) -> np.ndarray:
