@@ -190,7 +190,12 @@ def check_weights(weights: ArrayLike | None, members: int, classes: int = 0) -> 
     """(M,), or with `classes` (M, C), float64."""
     given = np.ones(members) if weights is None else np.asarray(weights, np.float64)
     shapes = [(members,), *([(members, classes)] if classes else [])]
-    if given.shape not in shapes or not np.isfinite(given).all() or given.min(initial=0) < 0 or (members and not given.any()):
+    if (
+        given.shape not in shapes
+        or not np.isfinite(given).all()
+        or given.min(initial=0) < 0
+        or (members and not given.any())
+    ):
         wanted = f"{members} weights of at least 0, one above" + (f", or {members} x {classes}" * bool(classes))
         raise InputError(f"weights: required {wanted}, got {given.tolist()}")
     return np.broadcast_to(given.reshape(members, -1), (members, classes)) if classes else given
@@ -262,7 +267,9 @@ def _read(store: ProbabilityStore, file, position: int) -> np.ndarray:
     return raw
 
 
-def _stream(stores: Sequence[ProbabilityStore], compute: Callable[[list, int], np.ndarray], block: int = BLOCK) -> Votes:
+def _stream(
+    stores: Sequence[ProbabilityStore], compute: Callable[[list, int], np.ndarray], block: int = BLOCK
+) -> Votes:
     with ExitStack() as opened, ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         files = [opened.enter_context(store.open()) for store in stores]
         for start in range(0, len(stores[0]), block):

@@ -37,7 +37,9 @@ def vote_files(
     """
     paths = [Path(path) for path in paths]
     if len(paths) < 2 or len(set(paths)) < len(paths):
-        raise InputError(f"vote: required at least two different submissions, got {', '.join(map(str, paths)) or 'none'}")
+        raise InputError(
+            f"vote: required at least two different submissions, got {', '.join(map(str, paths)) or 'none'}"
+        )
     if tie_break and Path(tie_break) not in paths:
         raise InputError(f"tie_break: required one of the submissions ({', '.join(map(str, paths))}), got {tie_break}")
     of_file = check_weights(weights, len(paths))
@@ -45,14 +47,18 @@ def vote_files(
     return _vote(paths, of_file, order, size)
 
 
-def _vote(paths: Sequence[Path], weights: np.ndarray, order: Sequence[int], size: int) -> Iterator[tuple[str, np.ndarray]]:
+def _vote(
+    paths: Sequence[Path], weights: np.ndarray, order: Sequence[int], size: int
+) -> Iterator[tuple[str, np.ndarray]]:
     with tempfile.TemporaryDirectory(prefix="seglib-vote-") as folder:
         names, kept = None, []
         for number, path in enumerate(paths):
             found, masks = read_submission(path, size)
             if names is not None and set(found) != set(names):
                 other = sorted(set(found) ^ set(names))[0]
-                raise InputError(f"{path}: required the {len(names)} images of {paths[0]}, got {len(found)}; one is not in both: {other}")
+                raise InputError(
+                    f"{path}: required the {len(names)} images of {paths[0]}, got {len(found)}; one is not in both: {other}"
+                )
             names = names or found
             place = {name: row for row, name in enumerate(found)}
             kept.append(Path(folder) / str(number))

@@ -81,7 +81,12 @@ def judge_searches(
 
 
 def cross_validate(
-    find: Find, stores: Sequence[ProbabilityStore], truth: Subset, sample: PixelSample, fold_of_image: np.ndarray, seed: int
+    find: Find,
+    stores: Sequence[ProbabilityStore],
+    truth: Subset,
+    sample: PixelSample,
+    fold_of_image: np.ndarray,
+    seed: int,
 ) -> np.ndarray:
     """Confusion (N, C, C) int64 of all pixels, each image with the weights that were found on the other folds."""
     counts = np.zeros((len(truth), *sample.agreed.shape[1:]), np.int64)
@@ -95,10 +100,14 @@ def cross_validate(
 def deal_images(truth: Subset, folds: int, seed: int) -> np.ndarray:
     """(N,) fold of each image, 0 to folds - 1; images of one group are in one fold."""
     groups = truth.data.images["group"].iloc[truth.indices].tolist()
-    named = [f"group {group}" if group == group and group not in (None, "") else place for place, group in enumerate(groups)]
+    named = [
+        f"group {group}" if group == group and group not in (None, "") else place for place, group in enumerate(groups)
+    ]
     units = {unit: number for number, unit in enumerate(dict.fromkeys(named))}
     if not 2 <= folds <= len(units):
-        raise InputError(f"folds: required 2 to {len(units)}, the images or groups of them that are scored, got {folds}")
+        raise InputError(
+            f"folds: required 2 to {len(units)}, the images or groups of them that are scored, got {folds}"
+        )
     fold_of_unit = np.random.default_rng(seed).permutation(np.arange(len(units)) % folds)
     return fold_of_unit[[units[unit] for unit in named]]
 
@@ -117,7 +126,9 @@ def trace_selection(
     counts = sum(_count_path(sample, fold_of_image == fold, len(path.drawn)) for fold in folds)
     alone = [score_weights(sample, np.eye(len(names))[member]) for member in range(len(names))]
     ranked = np.argsort([-score for score in alone], kind="stable")
-    best = [score_weights(sample, np.isin(np.arange(len(names)), ranked[:size]) / size) for size in range(1, len(names) + 1)]
+    best = [
+        score_weights(sample, np.isin(np.arange(len(names)), ranked[:size]) / size) for size in range(1, len(names) + 1)
+    ]
     return pd.DataFrame({
         "draw": np.arange(1, len(path.drawn) + 1), "member": [names[member] for member in path.drawn],
         "searched": path.miou, "held_out": [mean_iou(confusion) for confusion in counts],

@@ -69,9 +69,7 @@ class Survey:
     sample: PixelSample
 
 
-def survey_members(
-    stores: Sequence[ProbabilityStore], truth: Subset, pixels: int = 200_000, seed: int = 0
-) -> Survey:
+def survey_members(stores: Sequence[ProbabilityStore], truth: Subset, pixels: int = 200_000, seed: int = 0) -> Survey:
     """Score each member and draw a sample, in one pass; memory grows with members times `pixels` alone.
 
     Each image gives an equal number of pixels, as many of its disputed ones as it has; a fifth are pixels on which all

@@ -89,7 +89,10 @@ def find_ascent(sample: PixelSample, seed: int = 0) -> np.ndarray:
             rest = tally.start([0 if each == member else factor for each, factor in enumerate(whole)])
             factors = [round(WHOLE * new) for new in tries]
             found = [mean_iou(confusion) for confusion in tally.count(rest, [(member, factor) for factor in factors])]
-            found = [score if sum(whole) - whole[member] + factor else -1 for score, factor in zip(found, factors, strict=True)]
+            found = [
+                score if sum(whole) - whole[member] + factor else -1
+                for score, factor in zip(found, factors, strict=True)
+            ]
             if max(found) > best:
                 best, weights[member] = max(found), tries[int(np.argmax(found))]
                 weights /= weights.sum()
@@ -140,7 +143,9 @@ def fit_temperatures(sample: PixelSample) -> np.ndarray:
 
     table = np.log(np.maximum(np.arange(256) / 255, SMALLEST["uint8"])).astype(np.float32)
     bounds = (-np.log(HOTTEST), np.log(HOTTEST))
-    found = [minimize_scalar(nll, bounds=bounds, args=(table[of_member],), method="bounded").x for of_member in sample.planes]
+    found = [
+        minimize_scalar(nll, bounds=bounds, args=(table[of_member],), method="bounded").x for of_member in sample.planes
+    ]
     return np.exp(found)
 
 

@@ -129,7 +129,9 @@ def _list_runs(folder: Path) -> list[Path]:
 def _read_ok(folder: Path) -> Mapping[str, Any]:
     record = read_record(folder)
     if record is None:
-        raise InputError(f"members: required the folder of a run or of a grid, got {folder} without {BOARD} or record.json")
+        raise InputError(
+            f"members: required the folder of a run or of a grid, got {folder} without {BOARD} or record.json"
+        )
     if record.get("status") != "ok":
         raise InputError(f"members: required runs that are ok, got {folder} ({record.get('status')}); run it again")
     if "image_size" not in record.get("params", {}):
@@ -180,7 +182,9 @@ def _find_differences(first: Member, member: Member) -> list[str]:
     differing = [] if same_names else [f"classes {', '.join(other_names)}"]
     painted = [name for name in ("paint_order", "background") if first.params.get(name) != member.params.get(name)]
     if other_truth.keys() != truth.keys():
-        differing.append(f"{len(other_truth)} validation images" + (" others" if len(other_truth) == len(truth) else ""))
+        differing.append(
+            f"{len(other_truth)} validation images" + (" others" if len(other_truth) == len(truth) else "")
+        )
     elif painted:
         differing.append(f"masks: {', '.join(f'{name} {member.params.get(name)}' for name in painted)}")
     elif not special and member.image_size == first.image_size and same_names and other_truth != truth:

@@ -36,7 +36,9 @@ def add_specialists(
     return [*stores, *(name_classes(store, class_names) for store in specialists)], given / given.sum(0)
 
 
-def follow_confident(votes: Votes, specialists: Sequence[ProbabilityStore], class_names: Sequence[str], threshold: float) -> Votes:
+def follow_confident(
+    votes: Votes, specialists: Sequence[ProbabilityStore], class_names: Sequence[str], threshold: float
+) -> Votes:
     """Votes in which a specialist decides where one of its classes has a probability above `threshold` (0..1).
 
     Of several the most confident decides; a specialist's background never does. `class_names` are those of the votes.
@@ -48,7 +50,9 @@ def follow_confident(votes: Votes, specialists: Sequence[ProbabilityStore], clas
     return _follow(votes, specialists, views, threshold)
 
 
-def _follow(votes: Votes, specialists: Sequence[ProbabilityStore], views: Sequence[ProbabilityStore], threshold: float) -> Votes:
+def _follow(
+    votes: Votes, specialists: Sequence[ProbabilityStore], views: Sequence[ProbabilityStore], threshold: float
+) -> Votes:
     with ExitStack() as opened:
         files = [opened.enter_context(view.open()) for view in views]
         for start, preds in votes:

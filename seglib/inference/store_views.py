@@ -54,7 +54,9 @@ def join_stores(parts: Sequence[ProbabilityStore], image_ids: np.ndarray) -> Sto
         kinds = [(each.class_names, each.size, each.data.dtype) for each in (first, part)]
         if kinds[0] != kinds[1]:
             raise InputError(f"{part.folder}: required the classes, size and dtype of {first.folder}, got others")
-    places = [(part, place, int(number)) for part, store in enumerate(parts) for place, number in enumerate(store.image_ids)]
+    places = [
+        (part, place, int(number)) for part, store in enumerate(parts) for place, number in enumerate(store.image_ids)
+    ]
     by_id = {number: (part, place) for part, place, number in places}
     wanted = [int(number) for number in image_ids]
     if len(by_id) < len(places) or not set(wanted) <= by_id.keys():
@@ -62,7 +64,9 @@ def join_stores(parts: Sequence[ProbabilityStore], image_ids: np.ndarray) -> Sto
             f"{first.folder}: required each of {len(wanted)} images in one fold's predictions, got {len(by_id)} images in"
             f" {len(places)} predictions; are all folds of one split there?"
         )
-    return _view(parts, np.array([by_id[number] for number in wanted]), range(len(first.class_names)), first.class_names)
+    return _view(
+        parts, np.array([by_id[number] for number in wanted]), range(len(first.class_names)), first.class_names
+    )
 
 
 def take_images(store: ProbabilityStore, positions: Sequence[int] | np.ndarray) -> StoreView:
@@ -81,13 +85,17 @@ def name_classes(store: ProbabilityStore, class_names: Sequence[str]) -> StoreVi
     """
     foreign = [name for name in store.class_names if name not in class_names]
     if foreign:
-        raise InputError(f"{store.folder}: required classes of the ensemble ({', '.join(class_names)}), got {', '.join(foreign)}")
+        raise InputError(
+            f"{store.folder}: required classes of the ensemble ({', '.join(class_names)}), got {', '.join(foreign)}"
+        )
     planes = [store.class_names.index(name) if name in store.class_names else -1 for name in class_names]
     places = np.stack([np.zeros(len(store), np.int64), np.arange(len(store))], axis=1)
     return _view([store], places, planes, class_names)
 
 
-def _view(parts: Sequence[ProbabilityStore], places: np.ndarray, planes: Sequence[int], class_names: Sequence[str]) -> StoreView:
+def _view(
+    parts: Sequence[ProbabilityStore], places: np.ndarray, planes: Sequence[int], class_names: Sequence[str]
+) -> StoreView:
     first, shape = parts[0], (len(places), len(planes), parts[0].size, parts[0].size)
     return StoreView(
         folder=first.folder,

@@ -31,8 +31,12 @@ def plot_members(table: pd.DataFrame) -> Figure:
         text = f"{value:.3f}" if np.isfinite(value) else "-"
         axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value > 0.5 else INK)
         if best:
-            axis.add_patch(plt.Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=LOST, linewidth=1.4))
-    axis.set_xticks(range(len(columns)), ["mIoU", *classes], rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
+            axis.add_patch(
+                plt.Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=LOST, linewidth=1.4)
+            )
+    axis.set_xticks(
+        range(len(columns)), ["mIoU", *classes], rotation=50, ha="right", rotation_mode="anchor", fontsize=8
+    )
     axis.set_yticks(range(len(table)), table["member"], fontsize=8)
     axis.axvline(0.5, color="white", linewidth=4)
     axis.set_title("IoU of each class; framed: the best of its column", fontsize=10)
@@ -45,7 +49,9 @@ def plot_error_correlation(phi: np.ndarray, names: Sequence[str]) -> Figure:
     side = 1.8 + 0.5 * len(names)
     figure, axis = plt.subplots(figsize=(side + 1.8, side + 0.6), layout="constrained")
     apart = np.where(np.eye(len(names), dtype=bool), np.nan, phi)
-    shown = axis.imshow(np.ma.masked_invalid(apart), vmin=min(0, np.nanmin([*apart.ravel(), 0])), vmax=1, cmap="Purples")
+    shown = axis.imshow(
+        np.ma.masked_invalid(apart), vmin=min(0, np.nanmin([*apart.ravel(), 0])), vmax=1, cmap="Purples"
+    )
     for (row, column), value in np.ndenumerate(apart):
         text = f"{value:.2f}" if np.isfinite(value) else ""
         axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if value > 0.5 else INK)
@@ -100,7 +106,9 @@ def plot_class_gains(table: pd.DataFrame, best: str) -> Figure:
     for row, (gain, before, after) in enumerate(zip(points, shown["iou_b"], shown["iou_a"], strict=True)):
         axis.annotate(f"{gain:+.2f}", (gain, row), (4 if gain >= 0 else -4, 0), textcoords="offset points", va="center",
                       ha="left" if gain >= 0 else "right", fontsize=8)  # fmt: skip
-        axis.text(1.01, row, f"{before:.3f} → {after:.3f}", transform=axis.get_yaxis_transform(), va="center", fontsize=8)
+        axis.text(
+            1.01, row, f"{before:.3f} → {after:.3f}", transform=axis.get_yaxis_transform(), va="center", fontsize=8
+        )
     axis.set_yticks(shown.index, shown["class"])
     axis.invert_yaxis()
     low = -reach if (points < 0).any() else -0.1 * reach

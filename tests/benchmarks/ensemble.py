@@ -28,7 +28,9 @@ def main() -> None:
     stores = [open_store(folder) for folder in sorted(arguments.folder.glob("member*"))]
     truth, names = draw_truth(stores[0]), [store.folder.name for store in stores]
     survey = measure("survey", lambda: survey_members(stores, truth))
-    print(f"  {len(survey.sample.truth)} pixels drawn, {survey.disputed.sum() / survey.confusions[0].sum():.0%} disputed")
+    print(
+        f"  {len(survey.sample.truth)} pixels drawn, {survey.disputed.sum() / survey.confusions[0].sum():.0%} disputed"
+    )
     measure("correlation", lambda: correlate_errors(survey))
     heats = measure("temperatures", lambda: fit_temperatures(survey.sample))
     for name, find in SEARCHES.items():

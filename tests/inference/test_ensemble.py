@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 from seglib.errors import InputError
+from seglib.inference import ensemble_store
 from seglib.inference.ensemble import average_probabilities, count_votes, hard_vote, soft_vote
 from seglib.inference.ensemble_files import vote_files
+from seglib.inference.ensemble_store import store_vote
 from seglib.inference.probability_store import describe_store, open_store, write_store
 from seglib.inference.specialists import add_specialists, follow_confident
 from seglib.inference.store_views import join_stores, name_classes, take_images
@@ -70,7 +72,9 @@ def test_soft_votes_equal_slow_arithmetic(stores, mean, temperatures, weights):
 
 
 def test_the_plain_soft_vote_is_the_mean_of_probabilities(stores):
-    np.testing.assert_array_equal(gather(soft_vote(stores)), average_slowly(stores, [1] * 3, "arithmetic", [1] * 3).argmax(1))
+    np.testing.assert_array_equal(
+        gather(soft_vote(stores)), average_slowly(stores, [1] * 3, "arithmetic", [1] * 3).argmax(1)
+    )
 
 
 def vote_slowly(preds, weights, decide):
@@ -129,11 +133,15 @@ def test_specialists_count_for_their_own_classes_by_weight(tmp_path, stores):
     top = np.sort(total, axis=1)
     clear = top[:, -1] - top[:, -2] > 1e-4
     np.testing.assert_array_equal(votes[clear], total.argmax(1)[clear])
-    np.testing.assert_array_equal(gather(soft_vote(*add_specialists(stores, None, [metal], [1e-9]))), gather(soft_vote(stores)))
+    np.testing.assert_array_equal(
+        gather(soft_vote(*add_specialists(stores, None, [metal], [1e-9]))), gather(soft_vote(stores))
+    )
 
 
 def test_a_confident_specialist_decides_and_its_background_never_does(tmp_path, stores):
-    metal, paper = (make_store(tmp_path / name, seed, ["Background", name]) for seed, name in ((8, "Metal"), (9, "Paper")))
+    metal, paper = (
+        make_store(tmp_path / name, seed, ["Background", name]) for seed, name in ((8, "Metal"), (9, "Paper"))
+    )
     before = gather(soft_vote(stores))
     after = gather(follow_confident(soft_vote(stores), [metal, paper], CLASSES, 0.6))
     p_metal, p_paper = read_all(metal)[:, 1].astype(np.float32), read_all(paper)[:, 1].astype(np.float32)
@@ -172,7 +180,9 @@ def write_csv(path, masks, order):
 
 def test_submissions_vote_in_any_order_of_rows(tmp_path):
     masks = np.random.default_rng(0).integers(0, 3, (3, COUNT, SIZE, SIZE)).astype(np.uint8)
-    paths = [write_csv(tmp_path / f"{n}.csv", masks[n], order) for n, order in enumerate(([2, 0, 1], [0, 1, 2], [1, 2, 0]))]
+    paths = [
+        write_csv(tmp_path / f"{n}.csv", masks[n], order) for n, order in enumerate(([2, 0, 1], [0, 1, 2], [1, 2, 0]))
+    ]
     voted = dict(vote_files(paths, tie_break=paths[1], size=SIZE))
     assert list(voted) == ["2.jpg", "0.jpg", "1.jpg"]
     slow = vote_slowly(masks, (1, 1, 1), lambda at, tied: masks[1][at])
@@ -190,3 +200,24 @@ def test_submissions_of_other_images_are_refused(tmp_path):
         vote_files(paths[:1])
     with pytest.raises(InputError, match="tie_break: required one of the submissions"):
         vote_files(paths, tie_break="c.csv")
+
+
+def test_a_stored_vote_predicts_as_the_vote_and_goes_on_where_it_was_killed(tmp_path, stores, monkeypatch):
+    def stop(*arguments, **options):
+        yield next(average_probabilities(*arguments, **options))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ensemble_store, "average_probabilities", stop)
+        store_vote(tmp_path / "vote", stores, [3, 1, 1], mean="geometric")
+    seen = []
+    monkeypatch.setattr(
+        ensemble_store, "take_images", lambda store, places: seen.append(places) or take_images(store, places)
+    )
+    store = store_vote(tmp_path / "vote", stores, [3, 1, 1], mean="geometric")
+    assert seen[0].tolist() == [1, 2]
+    np.testing.assert_array_equal(gather(soft_vote([store])), gather(soft_vote(stores, [3, 1, 1], mean="geometric")))
+    np.testing.assert_allclose(
+        store.read(0, COUNT), average_slowly(stores, [3, 1, 1], "geometric", [1] * 3), atol=1.5 / 255
+    )
+    assert store.file_names == stores[0].file_names

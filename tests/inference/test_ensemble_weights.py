@@ -53,7 +53,9 @@ def guess(masks, skill, seed, heat=1.0):
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     """Truth with ignored pixels, and four members: good, fair, fair, worse than chance."""
-    masks = np.random.default_rng(0).choice([0, 1, 2, 255], (COUNT, SIZE, SIZE), p=[0.6, 0.2, 0.1, 0.1]).astype(np.uint8)
+    masks = (
+        np.random.default_rng(0).choice([0, 1, 2, 255], (COUNT, SIZE, SIZE), p=[0.6, 0.2, 0.1, 0.1]).astype(np.uint8)
+    )
     folder = tmp_path_factory.mktemp("stores")
     stores = [make_store(folder / f"m{n}", guess(masks, skill, n + 1)) for n, skill in enumerate((2, 1.2, 1.2, -1))]
     truth = make_truth(masks)
@@ -83,7 +85,9 @@ def test_a_sample_of_all_disputed_pixels_scores_exactly(scene):
     assert (survey.sample.stands_for == 1).all()
     for weights in ([0.25] * 4, [0.7, 0.3, 0, 0], [0, 0.1, 0.4, 0.5]):
         exact = pooled_miou(score_weighted(stores, truth, weights))
-        assert score_weights(survey.sample, np.array(weights)) == pytest.approx(exact, abs=2e-4)  # ties are rounded otherwise
+        assert score_weights(survey.sample, np.array(weights)) == pytest.approx(
+            exact, abs=2e-4
+        )  # ties are rounded otherwise
 
 
 def test_a_small_sample_stands_for_all_valid_pixels(scene):
@@ -103,7 +107,8 @@ def test_greedy_selection_equals_trying_all_by_hand(scene):
     path, drawn = select_greedily(survey.sample, draws=4), []
     for expected in path.drawn:
         scores = [
-            pooled_miou(score_weighted(stores, truth, np.bincount([*drawn, member], minlength=4))) for member in range(4)
+            pooled_miou(score_weighted(stores, truth, np.bincount([*drawn, member], minlength=4)))
+            for member in range(4)
         ]
         assert scores[expected] == pytest.approx(max(scores), abs=2e-4)
         drawn.append(expected)
@@ -226,4 +231,6 @@ def test_changes_are_counted_and_the_images_with_most_of_them_chosen(scene):
     positions, titles = choose_changes(table, 4)
     assert net[positions[0]] == net.max()
     assert net[positions[2]] == net.min()
-    assert titles[0] == f"image {positions[0]}\nwon {table['won'][positions[0]]} px\nlost {table['lost'][positions[0]]} px"
+    assert (
+        titles[0] == f"image {positions[0]}\nwon {table['won'][positions[0]]} px\nlost {table['lost'][positions[0]]} px"
+    )

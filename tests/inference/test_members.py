@@ -104,8 +104,13 @@ def test_all_that_do_not_fit_the_first_are_refused_in_one_line(tmp_path):
         find_members([str(folder) for folder in folders])
     text = str(caught.value)
     assert "\n" not in text
-    assert "required the classes, validation images and masks of first; refused: names (classes Background, Metal, Paper);" in text
-    assert "images (2 validation images); painted (masks: paint_order area); counted (masks: other pixels); leave" in text
+    assert (
+        "required the classes, validation images and masks of first; refused: names (classes Background, Metal, Paper);"
+        in text
+    )
+    assert (
+        "images (2 validation images); painted (masks: paint_order area); counted (masks: other pixels); leave" in text
+    )
 
 
 def test_specialists_stand_apart_and_runs_of_one_name_get_their_grids(tmp_path):

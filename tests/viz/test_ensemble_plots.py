@@ -30,7 +30,11 @@ def test_members_have_a_row_each_and_the_best_of_a_column_is_framed():
     axis = plot_members(table).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     assert texts_of(axis) == ["0.400", "0.300", "0.100", "-", "0.500", "0.200", "0.700", "0.000"]
-    assert sorted((round(box.get_x() + 0.46), round(box.get_y() + 0.44)) for box in axis.patches) == [(0, 1), (1, 0), (2, 1)]
+    assert sorted((round(box.get_x() + 0.46), round(box.get_y() + 0.44)) for box in axis.patches) == [
+        (0, 1),
+        (1, 0),
+        (2, 1),
+    ]
 
 
 def test_correlations_are_written_into_the_pairs():
@@ -63,7 +67,9 @@ def test_changed_pixels_are_won_lost_or_wrong_both_times():
 
 def test_a_row_shows_image_truth_both_answers_and_the_change():
     masks = np.zeros((2, 4, 4), np.uint8)
-    figure = plot_change_rows(np.zeros((2, 4, 4, 3), np.uint8), masks, masks, masks + 1, NAMES, ("best", "vote"), ["x", "y"])
+    figure = plot_change_rows(
+        np.zeros((2, 4, 4, 3), np.uint8), masks, masks, masks + 1, NAMES, ("best", "vote"), ["x", "y"]
+    )
     assert [axis.get_title() for axis in figure.axes[:5]] == ["image", "truth", "best", "vote", "changed by the vote"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["Background", "Paper", *(f"changed: {kind}" for kind in CHANGES)]
