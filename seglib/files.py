@@ -41,6 +41,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_parts(folder: str | Path) -> None:
+    """Delete what `replacing` left half written in a folder when its process was killed; nobody else may write there."""
+    for path in Path(folder).rglob(".*.part"):
+        if path.is_file():
+            path.unlink()
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with replacing(path) as temporary:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from seglib.errors import InputError
 from seglib.models.architectures import ARCHITECTURES, check_names, encoder_options, timm_name
 from seglib.models.encoder_weights import find_normalisation, load_encoder_weights
+from seglib.models.depthwise import speed_up_dilated_depthwise
 from seglib.models.pooling import replace_average_pools
 from seglib.models.refusals import explain_missing_weights, explain_refusal
 from seglib.runs.preflight import refuse_weights
@@ -76,6 +77,7 @@ def build_model(
         explain = explain_missing_weights if encoder_weights == "imagenet" else explain_refusal
         raise InputError(explain(architecture, encoder, error)) from error
     replace_average_pools(network)
+    speed_up_dilated_depthwise(network)
     if encoder_weights not in ("", "imagenet"):
         load_encoder_weights(network.encoder, Path(encoder_weights).expanduser())
     return SegmentationModel(network, *find_normalisation(architecture, encoder, encoder_weights))

@@ -22,7 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 from traitlets.config import Config
 
-from seglib.files import write_text
+from seglib.files import clear_parts, write_text
 from seglib.runs.notebook import saves_result
 from seglib.runs.processes import UNDER_RUNNER, kill_family
 from seglib.runs.record import read_record, start_record, update_record
@@ -30,6 +30,7 @@ from seglib.runs.tracking import NAME as TRACKING
 from seglib.runs.tracking import finish_tracking
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+_DIED = "the kernel died: killed from outside, or by the system when memory ran out"
 _STOPPED = {
     signal.SIGTERM: ("interrupted", "stopped before its end"),
     signal.SIGHUP: ("killed", "run_grid.py was killed, so the run was stopped"),
@@ -61,7 +62,11 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[s
         words = " ".join(f"{error.ename}: {error.evalue}".split())
         return ("oom" if any(sign in words for sign in _OUT_OF_MEMORY) else "failed"), words[:2000]
     except DeadKernelError:
-        return "killed", "the kernel died: killed from outside, or by the system when memory ran out"
+        return "killed", _DIED
+    except RuntimeError as error:
+        if not str(error).startswith("Kernel died"):  # jupyter_client's words for one that dies while it starts
+            raise
+        return "killed", _DIED
     except Stopped as stopped:
         return stopped.args
     return "ok", None
@@ -83,6 +88,7 @@ def run_job(job: dict[str, Any]) -> None:
     # Threads of OpenMP that wait for work spin; with two runs on the same cores that made each several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     began = time.monotonic()
+    clear_parts(run_dir)
     start_record(run_dir, job["key"], job["parameters"], job["varied"])
     status, error = execute(notebook, output, job["parameters"])
     kill_family(os.getpid())

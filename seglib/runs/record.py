@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError
-from seglib.files import PROJECT, outputs_dir, write_json
+from seglib.files import PROJECT, clear_parts, outputs_dir, write_json
 from seglib.runs.processes import UNDER_RUNNER, describe_process, is_alive
 
 NAME = "record.json"
@@ -61,6 +61,7 @@ def open_run(run_dir: str, parameters: Mapping[str, Any]) -> Path:
             f'run_dir {folder} is written to by process {record["process"]["pid"]}; choose another name or ""'
         )
     folder.mkdir(parents=True, exist_ok=True)
+    clear_parts(folder)
     start_record(folder, None, parameters, {})
     return folder
 
