@@ -266,6 +266,51 @@ class ErrorAnalysisConfig(NotebookConfig):
     resamples: Whole = Field(ge=100, le=100_000, description="bootstrap draws of the images")
 
 
+class EnsembleConfig(NotebookConfig):
+    """The parameters of notebooks/04_ensemble.ipynb."""
+
+    grid_dir: Text = Field(description='folder of a grid; "" is that of the newest run')
+    members: list[Text] = Field(description="folders of runs or grids; [] is the grid")
+    top: Whole = Field(ge=0, description="only so many of the best; 0 is all")
+    output_dir: Text = Field(description='folder of tables, figures and the submission; "" is 04_ensemble in grid_dir')
+    data_dir: Text = Field(description='where the runs\' data is now; "" where it was')
+    size: Whole = Field(ge=0, le=4096, description="side at which members are merged [px]; 0 is the largest input size")
+    tta: dict[Text, list] = Field(description="flips, rotations and scales -> lists")
+    merge: Literal["mean", "logits"]
+    sliding: dict[Text, Any] = Field(description="size, overlap and blend")
+    vote: Literal["soft", "geometric", "hard"]
+    weights: Literal["auto", "greedy", "ascent", "softmax", "mean", "best"]
+    temperature: Switch
+    specialist_weight: Number = Field(ge=0)
+    specialist_confidence: Number = Field(ge=0, lt=1)
+    crf_candidates: Whole = Field(ge=0, le=200, description="parameters tried; 0 is no CRF")
+    crf_images: Whole = Field(ge=2, description="validation images to try them on")
+    components: Switch
+    test_json: Text = Field(description='images to predict, beside the runs\' data; "" for none')
+    sample_submission: Text = Field(description='CSV whose rows are wanted; "" is the order of test_json')
+    submission_size: Whole = Field(ge=1, le=4096, description="side of the masks in the submission [px]")
+    resizing: Literal["nearest", "probabilities"]
+    pseudo_precision: Number = Field(ge=0, le=1, description="of pseudo-labels, on validation; 0 is none")
+    resamples: Whole = Field(ge=100, le=100_000, description="bootstrap draws of the images")
+    seed: Whole = Field(ge=0, lt=2**31)
+    debug: Switch
+
+    @classmethod
+    def find_disagreements(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        problems = {}
+        steps = [name for name in ("crf_candidates", "components", "specialist_confidence") if values.get(name)]
+        if values.get("resizing") == "probabilities" and (steps or values.get("vote") == "hard"):
+            got = " and ".join([*steps, *(["vote: hard"] if values.get("vote") == "hard" else [])])
+            problems["resizing"] = f"resizing: probabilities has no masks before it is done, so it does not go with {got}"
+        if values.get("vote") == "hard" and values.get("crf_candidates"):
+            problems["crf_candidates"] = "crf_candidates must be 0 with vote: hard, which has no probabilities to refine"
+        if values.get("vote") in ("geometric", "hard") and values.get("specialist_weight"):
+            problems["specialist_weight"] = f"specialist_weight must be 0 with vote: {values['vote']}, got {values['specialist_weight']}"
+        if values.get("pseudo_precision") and not values.get("test_json"):
+            problems["pseudo_precision"] = "pseudo_precision needs test_json, the images to label"
+        return problems
+
+
 class EdaConfig(DataConfig):
     """The parameters of notebooks/01_eda.ipynb."""
 
