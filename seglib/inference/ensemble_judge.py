@@ -63,7 +63,7 @@ def judge_searches(
     Raises
     ------
     InputError
-        An unknown search, or fewer images than folds.
+        An unknown search, or one image or group of images alone.
     """
     for name in searches:
         if name not in SEARCHES:
@@ -98,16 +98,15 @@ def cross_validate(
 
 
 def deal_images(truth: Subset, folds: int, seed: int) -> np.ndarray:
-    """(N,) fold of each image, 0 to folds - 1; images of one group are in one fold."""
+    """(N,) fold of each image, 0 to folds - 1; images of one group are in one fold, and fewer groups make fewer folds."""
     groups = truth.data.images["group"].iloc[truth.indices].tolist()
     named = [
         f"group {group}" if group == group and group not in (None, "") else place for place, group in enumerate(groups)
     ]
     units = {unit: number for number, unit in enumerate(dict.fromkeys(named))}
-    if not 2 <= folds <= len(units):
-        raise InputError(
-            f"folds: required 2 to {len(units)}, the images or groups of them that are scored, got {folds}"
-        )
+    folds = min(folds, len(units))
+    if folds < 2:
+        raise InputError(f"folds: required 2 or more, of at least two images or groups of them, got {folds}")
     fold_of_unit = np.random.default_rng(seed).permutation(np.arange(len(units)) % folds)
     return fold_of_unit[[units[unit] for unit in named]]
 

@@ -203,8 +203,9 @@ def test_images_of_a_group_are_in_one_fold():
     assert folds[0] == folds[2] == folds[6]
     assert folds[1] == folds[5]
     assert set(folds) == {0, 1}
-    with pytest.raises(InputError, match="folds: required 2 to 8"):
-        deal_images(make_truth(masks), 9, seed=0)
+    assert len(set(deal_images(make_truth(masks), 9, seed=0))) == 8
+    with pytest.raises(InputError, match="folds: required 2 or more, of at least two images or groups of them, got 1"):
+        deal_images(make_truth(masks, ["a"] * 8), 5, seed=0)
 
 
 def test_the_curve_has_what_was_searched_and_what_was_held_out(scene):
