@@ -3,13 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from seglib.data.coco import load_coco
-from seglib.data.dataset import open_data
+from seglib.data.dataset import Subset, open_data
 from seglib.data.extra_data import join_extra
 from seglib.data.verify import verify_coco
 from seglib.errors import InputError
@@ -300,13 +301,17 @@ def test_confidences_are_the_lowest_that_keep_the_precision(validation, capsys):
     assert "(nowhere a precision of 0.9 on 100 px or more)" in printed
 
 
-def test_ignored_pixels_of_the_truth_do_not_count(validation, small_data):
-    stores, truth, _ = validation
-    options = {"split": "given", "folds": 2, "fold": 0, "seed": 1, "image_size": SIZE} | POLICY
-    _, void = open_data(str(small_data), "train.json", "val.json", **options | {"background": "ignore"})
-    seen, unseen = choose_confidence(stores, truth), choose_confidence(stores, void)
-    assert seen["Background"] < 1
-    assert unseen["Background"] == NEVER  # it is never right, and nothing else is wrong where it is
+def test_the_precision_is_reached_exactly_by_certain_pixels_and_ignored_ones_do_not_count(test_set, tmp_path):
+    pred, mask = np.zeros((2, SIZE, SIZE), np.uint8)
+    pred[:6], mask[:3], mask[3:6] = 2, 2, 255
+    mask[0, :48] = 0  # 144 of 192 px are right
+    probabilities = np.eye(test_set.num_classes)[pred].transpose(2, 0, 1)[None].astype(np.float16)
+    store = write(tmp_path / "s", probabilities, [7], ["a.png"], test_set.class_names)
+    pixels = SimpleNamespace(image_ids=np.array([7]), read=lambda index: (None, mask))
+    truth = Subset(test_set, pixels, np.array([0]))
+    expected = dict.fromkeys(test_set.class_names, NEVER) | {"Background": 0.0}
+    assert choose_confidence([store], truth, precision=0.75) == expected | {test_set.class_names[2]: 0.0}
+    assert choose_confidence([store], truth, precision=0.76) == expected
 
 
 def test_images_and_precisions_that_do_not_fit_are_told(validation):
