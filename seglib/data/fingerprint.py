@@ -49,10 +49,12 @@ def fingerprint_data(data_dir: str | Path, json_names: Sequence[str]) -> str:
 
 
 def fingerprint_sets(data_dir: str | Path, json_names: Sequence[str], extra_data: Sequence[Mapping[str, Any]]) -> str:
-    """Hash the content of a data set and of the sets that join it (`data_dir` and `json` of each); see `fingerprint_data`."""
+    """Hash the content of a data set and of those that join it, with how they join; see `fingerprint_data`."""
     hashes = [fingerprint_data(data_dir, json_names)]
-    hashes += [fingerprint_data(entry.get("data_dir", data_dir), [entry["json"]]) for entry in extra_data]
-    return hashes[0] if len(hashes) == 1 else hash_text(json.dumps(hashes))
+    for entry in extra_data:
+        options = {name: value for name, value in entry.items() if name not in ("data_dir", "json")}
+        hashes.append([fingerprint_data(entry.get("data_dir", data_dir), [entry["json"]]), options])
+    return hashes[0] if len(hashes) == 1 else hash_text(json.dumps(hashes, sort_keys=True))
 
 
 def hash_files(paths: Sequence[str | Path]) -> list[str]:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from seglib.errors import InputError
 from seglib.models.architectures import ARCHITECTURES, check_names, encoder_options, timm_name
-from seglib.models.encoder_weights import find_normalisation, load_encoder_weights
 from seglib.models.depthwise import speed_up_dilated_depthwise
+from seglib.models.encoder_weights import find_normalisation, load_encoder_weights
 from seglib.models.pooling import replace_average_pools
 from seglib.models.refusals import explain_missing_weights, explain_refusal
 from seglib.runs.preflight import refuse_weights

@@ -191,6 +191,7 @@ def _describe_conditions(record: dict) -> str | None:
     notes = [
         f"memory ran out: batch cut into {split:g}" if split > 1 else "",
         f"{weights} weights" if isinstance(weights, str) and weights != "plain" else "",
+        "went on under other conditions" if record.get("conditions_changed") else "",
         "not deterministic" if record.get("deterministic") is False else "",
     ]
     return ", ".join(note for note in notes if note) or None

@@ -20,6 +20,9 @@ _CAUSES = (
 )  # fmt: skip
 
 
+_ALONE = {"continue_from": "", "track": []}  # a repeat is made from the beginning, and told to nobody
+
+
 def repeat_run(run_dir: Path, report: Callable[[str], None], show: Callable[[str], None]) -> bool:
     """Run a finished run again with the parameters of its record; return whether the weights are the same to the bit.
 
@@ -35,13 +38,19 @@ def repeat_run(run_dir: Path, report: Callable[[str], None], show: Callable[[str
     if not run_jobs([job], 1, False, lambda job: job, report, show, lambda: None):
         return False
     after = read_record(job.run_dir) or {}
-    if after.get("weights_sha256") == before["weights_sha256"] and _same_confusion(run_dir, job.run_dir):
+    same = [_hashes(record) for record in (before, after)]
+    if same[0] == same[1] and _same_confusion(run_dir, job.run_dir):
         report(f"the same weights, bit for bit ({before['weights_sha256'][:16]}...), and the same confusion matrices")
         return True
     report(f"OTHER weights: {before['weights_sha256'][:16]}... then, {str(after.get('weights_sha256'))[:16]}... now")
     for line in describe_differences(before, after) or ["nothing that is recorded differs"]:
         report(f"  {line}")
     return False
+
+
+def _hashes(record: Mapping[str, Any]) -> tuple:
+    """Of the best weights, and of those fitted to all images."""
+    return record.get("weights_sha256"), (record.get("final_fit") or {}).get("weights_sha256")
 
 
 def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -74,6 +83,7 @@ def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
     notebook = _find_notebook(run_dir)
     defaults, config = read_defaults(notebook), find_config(notebook)
     values = defaults | record["params"]
+    values |= {name: value for name, value in _ALONE.items() if name in values}
     values = config.resolve_paths(values, notebook.parent) if config else values  # a run by hand may have relative ones
     parameters, problems = check_values(config, defaults, values)
     if problems:

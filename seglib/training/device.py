@@ -31,8 +31,14 @@ def move(batch: Tensor, device: torch.device) -> Tensor:
     return batch.to(device, non_blocking=True)
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin a new peak, as far as the device lets one: a process on a CPU has one for its whole life."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Highest memory so far [MB]: the device's on CUDA, else the process's."""
+    """Highest memory [MB]: on CUDA the device's since `forget_peak_memory`, else the process's since it began."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
     unit = 1 if sys.platform == "darwin" else 1024  # [bytes]

@@ -3,13 +3,16 @@
 import copy
 import itertools
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from seglib.runs.text_table import format_seconds
-from seglib.training.device import autocast, move, peak_memory_mb
+from seglib.training.device import autocast, forget_peak_memory, move, peak_memory_mb
 from seglib.training.reproducibility import seed_epoch
 from seglib.training.step import Trainee, take_step
 
@@ -33,9 +36,13 @@ class Estimate:
 
 
 def estimate_training(
-    trainee: Trainee, train_loader: DataLoader, val_loader: DataLoader, *, epochs: int, seed: int
+    trainee: Trainee, train_loader: DataLoader, val_loader: DataLoader, *, epochs: int, seed: int, evaluations: int = 1
 ) -> Estimate:
-    """Time a few steps of the first epoch and one batch of the evaluation, then put everything back as it was.
+    """Time a few steps of the first epoch and one batch of the evaluation, then put all weights and states back.
+
+    Parameters
+    ----------
+    evaluations : of each epoch; an EMA is evaluated too.
 
     Raises
     ------
@@ -43,18 +50,21 @@ def estimate_training(
         As training would: here before hours have gone into it.
     """
     parts = (trainee.model, trainee.optimizer, trainee.scheduler, trainee.scaler)
-    saved = [copy.deepcopy(part.state_dict()) for part in parts]
-    first_step, step = _time_steps(trainee, train_loader, seed)
-    evaluation = _time_evaluation(trainee, val_loader)
-    for part, state in zip(parts, saved, strict=True):
-        part.load_state_dict(state)
-    trainee.optimizer.zero_grad(set_to_none=True)
-    epoch = step * len(train_loader) + evaluation * len(val_loader)
+    saved = [_copy_to_host(part.state_dict()) for part in parts]
+    forget_peak_memory(trainee.device)
+    try:
+        first_step, step = _time_steps(trainee, train_loader, seed)
+        evaluation = _time_evaluation(trainee, val_loader)
+    finally:
+        for part, state in zip(parts, saved, strict=True):
+            part.load_state_dict(state)
+        trainee.optimizer.zero_grad(set_to_none=True)
+    epoch = max(step, _time_loading(train_loader)) * len(train_loader) + evaluations * evaluation * len(val_loader)
     return Estimate(first_step, epoch, epoch * epochs, peak_memory_mb(trainee.device))
 
 
 def _time_steps(trainee: Trainee, loader: DataLoader, seed: int) -> tuple[float, float]:
-    """Seconds of the first step, and of one of those that follow, the loader's share included."""
+    """Seconds of the first step, and of one of those that follow; without loader processes, loading included."""
     seed_epoch(seed, 1)
     trainee.set_mode(1)
     batches, times = loader.batch_sampler, [time.monotonic()]
@@ -68,6 +78,28 @@ def _time_steps(trainee: Trainee, loader: DataLoader, seed: int) -> tuple[float,
             break
     first, *others = (end - begin for begin, end in itertools.pairwise(times))
     return first, sum(others) / len(others) if others else first
+
+
+def _time_loading(loader: DataLoader) -> float:
+    """Seconds of a batch for loader processes that never wait; 0 without any, whose share is in each step.
+
+    They have filled a queue while the first step ran, so steps alone do not show a loader that is too slow.
+    """
+    if not loader.num_workers:
+        return 0.0
+    keys, began = next(iter(loader.batch_sampler))[:4], time.monotonic()
+    for key in keys:
+        loader.dataset[key]
+    return (time.monotonic() - began) / len(keys) * loader.batch_sampler.batch_size / loader.num_workers
+
+
+def _copy_to_host(value: Any) -> Any:
+    """A state dict's copy that needs no memory of the device."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, Mapping):
+        return {key: _copy_to_host(item) for key, item in value.items()}
+    return [_copy_to_host(item) for item in value] if isinstance(value, list) else copy.deepcopy(value)
 
 
 @torch.inference_mode()

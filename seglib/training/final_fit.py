@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from seglib.files import replacing
 from seglib.training.averaging import build_averages
-from seglib.training.checkpoint import save_checkpoint
-from seglib.training.device import peak_memory_mb
+from seglib.training.checkpoint import hash_weights, save_checkpoint
+from seglib.training.device import forget_peak_memory, peak_memory_mb
 from seglib.training.loop import train_one_epoch
 from seglib.training.schedule import build_scheduler
 from seglib.training.state import Position, TrainingState
@@ -32,7 +32,7 @@ def fit_everything(
     checkpoint_facts: Mapping[str, Any],
     progress: Callable[[int, int], None],
     minutes: float = 0,
-) -> pd.DataFrame:
+) -> dict[str, Any]:
     """Train on all images and write run_dir/final.pt; its folder final_fit/ holds what a killed process goes on from.
 
     No image is left to score these weights with: the run's scores remain those of best.pt.
@@ -40,7 +40,7 @@ def fit_everything(
     Parameters
     ----------
     trainee : its model holds the best weights; how its steps are made stays as it is.
-    optimizer : a new one, of a learning rate that is small and stays.
+    optimizer : a new one, of a learning rate that is small and stays, over what is trained after the last epoch.
     after : epochs of the training before; these are counted on from there, so that no draw is made twice.
 
     progress : called with (steps done, steps in all).
@@ -48,12 +48,12 @@ def fit_everything(
 
     Returns
     -------
-    One row an epoch: epoch, lr, train_loss, seconds, memory_mb.
+    For the record: epochs, seconds, peak_memory_mb, oom_split, weights_sha256 of final.pt.
     """
     folder = run_dir / "final_fit"
     folder.mkdir(exist_ok=True)
     schedule = build_scheduler("constant", optimizer, epochs, len(loader), 0)
-    trainee = replace(trainee, optimizer=optimizer, scheduler=schedule, freeze_epochs=0)
+    trainee = replace(trainee, optimizer=optimizer, scheduler=schedule)
     averages = build_averages({}, trainee.model, epochs, len(loader), 0)
     state = TrainingState(folder / "last.pt", trainee, averages, checkpoint_facts, minutes)
     position = state.resume()
@@ -61,6 +61,7 @@ def fit_everything(
         epoch, began = after + position.epoch, time.monotonic() - position.seconds
         position.lr = position.lr if position.step else trainee.scheduler.get_last_lr()[0]
         row = {"epoch": epoch, "lr": position.lr}
+        forget_peak_memory(trainee.device)
 
         def after_step(position: Position = position, began: float = began) -> None:
             position.seconds = time.monotonic() - began
@@ -76,4 +77,7 @@ def fit_everything(
         history.to_csv(temporary, index=False)
     facts = {"epoch": int(history["epoch"].iloc[-1]), **checkpoint_facts}
     save_checkpoint(run_dir / "final.pt", {"model": trainee.model.state_dict(), **facts})
-    return history
+    return {
+        "epochs": epochs, "seconds": round(float(history["seconds"].sum()), 2), "peak_memory_mb": float(history["memory_mb"].max()),
+        "oom_split": trainee.split, "weights_sha256": hash_weights(trainee.model.state_dict()),
+    }  # fmt: skip

@@ -15,12 +15,12 @@ from seglib.evaluation.metrics import compute_metrics, confusion_per_image, save
 from seglib.files import replacing
 from seglib.training.averaging import Averages
 from seglib.training.checkpoint import save_checkpoint
-from seglib.training.device import autocast, move, peak_memory_mb
+from seglib.training.device import autocast, forget_peak_memory, move, peak_memory_mb
 from seglib.training.epoch_loss import EpochLoss
 from seglib.training.reproducibility import seed_epoch
 from seglib.training.selection import is_over, rank
 from seglib.training.state import Position, TrainingState
-from seglib.training.step import IGNORE_INDEX, Trainee, take_step
+from seglib.training.step import IGNORE_INDEX, Trainee, describe_conditions, take_step
 
 
 class Watcher(Protocol):
@@ -75,7 +75,7 @@ def train(
     Returns
     -------
     One row an epoch: epoch (from 1), lr, train_loss, val_loss, miou, miou_image, miou_batch, accuracy, seconds,
-    memory_mb; and ema_miou, ema_val_loss, ... of each average, where it was evaluated.
+    memory_mb, conditions (device, threads, precision: other ones give other last bits); and ema_miou, ema_val_loss, ... of each average, where it was evaluated.
     """
     state = TrainingState(run_dir / "last.pt", trainee, averages, checkpoint_facts, checkpoint_minutes)
     examine = _Examiner(trainee, val_loader, select_by, run_dir, checkpoint_facts)
@@ -84,6 +84,7 @@ def train(
         epoch, began = position.epoch, time.monotonic() - position.seconds
         position.lr = position.lr if position.step else trainee.scheduler.get_last_lr()[0]
         row = {"epoch": epoch, "lr": position.lr}
+        forget_peak_memory(trainee.device)
 
         def after_step(position: Position = position, epoch: int = epoch, began: float = began) -> None:
             position.seconds = time.monotonic() - began
@@ -98,16 +99,22 @@ def train(
             with averages.applied(name, train_loader, val_loader.batch_sampler.batch_size, trainee.precision):
                 row |= {f"{name}_{score}": value for score, value in examine(position, epoch, name).items()}
         row |= {"seconds": round(time.monotonic() - began, 3), "memory_mb": peak_memory_mb(trainee.device)}
+        row["conditions"] = describe_conditions(trainee)
         position = Position([*position.rows, row], position.best)
-        history = pd.DataFrame(position.rows)
-        with replacing(run_dir / "history.csv") as temporary:
-            history.to_csv(temporary, index=False)
+        history = _write_history(run_dir, position)
         state.save(position)
         for watcher in watchers:
             watcher.epoch(history)
-    history = pd.DataFrame(position.rows)
+    history = _write_history(run_dir, position)  # where no epoch was left to train, nothing is there yet
     for watcher in watchers:
         watcher.end(history)
+    return history
+
+
+def _write_history(run_dir: Path, position: Position) -> pd.DataFrame:
+    history = pd.DataFrame(position.rows)
+    with replacing(run_dir / "history.csv") as temporary:
+        history.to_csv(temporary, index=False)
     return history
 
 

@@ -77,8 +77,9 @@ def _find_run(source: Path, facts: Mapping[str, Any]) -> Path:
 def _require_same_rates(
     folder: Path, saved: Mapping, params: Mapping, schedule: Schedule, steps_per_epoch: int
 ) -> None:
-    if "swa" in params.get("averaging", {}):
-        raise InputError(f"continue_from {folder}: swa began at a share of {saved['params']['epochs']} epochs; {_WAY_OUT}")
+    for name in ("swa", "snapshot"):
+        if name in params.get("averaging", {}):
+            raise InputError(f"continue_from {folder}: {name} was scored at the end of {saved['params']['epochs']} epochs; {_WAY_OUT}")
     for row, (before, now) in enumerate(_compare_rates(saved["rows"], schedule, steps_per_epoch), 1):
         if not math.isclose(before, now, rel_tol=1e-9):
             raise InputError(
@@ -88,8 +89,7 @@ def _require_same_rates(
 
 
 def _compare_rates(rows: Sequence[Mapping], schedule: Schedule, steps_per_epoch: int) -> list[tuple[float, float]]:
-    """(rate that was, rate that would be) at the beginning of each epoch; `plateau` follows scores, which are the same."""
-    if schedule.reduce is not None:
-        return []
+    """(rate that was, rate that would be) at the beginning of each epoch; after the first, `plateau` follows the scores."""
+    rows = rows[:1] if schedule.reduce is not None else rows
     factor, base = schedule.lr_lambdas[0], schedule.base_lrs[0]
     return [(row["lr"], base * factor((row["epoch"] - 1) * steps_per_epoch)) for row in rows]

@@ -85,21 +85,28 @@ class TrainingState:
         A checkpoint that is damaged, or of another run, is named and set aside with what lies beside it.
         """
         if not self.path.exists():
-            return Position()
+            return self._begin()
         try:
             saved = self._read()
         except InputError as error:
             print(f"{error}; set aside in {set_aside(self.path.parent)}, training begins anew")
-            return Position()
+            return self._begin()
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.trainee.split = saved["split"]
         position = Position(**{name: saved[name] for name in vars(Position())})
         if position.step:
             _write_generators(saved["generators"], self.trainee.device)
+        if not position.rows and not position.step:
+            return position
         step = f" and step {position.step} of the next" if position.step else ""
         print(f"going on after epoch {len(position.rows)}{step}, where an earlier process stopped")
         return position
+
+    def _begin(self) -> Position:
+        """Save the beginning: a training that is stopped and started again in one process begins there too."""
+        self.save(Position())
+        return Position()
 
     def _read(self) -> dict[str, Any]:
         """The checkpoint, after every check that does not need it loaded."""

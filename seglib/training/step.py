@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from seglib.errors import InputError
 from seglib.training.batch_mixing import Mix, Targets, keep_apart
 from seglib.training.determinism import explain_nondeterminism
-from seglib.training.device import autocast, peak_memory_mb
+from seglib.training.device import autocast, describe_device, forget_peak_memory, peak_memory_mb
 from seglib.training.schedule import Schedule
 
 IGNORE_INDEX = 255
@@ -56,6 +56,11 @@ class Trainee:
         if self.freeze_epochs:
             frozen = epoch <= self.freeze_epochs
             self.model.encoder.requires_grad_(not frozen).train(not frozen)
+
+
+def describe_conditions(trainee: Trainee) -> str:
+    """What a step's last bits depend on besides its parameters."""
+    return f"{describe_device(trainee.device)}, {torch.get_num_threads()} threads, {trainee.precision}"
 
 
 def take_step(trainee: Trainee, images: Tensor, targets: Targets, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -110,17 +115,23 @@ def add_gradients(trainee: Trainee, images: Tensor, targets: Targets, batch_size
 
 
 def _is_oom(error: Exception) -> bool:
-    """Also cuDNN's own, which torch does not translate."""
-    return isinstance(error, torch.OutOfMemoryError) or "_STATUS_ALLOC_FAILED" in str(error)
+    """Also cuDNN's own words, which torch does not translate."""
+    words = ("_STATUS_ALLOC_FAILED", "unable to find an engine to execute", "valid cuDNN algorithm")
+    return isinstance(error, torch.OutOfMemoryError) or any(word.lower() in str(error).lower() for word in words)
 
 
 def _explain_oom(trainee: Trainee, images: Tensor, targets: Targets, parts: int, batch_size: int) -> str:
     peak, size = peak_memory_mb(trainee.device), -(-len(images) // parts)
-    fits = size // 2
-    while fits and not _fits(trainee, images[:fits], [(masks[:fits], share) for masks, share in targets]):
-        fits //= 2
+    fits, too_many = 0, size
+    while too_many - fits > 1:
+        count = (fits + too_many) // 2
+        if _fits(trainee, images[:count], [(masks[:count], share) for masks, share in targets]):
+            fits = count
+        else:
+            too_many = count
+    even = max((count for count in range(1, fits + 1) if batch_size % count == 0), default=0)  # keeps the step's size
     way_out = (
-        f"{fits} do fit: set batch_size: {fits} and accumulate: {-(-batch_size // fits)}, or on_oom: accumulate"
+        f"{fits} do fit: set batch_size: {even} and accumulate: {batch_size // even}, or on_oom: accumulate"
         if fits
         else "not even one fits: lower image_size, or take a smaller model"
     )
@@ -144,6 +155,7 @@ def _free(trainee: Trainee) -> None:
     gc.collect()
     if trainee.device.type == "cuda":
         torch.cuda.empty_cache()
+        forget_peak_memory(trainee.device)  # it is of what did not fit
 
 
 def _backward(trainee: Trainee, images: Tensor, targets: Targets, parts: int) -> tuple[Tensor, Tensor]:

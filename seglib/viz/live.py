@@ -23,14 +23,14 @@ class LiveTraining:
     def __init__(self, run_dir: Path, epochs: int):
         self.path, self.epochs = Path(run_dir) / "progress.json", epochs
         self.began, self.told, self.drawn = time.monotonic(), 0.0, 0.0
-        self.first = None  # epochs that were done before this process
+        self.first = None  # epochs, and part of one, that were done before this process
         self.score = ""
         self.line: DisplayHandle | None = None
         self.figure: DisplayHandle | None = None
 
     def step(self, epoch: int, step: int, steps: int) -> None:
         """Tell where training is, about twice a second."""
-        self.first = epoch - 1 if self.first is None else self.first
+        self.first = epoch - 1 + (step - 1) / steps if self.first is None else self.first
         if time.monotonic() - self.told < 0.5 and not (epoch == self.epochs and step == steps):
             return
         done = epoch - 1 + step / steps

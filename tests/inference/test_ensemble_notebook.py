@@ -59,9 +59,10 @@ def test_the_recorded_score_is_scikit_learns_on_the_kept_masks(ensemble, val_ima
 def test_each_step_is_scored_beside_the_last_and_says_whether_it_is_used(ensemble):
     record = json.loads((ensemble / "record.json").read_text())
     steps = pd.read_csv(ensemble / "steps.csv")
-    assert [step.split(":")[0] for step in steps["step"]] == [
-        "best member", "plain mean", "with TTA", "weights", "soft vote", "CRF, held out", "components, held out",
+    assert [step.split(",")[0] for step in steps["step"]] == [
+        "plain mean", "TTA", "weights: greedy", "soft vote", "CRF", "components",
     ]  # fmt: skip
+    assert np.allclose(steps["points"], 100 * (steps["after"] - steps["before"]))
     used = dict(zip(steps["step"], steps["used"], strict=True))
     for name in ("crf", "components"):
         found = next(value for step, value in used.items() if step.lower().startswith(name))

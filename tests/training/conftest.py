@@ -49,7 +49,7 @@ def subsets(small_data):
 
 def run(
     subsets, run_dir, epochs=3, watcher=None, kill=None, select_by="miou", seed=5, workers=0, schedule="cosine", mixing=None, patience=0, facts=None,
-    averaging=None, minutes=0, architecture="Linknet", continue_from="", **options,
+    averaging=None, minutes=0, warmup=0.5, compiled=False, architecture="Linknet", continue_from="", **options,
 ):  # fmt: skip
     run_dir.mkdir(exist_ok=True)
     train_set, val_set = subsets
@@ -58,9 +58,11 @@ def run(
     val_loader = build_loader(val_set, 8, shuffle=False, augmentation="none", seed=seed, num_workers=0)
     seed_everything(seed, deterministic=True)
     model = build_model(architecture, "tu-resnet10t", len(names))
+    if compiled:
+        model.compile(dynamic=False)
     optimizer = build_optimizer("adamw", model, 1e-3, 1e-4)
-    scheduler = build_scheduler(schedule, optimizer, epochs, len(loader), 0.5, averaging=averaging)
-    averages = build_averages(averaging or {}, model, epochs, len(loader), 0.5)
+    scheduler = build_scheduler(schedule, optimizer, epochs, len(loader), warmup, averaging=averaging)
+    averages = build_averages(averaging or {}, model, epochs, len(loader), warmup)
     mix = build_batch_mixing(mixing or {}, model, seed=seed, precision="float32")
     trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, len(names)), optimizer, scheduler, CPU, mix=mix, **options)
     facts = {"architecture": architecture, "class_names": names} | (facts or {})

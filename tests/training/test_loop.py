@@ -206,7 +206,7 @@ def test_micro_batches_are_halved_down_to_one_image(subsets, most, seen):
 @pytest.mark.parametrize(
     ("most", "on_oom", "words"),
     [
-        (3, "fail", r"8 images of 64 px .* \(peak \d+ MB\); 2 do fit: set batch_size: 2 and accumulate: 4, or on_oom"),
+        (3, "fail", r"8 images of 64 px .* \(peak \d+ MB\); 3 do fit: set batch_size: 2 and accumulate: 4, or on_oom"),
         (0, "fail", "8 images of 64 px at a time do not fit .* not even one fits: lower image_size"),
         (0, "accumulate", "2 images of 64 px at a time do not fit .* not even one fits"),
     ],

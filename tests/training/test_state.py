@@ -9,6 +9,7 @@ from seglib.errors import InputError
 from seglib.files import write_json
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.selection import find_best
+from seglib.training.state import Position, TrainingState
 
 OFTEN = 1e-9  # [min] between checkpoints: one after every step
 
@@ -62,6 +63,42 @@ def test_whatever_a_step_depends_on_survives_a_kill_in_the_middle_of_an_epoch(su
             train_small(subsets, tmp_path / "killed", kill=when, minutes=OFTEN, **options)
     train_small(subsets, tmp_path / "killed", **options)
     assert same_files(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_compiled_training_goes_on_to_the_same_weights(subsets, train_small, tmp_path):
+    train_small(subsets, tmp_path / "whole", epochs=2, compiled=True)
+    with pytest.raises(KeyboardInterrupt):
+        train_small(subsets, tmp_path / "killed", epochs=2, compiled=True, kill=(2, 2), minutes=OFTEN)
+    train_small(subsets, tmp_path / "killed", epochs=2, compiled=True)
+    assert same_files(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_training_that_is_stopped_and_started_again_in_one_process_begins_with_the_same_weights(
+    subsets, train_small, uninterrupted, tmp_path
+):
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train_small(subsets, tmp_path, kill=(1, 2))
+    frame = caught.tb
+    while "trainee" not in frame.tb_frame.f_locals:
+        frame = frame.tb_next
+    trained = frame.tb_frame.f_locals  # of train_small: its loaders, its half-trained model
+    position = TrainingState(tmp_path / "last.pt", trained["trainee"], trained["averages"], trained["facts"]).resume()
+    assert position == Position()
+    begun = load_checkpoint(tmp_path / "last.pt", ("model",))["model"]
+    assert hash_weights(trained["model"].state_dict()) == hash_weights(begun)
+    train_small(subsets, tmp_path)
+    assert same_files(tmp_path, uninterrupted[0])
+
+
+def test_another_device_or_number_of_threads_is_told_by_epoch(subsets, train_small, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_small(subsets, tmp_path, kill=(2, 1))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    history = train_small(subsets, tmp_path)
+    torch.set_num_threads(threads)
+    assert history["conditions"].tolist() == [f"cpu, {count} threads, float32" for count in (threads, threads + 1, threads + 1)]
 
 
 def truncate(path):
@@ -139,6 +176,15 @@ def test_a_schedule_that_would_jump_is_refused_with_its_rates(subsets, train_sma
         facts = {"params": params | {"epochs": 4}}
         train_small(subsets, tmp_path / "long", epochs=4, facts=facts, continue_from=str(tmp_path / "short"))
     assert not [*(tmp_path / "long").glob("*.pt")]
+
+
+def test_a_warm_up_that_would_have_been_another_is_refused_for_plateau_too(subsets, train_small, tmp_path):
+    params = {"scheduler": "plateau", "epochs": 1}
+    train_small(subsets, tmp_path / "short", epochs=1, schedule="plateau", warmup=0.5, facts={"params": params})
+    finish(tmp_path / "short", **params)
+    with pytest.raises(InputError, match="plateau over 3 epochs has a learning rate of .* in epoch 1, where"):
+        train_small(subsets, tmp_path / "long", schedule="plateau", warmup=1.0, facts={"params": params | {"epochs": 3}},
+                    continue_from=str(tmp_path / "short"))  # fmt: skip
 
 
 @pytest.mark.parametrize(
