@@ -11,7 +11,7 @@ from torch import Tensor
 from seglib.errors import InputError, unknown_name
 
 NORMALIZATIONS = ("symmetric", "none")
-FLOOR = 1e-8  # smaller probabilities count as this: the logarithm of 0 would outvote every neighbour
+FLOOR = 0.5 / 255  # smaller probabilities count as this: what 256 steps round to 0 must not outvote every neighbour
 CUTOFF = 5.5  # kernels end at so many sigmas, where they are below 3e-7
 TARGETS = 256  # pixels whose messages are computed together
 WIDE = 32.0  # squared radius [sigmas] from which a block's distances need float64
@@ -68,7 +68,7 @@ def dense_crf(
     """Refine one image's probabilities by a fully connected CRF with Potts compatibility.
 
     Every pixel tells every other its beliefs: `Q_i(l) ~ p_i(l) exp(sum over kernels m, pixels j != i of
-    w_m k_m(i, j) Q_j(l))`, repeated `iterations` times from Q = p. With `pixels_per_cluster=1` it equals the sum over all
+    w_m k_m(i, j) Q_j(l))`, repeated `iterations` times from Q = p, where p is at least 1/510. With `pixels_per_cluster=1` it equals the sum over all
     pairs of pixels but for kernel values below 3e-7 and float32 rounding (measured: 1e-5 in a probability; TF32 must be off).
     Time grows with (H W)^2 / pixels_per_cluster.
 
@@ -77,7 +77,8 @@ def dense_crf(
     image
         (H, W, 3) uint8 RGB, the original photograph at the size of the probabilities, not normalised.
     probabilities
-        (C, H, W) floating, 0 to 1, after softmax; below 1e-8 they count as 1e-8.
+        (C, H, W) floating, 0 to 1, after softmax. Below 1/510, which 256 steps round to 0, they count as 1/510, of every
+        dtype, so that a uint8 store and a float16 one of the same model are refined alike.
 
     Returns
     -------

@@ -61,6 +61,8 @@ def predict_test(
 ) -> list[ProbabilityStore]:  # fmt: skip
     """Predict other images by all runs of all members, one store a run: `spread_weights` gives their weights.
 
+    A run that was fitted to all images at the end predicts with these weights, its final.pt.
+
     Parameters
     ----------
     json_name : see `open_test_images`; in `test_dir`, or with "" beside the validation images.
@@ -69,7 +71,8 @@ def predict_test(
     size, stores = choose_size(members, size), []
     for folder in [folder for member in members for folder in member.folders]:
         run = load_finished_run(folder, data_dir)
-        stores.append(predict_run(run, open_test_images(run, json_name, test_dir), device=device, size=size, **options))
+        images = open_test_images(run, json_name, test_dir)
+        stores.append(predict_run(run, images, device=device, final=True, size=size, **options))
         del run
     _require_same_files(stores)
     return stores

@@ -58,6 +58,7 @@ def predict_run(
     images: Subset,
     *,
     device: torch.device,
+    final: bool = False,
     tta: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
     merge: str = "mean",
     sliding: Mapping[str, Any] = NOTHING,
@@ -69,8 +70,7 @@ def predict_run(
 ) -> ProbabilityStore:
     """Open the probabilities of a run for some images; predicted first where there are none, or those of other weights.
 
-    They are kept in the run's folder, in probabilities/. The weights are best.pt's; images without any annotation are
-    predicted with final.pt where the run has one (it has seen the validation images, so nothing that can be scored is).
+    They are kept in the run's folder, in probabilities/.
     A killed prediction goes on where it was. Predictions of weights or images that changed since are deleted, once
     the new ones are whole.
 
@@ -81,13 +81,16 @@ def predict_run(
     Parameters
     ----------
     images : `run.val_images`, or what `open_test_images` opened; opened again where the size is not the model's.
+    final : take final.pt where the run has one, in place of best.pt. It has seen the validation images, so for images of a
+        test set alone; the facts say which it was, as `weights_file`.
     tta : flips, rotations and scales, see `build_views`; empty for the plain image.
     merge : "mean" of the views' probabilities, or of their "logits".
     sliding : predict images opened at a larger size in windows, see `check_sliding`; empty for the whole image at once.
     size : side at which probabilities are kept [px]; 0 is the model's.
-    resize : how to get there. "nearest" takes one pixel of several, and is exact: a vote over such stores and its argmax
-        are what voting at the model's size and resizing the masks by nearest neighbour gives. "smooth" is linear, with
-        a filter as wide as the step; at half the size it scored 0.002 to 0.003 mIoU less on CamVid.
+    resize : how to get to a smaller size. "nearest" takes one pixel of several, and is exact: a vote over such stores and
+        its argmax are what voting at the model's size and resizing the masks by nearest neighbour gives. "smooth" is
+        linear, with a filter as wide as the step; at half the size it scored 0.002 to 0.003 mIoU less on CamVid. To a
+        larger size both are linear between pixel centres, since repeated pixels would vote in blocks.
     dtype : "uint8", or "float16" of twice the size.
     batch_size : images predicted at a time; 0 is the run's own.
     progress : called with (images done, images in all).
@@ -98,7 +101,7 @@ def predict_run(
         Options that are unknown or that the model cannot do, or a disk that is too full.
     """
     recipe = check_recipe(run.image_size, tta, merge, sliding, size, resize, dtype)
-    weights_file, weights_sha256, take_model = choose_weights(run, may_be_final=len(images.data.annotations) == 0)
+    weights_file, weights_sha256, take_model = choose_weights(run, may_be_final=final)
     batch_size = batch_size or run.batch_size
     facts = recipe.describe() | {
         "run": run.folder.name,
@@ -127,6 +130,8 @@ def predict_run(
 def _name_folder(run: FinishedRun, recipe: Recipe, images: Subset, facts: Mapping[str, Any]) -> Path:
     """JSON's name, hash of what is asked for, hash of what it is made from."""
     request = [VERSION, recipe.describe(), facts["images"], images.image_ids.tolist()]
+    if facts["weights_file"] != "best.pt":
+        request.append(facts["weights_file"])  # kept beside what best.pt says of the same images
     names = ("images_hash", "image_size", "precision", "weights_file", "weights_sha256")
     hashes = [hash_text(json.dumps(part))[:8] for part in (request, [facts[name] for name in names])]
     return run.folder / "probabilities" / "-".join([Path(facts["images"]).stem, *hashes])

@@ -83,7 +83,7 @@ def check_recipe(
         merge=merge if len(views) > 1 else "mean",
         sliding=sliding,
         size=size,
-        resize=resize if size != side else "nearest",
+        resize="smooth" if size > side else "nearest" if size == side else resize,
         dtype=dtype,
     )
 

@@ -23,7 +23,7 @@ def mean_field(image, probabilities, params):
         scale = 1 / np.sqrt(each.sum(1)) if params.normalization == "symmetric" else np.ones(len(each))
         kernel += weight * scale[:, None] * each * scale
     np.fill_diagonal(kernel, 0)
-    unary = -np.log(probabilities.reshape(classes, -1).astype(np.float64))
+    unary = -np.log(np.maximum(probabilities.reshape(classes, -1).astype(np.float64), 0.5 / 255))  # as dense_crf says
     potts = 1 - np.eye(classes)
     q = np.exp(-unary) / np.exp(-unary).sum(0)
     for _ in range(params.iterations):
@@ -94,8 +94,9 @@ def test_noise_is_removed_along_the_edges_of_the_image():
 
 def test_without_iterations_or_weights_nothing_changes():
     image, probabilities, _ = scene()
+    floored = np.maximum(probabilities, 0.5 / 255)
     for params in (CrfParams(iterations=0), CrfParams(smoothness_weight=0, appearance_weight=0)):
-        np.testing.assert_allclose(dense_crf(image, probabilities, params), probabilities, atol=1e-6)
+        np.testing.assert_allclose(dense_crf(image, probabilities, params), floored / floored.sum(0), atol=1e-6)
 
 
 def test_clusters_come_near_the_exact_result_and_nearer_the_smaller_they_are():
@@ -116,6 +117,16 @@ def test_probabilities_that_were_stored_in_256_steps_are_accepted():
     assert np.abs(refined - expected).mean() < 0.005
     many = np.full((200, SIZE, SIZE), 1 / 255, np.float32)  # 1/200 = 1.3/255
     np.testing.assert_allclose(dense_crf(image, many, CrfParams(iterations=1)), 1 / 200, atol=1e-6)
+
+
+def test_a_speck_whose_surroundings_were_rounded_to_zero_is_removed_as_a_float16_one_is():
+    image = np.full((SIZE, SIZE, 3), 90, np.uint8)
+    p = np.stack([np.full((SIZE, SIZE), value) for value in (0.97, 0.02, 0.01)]).astype(np.float32)
+    p[:, 10:12, 10:12] = np.array([0.0015, 0.9975, 0.001], np.float32)[:, None, None]  # 255 * 0.0015 is rounded to 0
+    stored = np.round(255 * p) / 255
+    assert (stored[0, 10:12, 10:12] == 0).all()
+    for probabilities in (stored.astype(np.float32), p.astype(np.float16), p):
+        assert (dense_crf(image, probabilities, CrfParams()).argmax(0) == 0).all()
 
 
 def test_a_class_of_probability_zero_is_no_nan():

@@ -1,6 +1,8 @@
 import json
 import shutil
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from seglib.errors import InputError, InputErrors
 from seglib.files import write_json
 from seglib.inference import predict_run as module
 from seglib.inference.finished_run import load_finished_run
+from seglib.inference.member_predictions import predict_test, predict_validation
 from seglib.inference.predict import count_confusion, predict_logits
 from seglib.inference.predict_run import open_test_images, predict_run
 from seglib.inference.probability_store import open_store
@@ -178,23 +181,42 @@ def test_a_test_set_with_missing_images_is_refused(run, own_data):
         open_test_images(run, "test.json", str(own_data))
 
 
-def test_images_without_truth_are_predicted_with_the_final_weights(run):
+def add_final_weights(run):
     best = load_checkpoint(run.folder / "best.pt", required=("model",))
     weights = {name: weight * 1.1 if weight.is_floating_point() else weight for name, weight in best["model"].items()}
     save_checkpoint(run.folder / "final.pt", best | {"model": weights})
-    store = predict_run(run, open_test_images(run, "val.json"), device=CPU)
-    assert (store.facts["weights_file"], store.facts["weights_sha256"]) == ("final.pt", hash_weights(weights))
+    return hash_weights(weights)
+
+
+def test_the_final_weights_predict_where_they_are_asked_for(run):
+    sha256 = add_final_weights(run)
+    store = predict_run(run, open_test_images(run, "val.json"), device=CPU, final=True)
+    assert (store.facts["weights_file"], store.facts["weights_sha256"]) == ("final.pt", sha256)
     validated = predict_run(run, run.val_images, device=CPU)
+    assert store.folder.is_dir(), "both are answers, of other weights"
     assert validated.facts["weights_file"] == "best.pt"
     assert not np.array_equal(store.data, validated.data)
     np.testing.assert_array_equal(score_store(validated, run.val_images), run.confusion)
+
+
+def test_images_without_annotations_are_not_taken_for_a_test_set(run):
+    add_final_weights(run)
+    unannotated = open_test_images(run, "val.json")  # as a specialist sees photographs that have none of its classes
+    assert predict_run(run, unannotated, device=CPU).facts["weights_file"] == "best.pt"
+
+
+def test_final_weights_are_those_of_test_images_alone(run):
+    sha256, members = add_final_weights(run), [SimpleNamespace(folders=(run.folder,), image_size=64, focus_classes=[])]
+    (validated,), _ = predict_validation(members, device=CPU)
+    (tested,) = predict_test(members, "test.json", device=CPU)
+    assert (validated.facts["weights_file"], tested.facts["weights_sha256"]) == ("best.pt", sha256)
 
 
 def test_final_weights_of_other_classes_are_refused(run):
     best = load_checkpoint(run.folder / "best.pt", required=("model",))
     save_checkpoint(run.folder / "final.pt", best | {"class_names": ["a", "b"]})
     with pytest.raises(InputError, match=r"final\.pt: required the run's classes .*, got a, b"):
-        predict_run(run, open_test_images(run, "test.json"), device=CPU)
+        predict_run(run, open_test_images(run, "test.json"), device=CPU, final=True)
 
 
 def test_nearest_probabilities_give_the_mask_that_the_leaderboard_resizes(run):
@@ -211,6 +233,17 @@ def test_probabilities_are_resized_by_nearest_neighbour_or_smoothly():
         smooth = resize_probabilities(probabilities, size, "smooth")
         torch.testing.assert_close(smooth.sum(1), torch.ones(1, size, size))
         torch.testing.assert_close(smooth.mean((2, 3)), probabilities.mean((2, 3)), rtol=0, atol=0.05)
+
+
+def test_enlarged_probabilities_are_linear_between_pixels(run):
+    small, large, smooth = (
+        predict_run(run, run.val_images, device=CPU, dtype="float16", **options)
+        for options in ({}, {"size": 128}, {"size": 128, "resize": "smooth"})
+    )
+    assert large.folder == smooth.folder
+    for plane, enlarged in zip(small.read(0, 1)[0], large.read(0, 1)[0], strict=True):
+        np.testing.assert_allclose(enlarged, cv2.resize(plane, (128, 128), interpolation=cv2.INTER_LINEAR), atol=1e-3)
+    assert not np.array_equal(large.data[0], small.data[0].repeat(2, 1).repeat(2, 2)), "blocks of repeated pixels"
 
 
 def test_rounding_to_uint8_keeps_every_argmax():
