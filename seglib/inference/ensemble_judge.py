@@ -49,6 +49,8 @@ def judge_searches(
 ) -> Verdict:  # fmt: skip
     """Search weights, and judge each search by K-fold cross-validation over images.
 
+    One image alone cannot be judged: what is of images not seen is NaN then, and the plain mean is recommended.
+
     The mean costs one pass over all pixels, each search two more.
 
     Parameters
@@ -63,7 +65,7 @@ def judge_searches(
     Raises
     ------
     InputError
-        An unknown search, or one image or group of images alone.
+        An unknown search, or fewer than 2 folds.
     """
     for name in searches:
         if name not in SEARCHES:
@@ -73,9 +75,11 @@ def judge_searches(
     confusions = {name: score_weighted(stores, truth, given) for name, given in weights.items()}
     rows = [[MEAN, pooled_miou(confusions[MEAN]), pooled_miou(confusions[MEAN]), 0.0, 0.0, 0.0]]
     for name in searches:
-        held_out = cross_validate(SEARCHES[name], stores, truth, sample, fold_of_image, seed)
-        gain = bootstrap_difference(held_out, confusions[MEAN], resamples, seed)
-        rows.append([name, pooled_miou(confusions[name]), pooled_miou(held_out), *gain])
+        judged = [np.nan] * 4
+        if len(truth) > 1:
+            held_out = cross_validate(SEARCHES[name], stores, truth, sample, fold_of_image, seed)
+            judged = [pooled_miou(held_out), *bootstrap_difference(held_out, confusions[MEAN], resamples, seed)]
+        rows.append([name, pooled_miou(confusions[name]), *judged])
     table = pd.DataFrame(rows, columns=["weights", "searched", "held_out", "gain", "low", "high"])
     return Verdict(table, weights, confusions, *_recommend(table))
 
@@ -98,15 +102,22 @@ def cross_validate(
 
 
 def deal_images(truth: Subset, folds: int, seed: int) -> np.ndarray:
-    """(N,) fold of each image, 0 to folds - 1; images of one group are in one fold, and fewer groups make fewer folds."""
+    """(N,) fold of each image, 0 to folds - 1; images of one group are in one fold, and fewer groups make fewer folds.
+
+    Images of one group alone, as of one video, are dealt one by one, which is printed: what is held out is like what is
+    not, so that a search looks better than it is. One image is all in fold 0.
+    """
+    if folds < 2:
+        raise InputError(f"folds: required 2 or more, got {folds}")
     groups = truth.data.images["group"].iloc[truth.indices].tolist()
     named = [
         f"group {group}" if group == group and group not in (None, "") else place for place, group in enumerate(groups)
     ]
+    if len(set(named)) == 1 and len(named) > 1:
+        print(f"all {len(named)} images are of one group: they are dealt one by one, so that gains held out are flattered")
+        named = range(len(named))
     units = {unit: number for number, unit in enumerate(dict.fromkeys(named))}
     folds = min(folds, len(units))
-    if folds < 2:
-        raise InputError(f"folds: required 2 or more, of at least two images or groups of them, got {folds}")
     fold_of_unit = np.random.default_rng(seed).permutation(np.arange(len(units)) % folds)
     return fold_of_unit[[units[unit] for unit in named]]
 
@@ -119,10 +130,13 @@ def trace_selection(
     Returns
     -------
     One row a draw: draw (from 1), member (drawn from all images), searched (greedy selection, scored on the images that it
-    saw), held_out (selections on the other folds), best_mean (plain mean of so many of the best members, NaN after all).
+    saw), held_out (selections on the other folds, NaN with one image), best_mean (plain mean of so many of the best members, NaN after all).
     """
     path, folds = select_greedily(sample, draws), np.unique(fold_of_image)
-    counts = sum(_count_path(sample, fold_of_image == fold, len(path.drawn)) for fold in folds)
+    held_out = np.full(len(path.drawn), np.nan)
+    if len(folds) > 1:
+        counts = sum(_count_path(sample, fold_of_image == fold, len(path.drawn)) for fold in folds)
+        held_out = [mean_iou(confusion) for confusion in counts]
     alone = [score_weights(sample, np.eye(len(names))[member]) for member in range(len(names))]
     ranked = np.argsort([-score for score in alone], kind="stable")
     best = [
@@ -130,7 +144,7 @@ def trace_selection(
     ]
     return pd.DataFrame({
         "draw": np.arange(1, len(path.drawn) + 1), "member": [names[member] for member in path.drawn],
-        "searched": path.miou, "held_out": [mean_iou(confusion) for confusion in counts],
+        "searched": path.miou, "held_out": held_out,
         "best_mean": [*best, *[np.nan] * len(path.drawn)][: len(path.drawn)],
     })  # fmt: skip
 
@@ -146,6 +160,8 @@ def _count_path(sample: PixelSample, held: np.ndarray, draws: int) -> np.ndarray
 
 
 def _recommend(table: pd.DataFrame) -> tuple[str, str]:
+    if table["held_out"].isna().any():
+        return MEAN, "one image: nothing is left to judge a search on, so the plain mean is recommended, not judged"
     better = table[table["low"] > 0].sort_values("gain", ascending=False)
     if len(better):
         best = better.iloc[0]

@@ -38,7 +38,7 @@ class Tuned:
     miou_before : pooled mIoU of all images without the step
     miou_held_out : with it, each half with what the other half chose: the estimate for new images
     miou_chosen : with `chosen`, on the images that it was chosen on: too high by the search's own overfit
-    half_gains : mIoU that the first and the second half gain with what the other chose
+    half_gains : mIoU that the first and the second half gain with what the other chose; NaN of a half without images
     candidates : what was tried, with the mIoU of all images
     """
 
@@ -54,6 +54,8 @@ class Tuned:
 
 def describe_tuned(tuned: Tuned) -> str:
     """One line: on or off, and the held-out gain."""
+    if np.isnan(tuned.half_gains).any():
+        return f"{tuned.step}: off; mIoU {tuned.miou_before:.4f}, a half of the images has nothing to test a choice on"
     first, second = (f"{100 * gain:+.2f}" for gain in tuned.half_gains)
     return (
         f"{tuned.step}: {'on' if tuned.on else 'off'}; mIoU {tuned.miou_before:.4f} becomes {tuned.miou_held_out:.4f} on images"
@@ -95,7 +97,8 @@ def search_crf(
     ----------
     samples
         samples[i] is (image (H, W, 3) uint8, probabilities (C, H, W), truth (H, W) uint8) of image i, read once and one at a
-        time. The halves are the first and the second half of them: photographs of one series stay on one side.
+        time. The halves are the first and the second half of them: photographs of one series stay on one side. One image
+        alone is never switched on.
     candidates
         The CRF is tried with each; "off" always takes part, and wins ties.
     progress
@@ -104,7 +107,7 @@ def search_crf(
     Raises
     ------
     InputError
-        Fewer than two images, or no candidate.
+        No image, or no candidate.
     """
     half = _halve("search_crf", samples)
     if not candidates:
@@ -150,7 +153,7 @@ def tune_min_pixels(
     Raises
     ------
     InputError
-        Fewer than two images.
+        No image.
     """
     half = _halve("tune_min_pixels", pairs)
     sizes = sorted({0, *sizes})
@@ -241,8 +244,8 @@ def _conclude(
 
 def _halve(where: str, samples: Sequence) -> np.ndarray:
     """Half, 0 or 1, of each image."""
-    if len(samples) < 2:
-        raise InputError(f"{where}: required at least 2 images, one to choose on and one to test, got {len(samples)}")
+    if not len(samples):
+        raise InputError(f"{where}: required at least one image, got none; check what was predicted")
     return (np.arange(len(samples)) >= len(samples) // 2).astype(int)
 
 

@@ -22,6 +22,7 @@ from seglib.inference.ensemble_weights import (
     weigh_path,
 )
 from seglib.inference.probability_store import describe_store, open_store, write_store
+from seglib.inference.store_views import take_images
 from seglib.inference.weighted_sum import score_store, score_weighted, weighted_argmax
 
 CLASSES, COUNT, SIZE = ["Background", "Paper", "Metal"], 12, 16
@@ -204,8 +205,29 @@ def test_images_of_a_group_are_in_one_fold():
     assert folds[1] == folds[5]
     assert set(folds) == {0, 1}
     assert len(set(deal_images(make_truth(masks), 9, seed=0))) == 8
-    with pytest.raises(InputError, match="folds: required 2 or more, of at least two images or groups of them, got 1"):
-        deal_images(make_truth(masks, ["a"] * 8), 5, seed=0)
+    with pytest.raises(InputError, match="folds: required 2 or more, got 1"):
+        deal_images(make_truth(masks), 1, seed=0)
+
+
+def test_images_of_one_video_are_dealt_one_by_one_and_it_is_said(capsys):
+    masks = np.zeros((8, SIZE, SIZE), np.uint8)
+    folds = deal_images(make_truth(masks, ["a"] * 8), 4, seed=0)
+    assert np.bincount(folds).tolist() == [2, 2, 2, 2]
+    assert "all 8 images are of one group" in capsys.readouterr().out
+    np.testing.assert_array_equal(folds, deal_images(make_truth(masks), 4, seed=0))
+
+
+def test_one_image_has_weights_that_are_not_judged(scene):
+    stores, truth, _ = scene
+    stores, truth = [take_images(store, [0]) for store in stores], Subset(truth.data, truth.pixels, truth.indices[:1])
+    sample = survey_members(stores, truth).sample
+    verdict = judge_searches(stores, truth, sample, ("greedy",), folds=5, resamples=10)
+    assert (verdict.recommended, list(verdict.weights)) == ("mean", ["mean", "greedy"])
+    assert verdict.text == "one image: nothing is left to judge a search on, so the plain mean is recommended, not judged"
+    greedy = verdict.table.iloc[1]
+    assert greedy["searched"] > verdict.table["searched"][0] and np.isnan(greedy["held_out"])
+    curve = trace_selection(sample, deal_images(truth, 5, 0), list("abcd"))
+    assert curve["held_out"].isna().all() and curve["searched"].notna().all()
 
 
 def test_the_curve_has_what_was_searched_and_what_was_held_out(scene):

@@ -211,9 +211,18 @@ def test_candidates_are_seeded_different_and_grow_with_the_image():
         draw_crf_candidates(0, seed=0, image_size=256)
 
 
-def test_one_image_is_too_few():
-    with pytest.raises(InputError, match="at least 2 images, one to choose on and one to test, got 1"):
-        search_crf([sample(0)], [CRF])
+def test_one_image_is_never_switched_on():
+    crf, components = search_crf([sample(0)], [CRF]), tune_min_pixels([speckled(0)], CLASSES, sizes=(2,))
+    assert crf.miou_chosen > crf.miou_before == crf.miou_held_out  # it helps this image, and nothing says that it helps another
+    assert components.miou_chosen > components.miou_before
+    for tuned in (crf, components):
+        assert not tuned.on
+        assert describe_tuned(tuned).endswith("a half of the images has nothing to test a choice on")
+
+
+def test_no_image_and_no_candidate_are_refused():
+    with pytest.raises(InputError, match="search_crf: required at least one image, got none"):
+        search_crf([], [CRF])
     with pytest.raises(InputError, match="candidates must hold parameters to try, got none"):
         search_crf([sample(0), sample(1)], [])
 
