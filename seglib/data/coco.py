@@ -61,6 +61,8 @@ class CocoData:
 def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
     """Read `data_dir/json_name`; a file without `annotations`, such as a test set's, has none.
 
+    Without annotations it needs no `categories` either: its classes are then the background alone.
+
     Raises
     ------
     InputError
@@ -202,6 +204,8 @@ def _no_such_json(path: Path) -> str:
 
 def _read_categories(content: dict, json_path: Path) -> list[tuple[int, str]]:
     """(id, name) by ascending id; a repeated id stays in, for the check to find."""
+    if not content.get("annotations") and content.get("categories", []) == []:
+        return []  # a test set's list of images
     entries = _entries(content, "categories", json_path)
     if not 1 <= len(entries) <= MAX_CATEGORIES:
         raise InputError(

@@ -38,7 +38,7 @@ def open_test_images(run: FinishedRun, json_name: str, data_dir: str = "") -> Su
 
     Parameters
     ----------
-    json_name : a COCO file with `images` and `categories`, of images of any size.
+    json_name : a COCO file with `images`, of any size. The classes are the run's, whatever categories it has or lacks.
     data_dir : its folder; "" is that of the run's validation images.
 
     Raises

@@ -38,6 +38,7 @@ def make_pseudo_labels(
     mean: str = "arithmetic",
     temperatures: ArrayLike | None = None,
     min_pixels: int = 0,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Write the classes of confident pixels as annotations of the original images, and unsure pixels as ignored ones.
@@ -61,6 +62,7 @@ def make_pseudo_labels(
         folder of the run's own.
     confidence : of all classes, or by class name, Background included, see `choose_confidence`; above 1 never labels.
     min_pixels : components (8 neighbours) of an object class with fewer confident pixels are unsure too [px at S].
+    overwrite : write over a file that is there, which stays until the new one is whole.
     progress : called with (images done, images in all).
 
     Returns
@@ -72,11 +74,12 @@ def make_pseudo_labels(
     Raises
     ------
     InputError
-        There is a file already, no pixel is confident, the stores are damaged, or stores, images, weights and
+        There is a file already (not with `overwrite`), no pixel is confident, the stores are damaged, or stores, images, weights and
         confidences do not fit together. What was at `path` stays as it was.
     """
     path = Path(path)
-    _require_absent(path)
+    if not overwrite:
+        _require_absent(path)
     averages = average_probabilities(stores, weights, mean=mean, temperatures=temperatures)
     _require_classes(stores[0], images)
     rows, thresholds = _find_rows(stores[0], images), _list_thresholds(confidence, images.class_names)
@@ -86,7 +89,8 @@ def make_pseudo_labels(
         count = _write_coco(temporary, labelled, images, _describe(stores, weights, tally, min_pixels))
         if not count:
             raise InputError(f"{path}: required a confident pixel, got none in {len(rows)} images; lower confidence")
-        _require_absent(path)  # another process may have been faster
+        if not overwrite:
+            _require_absent(path)  # another process may have been faster
     print(f"{path.name}: {count} images labelled, {len(rows) - count} without a confident pixel left out")
     return tally.tabulate()
 

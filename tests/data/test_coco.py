@@ -81,6 +81,13 @@ def test_a_test_set_without_annotations_has_an_empty_table_of_the_same_columns(t
     assert without.dtypes.to_dict() == with_rows.dtypes.to_dict()
 
 
+@pytest.mark.parametrize("rest", [{}, {"categories": []}, {"annotations": []}])
+def test_a_list_of_images_alone_needs_no_categories(tmp_path, rest):
+    data = load_coco(write(tmp_path, {"images": CONTENT["images"], **rest}, "test.json"), "test.json")
+    assert (data.class_names, data.category_ids) == (("Background",), ())
+    assert data.images["file_name"].tolist() == ["images/b.jpg", "images/a.jpg"]
+
+
 def test_a_size_that_the_file_leaves_out_is_read_from_the_image(tmp_path):
     content = copy.deepcopy(CONTENT)
     for image in content["images"]:

@@ -19,6 +19,7 @@ from seglib.inference.predict import count_confusion, predict_logits
 from seglib.inference.predict_run import open_test_images, predict_run
 from seglib.inference.probability_store import open_store
 from seglib.inference.recipe import quantise, resize_probabilities
+from seglib.inference.submission_file import read_file_names
 from seglib.inference.weighted_sum import score_store, score_weighted
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 
@@ -173,6 +174,15 @@ def test_annotations_of_a_test_set_are_not_looked_at(run):
     images = open_test_images(run, "val.json")
     assert len(images.data.annotations) == 0
     np.testing.assert_array_equal(images.read(0)[0], run.val_images.read(0)[0])
+
+
+def test_a_test_set_without_categories_has_the_classes_of_the_run(run, own_data):
+    expected = open_test_images(run, "test.json", str(own_data))
+    write_json(own_data / "test.json", {"images": json.loads((own_data / "test.json").read_text())["images"]})
+    images = open_test_images(run, "test.json", str(own_data))
+    assert images.data.class_names == tuple(run.class_names) and images.data.category_ids == expected.data.category_ids
+    assert read_file_names(own_data / "test.json") == expected.data.images["file_name"].tolist()
+    assert predict_run(run, images, device=CPU).class_names == run.class_names
 
 
 def test_a_test_set_with_missing_images_is_refused(run, own_data):

@@ -221,6 +221,16 @@ def test_a_file_that_is_there_stays_and_a_broken_writing_leaves_none(test_set, m
     assert path.read_text() == "mine"
 
 
+def test_a_file_is_written_over_where_that_is_asked_for_and_stays_until_the_new_one_is_whole(test_set, make_stores, tmp_path):
+    path, stores = tmp_path / "labels.json", make_stores()
+    path.write_text("an earlier trial")
+    with pytest.raises(InputError, match="required a confident pixel"):
+        make_pseudo_labels(stores, test_set, path, confidence=NEVER, overwrite=True)
+    assert path.read_text() == "an earlier trial"
+    make_pseudo_labels(stores, test_set, path, confidence=0.5, overwrite=True)
+    assert json.loads(path.read_text())["annotations"]
+
+
 def test_a_file_that_another_process_wrote_meanwhile_stays(test_set, make_stores, tmp_path):
     path = tmp_path / "labels.json"
     with pytest.raises(InputError, match="got one that is there already"):
