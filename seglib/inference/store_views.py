@@ -1,4 +1,4 @@
-"""Stores seen otherwise, without a copy: folds joined to all images, some of the images, other classes."""
+"""Stores seen otherwise, without a copy: folds joined to all images or averaged, some of the images, other classes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,11 +9,25 @@ import numpy as np
 
 from seglib.errors import InputError
 from seglib.inference.probability_store import ProbabilityStore
+from seglib.inference.weighted_sum import require_alike
 
 
 @dataclass(frozen=True, eq=False)
-class StoreView(ProbabilityStore):
-    """Reads as a store does; its pixels are in `parts`. `data` has shape and dtype alone.
+class _Parts(ProbabilityStore):
+    """A store whose pixels are in others, its `parts`; `data` has shape and dtype alone."""
+
+    parts: tuple[ProbabilityStore, ...]
+
+    @contextmanager
+    def open(self) -> Iterator[list]:
+        """The files for `read_plane`."""
+        with ExitStack() as opened:
+            yield [opened.enter_context(part.open()) for part in self.parts]
+
+
+@dataclass(frozen=True, eq=False)
+class StoreView(_Parts):
+    """Reads as a store does; its pixels are in `parts`.
 
     Attributes
     ----------
@@ -22,15 +36,8 @@ class StoreView(ProbabilityStore):
     planes : of each class its id in the parts; -1 for a class that they do not know, whose probability is 0
     """
 
-    parts: tuple[ProbabilityStore, ...]
     places: np.ndarray
     planes: tuple[int, ...]
-
-    @contextmanager
-    def open(self) -> Iterator[list]:
-        """The files for `read_plane`."""
-        with ExitStack() as opened:
-            yield [opened.enter_context(part.open()) for part in self.parts]
 
     def read_plane(self, file: list, position: int, class_id: int, out: np.ndarray) -> None:
         """As a store's."""
@@ -39,6 +46,55 @@ class StoreView(ProbabilityStore):
             out.fill(0)
         else:
             self.parts[part].read_plane(file[part], int(place), self.planes[class_id], out)
+
+
+@dataclass(frozen=True, eq=False)
+class AveragedStore(_Parts):
+    """Reads as a store does: the mean of `parts`, rounded to their dtype."""
+
+    def read_plane(self, file: list, position: int, class_id: int, out: np.ndarray) -> None:
+        """As a store's."""
+        total = np.zeros(out.shape, np.float32)  # holds a sum of 256 steps exactly
+        for part, each in zip(self.parts, file, strict=True):
+            part.read_plane(each, position, class_id, out)
+            total += out
+        total /= len(self.parts)
+        out[:] = np.rint(total) if out.dtype == np.uint8 else total
+
+
+def average_stores(stores: Sequence[ProbabilityStore]) -> ProbabilityStore:
+    """The plain mean of stores as one: the folds of a member, which on validation images is one prediction an image too.
+
+    Its facts are the first's, with the names of all runs and weights.
+
+    Raises
+    ------
+    InputError
+        There is none, or they are of other images, classes, sizes or dtypes.
+    """
+    require_alike(stores)
+    first = stores[0]
+    if len(stores) == 1:
+        return first
+    for store in stores[1:]:
+        if store.data.dtype != first.data.dtype:
+            raise InputError(f"{store.folder}: required {first.data.dtype} as in {first.folder}, got {store.data.dtype}")
+    names = {
+        name: "; ".join(str(store.facts[name]) for store in stores)
+        for name in ("run", "weights_sha256")
+        if all(name in store.facts for store in stores)
+    }
+    return AveragedStore(
+        folder=first.folder,
+        image_ids=first.image_ids,
+        file_names=first.file_names,
+        class_names=first.class_names,
+        size=first.size,
+        data=SimpleNamespace(shape=first.data.shape, dtype=first.data.dtype),
+        sums=None,
+        facts={**first.facts, **names},
+        parts=tuple(stores),
+    )
 
 
 def join_stores(parts: Sequence[ProbabilityStore], image_ids: np.ndarray) -> StoreView:

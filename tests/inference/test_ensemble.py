@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -6,9 +8,10 @@ from seglib.inference import ensemble_store
 from seglib.inference.ensemble import average_probabilities, count_votes, hard_vote, soft_vote
 from seglib.inference.ensemble_files import vote_files
 from seglib.inference.ensemble_store import store_vote
+from seglib.inference.member_predictions import average_folds
 from seglib.inference.probability_store import describe_store, open_store, write_store
 from seglib.inference.specialists import add_specialists, follow_confident
-from seglib.inference.store_views import join_stores, name_classes, take_images
+from seglib.inference.store_views import average_stores, join_stores, name_classes, take_images
 from seglib.inference.submission_file import write_rows
 
 COUNT, SIZE, CLASSES = 3, 6, ["Background", "Paper", "Metal"]
@@ -162,6 +165,31 @@ def test_views_read_what_their_stores_hold(tmp_path):
     np.testing.assert_array_equal(wide[:, [0, 2, 3]], first.read(0, 2))
     assert (wide[:, 1] == 0).all()
     np.testing.assert_array_equal(gather(soft_vote([joined, joined])), joined.read(0, 3).argmax(1))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_averaged_folds_read_as_one_store(tmp_path, dtype):
+    folds = [make_store(tmp_path / f"{seed}", seed, dtype=dtype) for seed in range(3)]
+    average = average_stores(folds)
+    expected = np.mean([read_all(store) for store in folds], axis=0)
+    np.testing.assert_allclose(average.read(0, COUNT), expected, atol={"uint8": 0.501 / 255, "float16": 5e-4}[dtype])
+    np.testing.assert_array_equal(gather(soft_vote([average])), average.read(0, COUNT).argmax(1))
+    np.testing.assert_array_equal(take_images(average, [2]).read(0, 1), average.read(2, 3))
+    assert average_stores(folds[:1]) is folds[0]
+    with pytest.raises(InputError, match=f"required {dtype} as in"):
+        average_stores([folds[0], make_store(tmp_path / "other", dtype={"uint8": "float16", "float16": "uint8"}[dtype])])
+
+
+def test_a_specialist_of_folds_is_as_confident_as_their_mean(tmp_path, stores):
+    classes, sure, unsure = ["Background", "Metal"], *(np.empty((COUNT, 2, SIZE, SIZE), np.uint8) for _ in range(2))
+    sure[:], unsure[:] = np.array([25, 230], np.uint8)[:, None, None], np.array([235, 20], np.uint8)[:, None, None]
+    folds = [make_store(tmp_path / f"f{n}", classes=classes, array=array) for n, array in enumerate((sure, unsure, unsure))]
+    before = gather(soft_vote(stores))
+    (specialist,) = average_folds([SimpleNamespace(folders=(1, 2, 3))], folds)
+    np.testing.assert_array_equal(gather(follow_confident(soft_vote(stores), [specialist], CLASSES, 0.5)), before)
+    assert (gather(follow_confident(soft_vote(stores), folds, CLASSES, 0.5)) == 2).all(), "the highest of three decides"
+    (confident,) = average_folds([SimpleNamespace(folders=(1, 2))], folds[:2])
+    assert (gather(follow_confident(soft_vote(stores), [confident], CLASSES, 0.48)) == 2).all()
 
 
 def test_an_image_in_two_folds_or_in_none_is_refused(tmp_path):
