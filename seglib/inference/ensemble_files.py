@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
+from seglib.files import hash_file, write_json
 from seglib.inference.ensemble import check_weights, count_votes, order_ties
 from seglib.inference.submission_file import read_submission
+from seglib.inference.submission_write import write_submission
 
 
 def vote_files(
@@ -45,6 +48,51 @@ def vote_files(
     of_file = check_weights(weights, len(paths))
     order = order_ties(of_file, paths.index(Path(tie_break)) if tie_break else None)
     return _vote(paths, of_file, order, size)
+
+
+def write_vote(
+    output: str | Path,
+    paths: Sequence[str | Path],
+    weights: ArrayLike | None = None,
+    *,
+    tie_break: str | Path = "",
+    size: int = 256,
+    num_classes: int = 0,
+    force: bool = False,
+) -> dict[str, object]:
+    """Write the hard vote of submissions as a submission, and the record beside it, which names them by hash.
+
+    The voted masks are in memory meanwhile, 64 KiB each.
+
+    Parameters
+    ----------
+    output : CSV to write, in the first file's order of rows.
+    paths, weights, tie_break, size : as `vote_files` takes them.
+    num_classes : with the background; 0 is as many as were voted for, and then no id below 255 is refused.
+    force : write in spite of doubts, see `write_submission`, which also says what the record holds.
+
+    Raises
+    ------
+    InputError
+        What `vote_files` and `write_submission` refuse, or there is a file already.
+    """
+    output = Path(output)
+    for path in (output, output.with_suffix(".json")):
+        if path.exists():
+            raise InputError(f"{path}: required a new file, got one that is there already; name another --output")
+    voted = dict(vote_files(paths, weights, tie_break=tie_break, size=size))
+    of_file = check_weights(weights, len(paths)).tolist()
+    sources = [
+        {"run": Path(path).name, "hash": hash_file(path), "weight": weight}
+        for path, weight in zip(paths, of_file, strict=True)
+    ]
+    found = min(IGNORE_INDEX, 1 + max(int(mask.max()) for mask in voted.values()))
+    record = write_submission(
+        output, voted.items(), list(voted), num_classes or found, size=size, sources=sources, force=force
+    )
+    record |= {"resizing": "none: hard vote of submissions", "tie_break": str(tie_break)}
+    write_json(output.with_suffix(".json"), record)
+    return record
 
 
 def _vote(

@@ -33,8 +33,8 @@ def ledger_path() -> Path:
 def read_ledger(ledger: Path) -> list[Row]:
     """All rows, oldest first; none where there is no ledger yet.
 
-    `file` is relative to the ledger's folder where it lies inside; `runs` and `weights` have `; ` between; scores are
-    0..1; `sends` is `time=exit code`, `; ` between; times are ISO 8601 in UTC. Columns that people add are kept.
+    `file` is relative to the ledger's folder where it lies inside; `runs` and `weights` have `; ` between, and are
+    file names and hashes where submissions voted; scores are 0..1; `sends` is `time=exit code`, `; ` between; times are ISO 8601 in UTC. Columns that people add are kept.
 
     Raises
     ------
@@ -208,7 +208,7 @@ def _row_of(rows: list[Row], path: Path, ledger: Path) -> Row:
         "written": record.get("written")
         or datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
         "runs": "; ".join(str(source.get("run", "")) for source in sources),
-        "weights": "; ".join(str(source.get("weights_sha256", "")) for source in sources),
+        "weights": "; ".join(str(source.get("weights_sha256") or source.get("hash", "")) for source in sources),
         "resizing": record.get("resizing", ""),
         "val_score": "" if val_score is None else repr(float(val_score)),
     }

@@ -27,7 +27,7 @@ def send_submission(
 
     Parameters
     ----------
-    template : such as `curl --fail -H "Authorization: Bearer $TOKEN" -F file=@{file} https://...`: split as a shell
+    template : such as `curl --fail -H "Authorization: Bearer $TOKEN" -F 'file=@"{file}"' https://...`: split as a shell
         would, then `{file}` and environment variables are put in; nothing in them is interpreted.
     per_day, utc_offset, again : as `start_send` takes them.
     show : takes what the command printed, the variables' values taken out.
@@ -58,7 +58,7 @@ def expand(template: str, path: Path) -> tuple[list[str], dict[str, str]]:
     except ValueError as error:
         raise InputError(f"--send: required a command, got a text with {str(error).lower()}") from None
     if "{file}" not in template or not words:
-        raise InputError("--send: required a command with {file} in it, got one without; such as -F file=@{file}")
+        raise InputError("--send: required a command with {file} in it, got one without; such as -F 'file=@\"{file}\"'")
     names = {name for word in words for match in _PLACE.finditer(word) if (name := match[1] or match[2])}
     missing = sorted(name for name in names if not os.environ.get(name))
     if missing:
