@@ -1,11 +1,13 @@
 """Words what is wrong with the runs of a grid, all of it, before any starts."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, unknown_name
+from seglib.extra_sets import list_json
 from seglib.parameters import NotebookConfig
 from seglib.runs.augmentation_check import find_augmentation_refusals
 from seglib.runs.class_check import find_class_problems
@@ -14,6 +16,7 @@ from seglib.runs.naming import shorten
 from seglib.runs.notebook import find_config, find_notebook, read_defaults
 from seglib.runs.preflight import find_model_refusals, refuse_weights
 
+_OF_RUNNER = ("run_dir", "grid_dir", "output_dir")  # in a step, which reads and writes where it is told
 _MODEL = ("architecture", "encoder", "image_size", "batch_size")
 
 
@@ -117,7 +120,7 @@ def find_grid_problems(file: GridFile, parameters: Sequence[Mapping[str, Any]], 
         seen[identity] = name
     problems += _find_baseline_problems(file, parameters)
     for step in file.then:
-        problems += [f"{file.path}: `then`: {problem}" for problem in _find_step_problems(file, step)]
+        problems += [f"{file.path}: `then`: {problem}" for problem in _find_step_problems(file, step, parameters)]
     return problems
 
 
@@ -131,26 +134,51 @@ def _find_baseline_problems(file: GridFile, parameters: Sequence[Mapping]) -> li
     return []
 
 
-def _find_step_problems(file: GridFile, step: Step) -> list[str]:
+def _find_step_problems(file: GridFile, step: Step, parameters: Sequence[Mapping[str, Any]]) -> list[str]:
     try:
         notebook = find_notebook(step.notebook, file.path)
         defaults, config = read_defaults(notebook), find_config(notebook)
     except InputError as error:
         return [str(error)]
-    needed = "run_dir" if step.each or _is_further_run(file, step, notebook) else "grid_dir"
+    needed = "run_dir" if step.each or is_further_run(file, step, notebook) else "grid_dir"
     if needed not in defaults:
         return [f"{step.notebook} must have a parameter {needed}, through which it is told what to read"]
-    _, problems = check_values(config, defaults, compose_values(file, step, notebook))
+    values = compose_values(file, step, notebook)
+    _, problems = check_values(config, defaults, values)
+    problems |= {name: f"{name} is set by the runner; leave it out" for name in _OF_RUNNER if name in step.fixed}
+    problems = _find_missing_files(values, parameters) | problems
     known = [name for name in step.fixed if not step.uses_grid_dir(name)]  # what is still to be written cannot be checked
     return [f"{step.notebook}: {problems[name]}" for name in known if name in problems]
 
 
+def _find_missing_files(values: Mapping[str, Any], parameters: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Files that a step is to read beside its runs' and that are not there; folders that are not are told elsewhere."""
+    problems, name, sample = {}, values.get("test_json"), values.get("sample_submission")
+    if name and isinstance(name, str):
+        folders = [Path(folder) for folder in find_data_dirs(values, parameters) if folder != "synthetic"]
+        for folder in folders:
+            if folder.is_dir() and not (folder / name).is_file():
+                problems["test_json"] = f"test_json must be a file in data_dir, got {name!r}; {folder} has {list_json(folder)}"
+    if sample and isinstance(sample, str) and not Path(sample).expanduser().is_file():
+        problems["sample_submission"] = (
+            f"sample_submission must be the path of a CSV file; there is no file {sample!r} (seen from {Path.cwd()})"
+        )
+    return problems
+
+
+def find_data_dirs(values: Mapping[str, Any], parameters: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where a step looks for `test_json`: in its own data_dir, else in those of the runs; "synthetic" is no folder."""
+    given = [values.get("data_dir")] if values.get("data_dir") else [run.get("data_dir") for run in parameters]
+    return sorted({os.path.expanduser(folder) for folder in given if folder and isinstance(folder, str)})
+
+
 def compose_values(file: GridFile, step: Step, notebook: Path) -> dict[str, Any]:
     """A step's parameters before any folder is known: the notebook's, under those that a further run has from its grid."""
-    return read_defaults(notebook) | (file.fixed if _is_further_run(file, step, notebook) else {}) | step.fixed
+    return read_defaults(notebook) | (file.fixed if is_further_run(file, step, notebook) else {}) | step.fixed
 
 
-def _is_further_run(file: GridFile, step: Step, notebook: Path) -> bool:
+def is_further_run(file: GridFile, step: Step, notebook: Path) -> bool:
+    """Whether a step trains once more, with the grid's own notebook."""
     return not step.each and notebook == find_notebook(file.notebook, file.path)
 
 

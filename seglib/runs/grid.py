@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, InputErrors
-from seglib.parameters import NotebookConfig
+from seglib.parameters import NotebookConfig, make_absolute
 from seglib.runs.checks import check_values, find_grid_problems, find_run_problems
-from seglib.runs.grid_file import GridFile, read_grid_file
+from seglib.runs.grid_file import GRID_DIR, GridFile, read_grid_file
 from seglib.runs.keys import compute_keys
 from seglib.runs.naming import name_runs
 from seglib.runs.notebook import find_config, find_notebook, read_defaults
 
 MOST_RUNS = 20_000
+_STEP_PATHS = ("compare_with", "data_dir", "sample_submission")  # marked as paths by their config or not
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     lines += find_grid_problems(file, parameters, names)
     if lines:
         raise InputErrors(lines)
+    file = _resolve_steps(file)
     folder = outputs / (file.name + ("-debug" if debug else ""))
     if "run_dir" in defaults:
         parameters = [values | {"run_dir": str(folder / name)} for values, name in zip(parameters, names, strict=True)]
@@ -121,6 +123,29 @@ def _resolve_paths(file: GridFile, config: type[NotebookConfig] | None) -> GridF
     axes = {name: [resolve({name: value})[name] for value in values] for name, values in file.axes.items()}
     listed, fixed, baseline = [resolve(run) for run in file.listed], resolve(file.fixed), resolve(file.baseline)
     return replace(file, fixed=fixed, axes=axes, listed=listed, baseline=baseline)
+
+
+def _resolve_steps(file: GridFile) -> GridFile:
+    """The same for the steps that follow; they are checked, so that their notebooks are there."""
+    configs = [find_config(find_notebook(step.notebook, file.path)) for step in file.then]
+    steps = [
+        replace(step, fixed={name: _resolve_value(config, name, value) for name, value in step.fixed.items()})
+        for step, config in zip(file.then, configs, strict=True)
+    ]
+    return replace(file, then=steps)
+
+
+def _resolve_value(config: type[NotebookConfig] | None, name: str, value: Any) -> Any:
+    """A step's value with absolute paths; one that names `{grid_dir}` stays as it is until the step is planned."""
+    if isinstance(value, list) and len(value) > 1:  # each entry for itself
+        return [_resolve_value(config, name, [entry])[0] for entry in value]
+    if config is None or GRID_DIR in json.dumps(value, default=str):
+        return value
+    if name == "members":
+        return [make_absolute(entry, Path.cwd()) for entry in value]
+    if name in _STEP_PATHS and value not in ("", "synthetic"):
+        return make_absolute(value, Path.cwd())
+    return config.resolve_paths({name: value}, Path.cwd())[name]
 
 
 def _combine(file: GridFile) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from seglib.errors import InputError
 from seglib.files import write_text
 from seglib.runs.grid import Grid, Run
 from seglib.runs.index_page import write_index
@@ -11,7 +12,7 @@ from seglib.runs.keys import compute_keys
 from seglib.runs.leaderboard import collect_runs, format_table, summarise_conditions, write_leaderboard
 from seglib.runs.record import read_record
 from seglib.runs.schedule import Job, run_jobs
-from seglib.runs.steps import group_steps, plan_steps
+from seglib.runs.steps import group_steps, plan_step
 
 
 def run_grid(
@@ -54,17 +55,33 @@ def run_grid(
     jobs = [Job(run.name, grid.notebook, run.folder, run.key, run.parameters, run.varied) for run in waiting]
     try:
         ok = run_jobs(jobs, workers, fail_fast, prepare, report, show, lambda: write_results(grid))
-        if fail_fast and not ok:
-            return False
-        for steps in group_steps(grid.file.then):
-            if not ok and steps[0].uses_grid_dir():
-                report(f"{steps[0].notebook}: not started, because what it follows failed")
-                return False
-            ok = run_jobs(plan_steps(grid, steps), workers, fail_fast, prepare_step, report, show, lambda: None) and ok
+        if grid.file.then:
+            write_results(grid)  # which a step reads; nothing ran where the grid only became smaller
+        for places in group_steps(grid.file.then):
+            if fail_fast and not ok:
+                break
+            jobs, planned = _plan_group(grid, places, ok, report)
+            ok = run_jobs(jobs, workers, fail_fast, prepare_step, report, show, lambda: None) and planned and ok
         return ok
     except KeyboardInterrupt:
         write_results(grid)
         raise
+
+
+def _plan_group(grid: Grid, places: Sequence[int], ok: bool, report: Callable[[str], None]) -> tuple[list[Job], bool]:
+    """Jobs of the steps at these places, and whether each step could be planned; those that cannot are reported."""
+    jobs, planned = [], True
+    for place in places:
+        step = grid.file.then[place - 1]
+        if not ok and step.uses_grid_dir():
+            report(f"{step.notebook}: not started, because what it follows failed")
+            continue
+        try:
+            jobs += plan_step(grid, place)
+        except InputError as error:
+            report(f"{step.notebook}: not started: {error}")
+            planned = False
+    return jobs, planned
 
 
 def make_room(folder: Path, key: str, planned: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ if do == "slow":
 if do == "raise":
     update_record(folder, status="failed", error="ValueError: asked to")
 else:
-    save_result(folder, metrics={"miou": 0.5}, began=began, ended=time.time())
+    save_result(folder, metrics={"miou": 0.5}, began=began, ended=time.time(), weights_sha256=str(began))
     update_record(folder, status="ok")
 """
 

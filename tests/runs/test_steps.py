@@ -1,8 +1,13 @@
 """The notebooks that follow a grid's runs, with a stand-in for papermill."""
 
 import json
+from pathlib import Path
 
 import pytest
+
+from seglib.files import PROJECT
+from seglib.runs import run
+from seglib.runs.grid import load_grid
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -21,9 +26,11 @@ def write_grid_with_steps(write_grid, write_notebook, tmp_path):
     return write
 
 
-def step_records(grid_folder):
-    paths = [*grid_folder.glob("*/look*/record.json"), *grid_folder.glob("compare*/record.json")]
-    return {str(path.parent.relative_to(grid_folder)): json.loads(path.read_text()) for path in sorted(paths)}
+def step_records(grid_folder, *names):
+    """Records of the steps named, or of all that are called look or compare: folder -> record."""
+    found = sorted(path.parent for path in [*grid_folder.glob("*/look*/record.json"), *grid_folder.glob("compare*/record.json")])
+    folders = [grid_folder / name for name in names] or found
+    return {str(folder.relative_to(grid_folder)): json.loads((folder / "record.json").read_text()) for folder in folders}
 
 
 def test_steps_follow_each_run_or_all_of_them_and_are_told_where(call, write_grid_with_steps, grid_folder):
@@ -108,3 +115,149 @@ def test_a_further_run_is_not_started_where_the_step_before_it_failed(call, loop
     result = call(loop_grid(do="raise"))
     assert result.code == 1 and "train.ipynb: not started, because what it follows failed" in result.out
     assert not (grid_folder / "then.2").exists()
+
+
+def test_steps_that_read_made_again_runs_are_made_again(call, loop_grid, grid_folder):
+    path = loop_grid()
+    call(path)
+    before = step_records(grid_folder, "label", "then.2")
+    assert call(path).code == 0 and step_records(grid_folder, "label", "then.2") == before
+    assert call(path, "--fresh").code == 0
+    after = step_records(grid_folder, "label", "then.2", "label.1", "then.2.1")
+    assert [after["label.1"], after["then.2.1"]] == [*before.values()]
+    assert all(after[name]["key"] != before[name]["key"] for name in before)
+
+
+def test_a_step_reads_the_leaderboard_of_the_grid_as_it_is_now(call, write_grid_with_steps, grid_folder, monkeypatch):
+    call(write_grid_with_steps("grid: {seed: [1, 2, 3]}"))
+    seen = []
+    plan = run.plan_step
+    monkeypatch.setattr(run, "plan_step", lambda *a: seen.append((grid_folder / "leaderboard.csv").read_text()) or plan(*a))
+    call(write_grid_with_steps("grid: {seed: [1, 2]}"))
+    assert "seed=2," in seen[0] and "seed=3," not in seen[0]
+
+
+def test_steps_of_one_notebook_have_folders_of_their_own(call, write_grid, write_notebook, tmp_path, grid_folder):
+    write_notebook(tmp_path / "look.ipynb", parameters='run_dir: str = ""\noutput_dir: str = ""\ntop: int = 3\n')
+    write_notebook(tmp_path / "compare.ipynb", parameters='grid_dir: str = ""\noutput_dir: str = ""\ntop: int = 3\n')
+    write_notebook(tmp_path / "train.ipynb", parameters='run_dir: str = ""\ndo: str = "ok"\n')
+    look, compare = (f"{{notebook: {tmp_path}/{name}.ipynb, %s fixed: {{top: %d}}}}" for name in ("look", "compare"))
+    again = f"{{notebook: {tmp_path}/train.ipynb}}"
+    steps = [look % ("each: true,", 1), look % ("each: true,", 2), compare % ("", 1), compare % ("", 2), again, again]
+    path = write_grid(f"then: [{', '.join(steps)}]", notebook=tmp_path / "train.ipynb")
+    assert call(path, "--workers", 2).code == 0
+    names = ["run/look", "run/look.then2", "compare", "compare.then4", "then.5", "then.6"]
+    records = step_records(grid_folder, *names)
+    assert [record["params"].get("top") for record in records.values()] == [1, 2, 1, 2, None, None]
+    assert all(record["params"].get("output_dir", str(grid_folder / name)) == str(grid_folder / name)
+               for name, record in records.items())  # fmt: skip
+    assert call(path, "--workers", 2).code == 0 and step_records(grid_folder, *names) == records
+
+
+def test_a_step_is_not_named_as_a_run(call, write_grid, write_notebook, tmp_path, grid_folder):
+    write_notebook(tmp_path / "run.ipynb", parameters='grid_dir: str = ""\n')
+    assert call(write_grid(f"then: [{{notebook: {tmp_path}/run.ipynb}}]")).code == 0
+    assert step_records(grid_folder, "run.then1") and not (grid_folder / "run.1").exists()
+
+
+@pytest.mark.parametrize("name", ["run_dir", "grid_dir", "output_dir"])
+def test_folders_of_a_step_are_the_runners(call, write_grid, write_notebook, tmp_path, grid_folder, name):
+    parameters = "".join(f'{each}: str = ""\n' for each in ("run_dir", "grid_dir", "output_dir"))
+    step = write_notebook(tmp_path / "step.ipynb", parameters=parameters)
+    path = write_grid(f"then: [{{notebook: {step}, fixed: {{{name}: x}}}}]")
+    result = call(path)
+    assert result.code == 2 and not grid_folder.exists()
+    assert result.err == f"{path}: `then`: {step}: {name} is set by the runner; leave it out\n"
+
+
+@pytest.fixture
+def submission_grid(write_grid, write_notebook, tmp_path):
+    """A grid over a data set with test.json, and a step that predicts its images."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "test.json").write_text(json.dumps({"images": [{"file_name": "1.png"}]}))
+    (data / "1.png").write_text("an image")
+    (tmp_path / "sample.csv").write_text("image_id\n1\n")
+
+    def write(test_json="test.json", sample="sample.csv", data_dir=data):
+        write_notebook(tmp_path / "train.ipynb", parameters=f'run_dir: str = ""\ndata_dir: str = "{data_dir}"\n')
+        step = write_notebook(
+            tmp_path / "submit.ipynb",
+            parameters='grid_dir: str = ""\ndata_dir: str = ""\ntest_json: str = ""\nsample_submission: str = ""\n',
+        )
+        fixed = f'{{test_json: {test_json}, sample_submission: "{sample and tmp_path / sample}"}}'
+        return write_grid(f"then: [{{notebook: {step}, fixed: {fixed}}}]", notebook=tmp_path / "train.ipynb")
+
+    return write
+
+
+@pytest.mark.parametrize("changed", ["data/test.json", "data/1.png", "sample.csv"])
+def test_a_step_runs_again_when_the_test_images_or_the_rows_that_are_wanted_changed(
+    call, submission_grid, tmp_path, grid_folder, changed
+):
+    path = submission_grid()
+    assert call(path).code == 0
+    before = step_records(grid_folder, "submit")
+    assert call(path).code == 0 and step_records(grid_folder, "submit") == before
+    content = {"images": [{"file_name": "1.png"}], "licenses": []}
+    (tmp_path / changed).write_text(json.dumps(content))
+    assert "1 done before, 0 to go" in call(path).out
+    assert step_records(grid_folder, "submit.1")["submit.1"] == before["submit"] != step_records(grid_folder, "submit")["submit"]
+
+
+def test_test_images_that_are_not_there_are_refused_before_a_run(call, submission_grid, tmp_path, grid_folder):
+    path = submission_grid(test_json="tset.json")
+    where = f"{path}: `then`: {tmp_path}/submit.ipynb"
+    line = f"{where}: test_json must be a file in data_dir, got 'tset.json'; {tmp_path}/data has test.json\n"
+    assert [call(path).err, call(path, "--dry-run").err] == [line, line] and not grid_folder.exists()
+    missing = call(submission_grid(sample="smaple.csv"), "--dry-run")
+    assert missing.code == 2 and missing.err == (
+        f"{where}: sample_submission must be the path of a CSV file; there is no file '{tmp_path}/smaple.csv'"
+        f" (seen from {Path.cwd()})\n"
+    )
+    assert call(submission_grid(test_json="tset.json", sample="", data_dir="synthetic"), "--dry-run").code == 0
+
+
+def test_paths_of_a_step_are_seen_from_the_current_folder(write_grid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.csv").write_text("")
+    ensemble, train = (PROJECT / "notebooks" / f"{name}.ipynb" for name in ("04_ensemble", "02_train"))
+    first = 'members: ["{grid_dir}/seed=1", other/run], sample_submission: rows.csv, data_dir: data, test_json: t.json'
+    second = 'extra_data: [{json: "{grid_dir}/x.json"}, {data_dir: more, json: m.json}], lr: 0.5'
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "m.json").write_text('{"images": []}')
+    steps = f"[{{notebook: {ensemble}, fixed: {{{first}}}}}, {{notebook: {train}, fixed: {{{second}}}}}]"
+    then = load_grid(write_grid(f"then: {steps}", notebook=train), tmp_path / "outputs", {}).file.then
+    assert then[0].fixed == {
+        "members": ["{grid_dir}/seed=1", f"{tmp_path}/other/run"], "sample_submission": f"{tmp_path}/rows.csv",
+        "data_dir": f"{tmp_path}/data", "test_json": "t.json",
+    }  # fmt: skip
+    assert then[1].fixed == {
+        "extra_data": [{"json": "{grid_dir}/x.json"}, {"data_dir": f"{tmp_path}/more", "json": "m.json"}], "lr": 0.5,
+    }  # fmt: skip
+
+
+def test_a_step_that_cannot_be_planned_is_1_and_the_others_go_on(call, submission_grid, tmp_path, grid_folder):
+    look = f"{{notebook: {tmp_path}/look.ipynb}}"
+    path = submission_grid()
+    path.write_text(path.read_text().replace("then: [", f"then: [{look}, "))
+    (tmp_path / "look.ipynb").write_text((tmp_path / "submit.ipynb").read_text())
+    (tmp_path / "data" / "test.json").write_text("no JSON")
+    result = call(path)
+    assert result.code == 1 and result.err == ""
+    assert f"{tmp_path}/submit.ipynb: not started: {tmp_path}/data/test.json: a COCO file in JSON was expected" in result.out
+    assert (grid_folder / "leaderboard.csv").is_file() and step_records(grid_folder, "look")["look"]["status"] == "ok"
+
+
+def test_after_a_failure_steps_that_need_nothing_of_it_go_on(call, loop_grid, tmp_path, grid_folder):
+    path = loop_grid(do="raise")
+    further = f'{{notebook: {tmp_path}/train.ipynb, fixed: {{lr: 0.25}}}}'
+    path.write_text(path.read_text().rstrip()[:-1] + f", {further}]\n")
+    result = call(path)
+    assert result.code == 1 and "train.ipynb: not started, because what it follows failed" in result.out
+    assert not (grid_folder / "then.2").exists() and step_records(grid_folder, "then.3")["then.3"]["params"]["lr"] == 0.25
+
+
+def test_after_fail_fast_no_further_group_of_steps_is_started(call, loop_grid, grid_folder):
+    result = call(loop_grid(do="raise"), "--fail-fast")
+    assert result.code == 1 and "not started" not in result.out and not (grid_folder / "then.2").exists()
