@@ -266,6 +266,9 @@ class ErrorAnalysisConfig(NotebookConfig):
     resamples: Whole = Field(ge=100, le=100_000, description="bootstrap draws of the images")
 
 
+WeightChoice = Literal["auto", "greedy", "ascent", "softmax", "mean", "best"]
+
+
 class EnsembleConfig(NotebookConfig):
     """The parameters of notebooks/04_ensemble.ipynb."""
 
@@ -273,13 +276,14 @@ class EnsembleConfig(NotebookConfig):
     members: list[Text] = Field(description="folders of runs or grids; [] is the grid")
     top: Whole = Field(ge=0, description="only so many of the best; 0 is all")
     output_dir: Text = Field(description='folder of tables, figures and the submission; "" is 04_ensemble in grid_dir')
-    data_dir: Text = Field(description='where the runs\' data is now; "" where it was')
+    data_dir: Annotated[Text, PathParameter(unless=("",))] = Field(description='where the runs\' data is now; "" where it was')
     size: Whole = Field(ge=0, le=4096, description="side at which members are merged [px]; 0 is the largest input size")
     tta: dict[Text, list] = Field(description="flips, rotations and scales -> lists")
     merge: Literal["mean", "logits"]
     sliding: dict[Text, Any] = Field(description="size, overlap and blend")
     vote: Literal["soft", "geometric", "hard"]
-    weights: Literal["auto", "greedy", "ascent", "softmax", "mean", "best"]
+    weights: WeightChoice | dict[Text, Annotated[Number, Field(ge=0)]] = Field(description="a search, or member -> weight")
+    tie_break: Text = Field(description='member who decides ties of a hard vote; "" is the surest class')
     temperature: Switch
     specialist_weight: Number = Field(ge=0)
     specialist_confidence: Number = Field(ge=0, lt=1)
@@ -287,7 +291,9 @@ class EnsembleConfig(NotebookConfig):
     crf_images: Whole = Field(ge=2, description="validation images to try them on")
     components: Switch
     test_json: Text = Field(description='images to predict, beside the runs\' data; "" for none')
-    sample_submission: Text = Field(description='CSV whose rows are wanted; "" is the order of test_json')
+    sample_submission: Annotated[Text, PathParameter(unless=("",))] = Field(
+        description='CSV whose rows are wanted; "" is the order of test_json'
+    )
     submission_size: Whole = Field(ge=1, le=4096, description="side of the masks in the submission [px]")
     resizing: Literal["nearest", "probabilities"]
     pseudo_precision: Number = Field(ge=0, le=1, description="of pseudo-labels, on validation; 0 is none")
@@ -306,6 +312,8 @@ class EnsembleConfig(NotebookConfig):
             problems["crf_candidates"] = "crf_candidates must be 0 with vote: hard, which has no probabilities to refine"
         if values.get("vote") in ("geometric", "hard") and values.get("specialist_weight"):
             problems["specialist_weight"] = f"specialist_weight must be 0 with vote: {values['vote']}, got {values['specialist_weight']}"
+        if values.get("tie_break") and values.get("vote") != "hard":
+            problems["tie_break"] = f"tie_break is for vote: hard, got vote: {values.get('vote')}"
         if values.get("pseudo_precision") and not values.get("test_json"):
             problems["pseudo_precision"] = "pseudo_precision needs test_json, the images to label"
         return problems

@@ -34,6 +34,7 @@ class Decisions:
     vote : "soft", "geometric" or "hard"
     weights : (M,) of the members
     temperatures : (M,), or None for none
+    tie_break : place of the member who decides ties of a hard vote; None for the surest class
     specialist_weight : of each specialist in a soft vote, on the scale of `weights`; 0 for none
     specialist_confidence : above which a specialist decides; 0 for never
     crf, components : None, or what was found; only what is on is used
@@ -42,6 +43,7 @@ class Decisions:
     vote: str
     weights: np.ndarray
     temperatures: np.ndarray | None = None
+    tie_break: int | None = None
     specialist_weight: float = 0.0
     specialist_confidence: float = 0.0
     crf: Tuned | None = None
@@ -51,7 +53,8 @@ class Decisions:
         """The same for one store a run, as `predict_test` gives them, where a member may be several folds."""
         counts = [len(member.folders) for member in members]
         temperatures = None if self.temperatures is None else np.repeat(self.temperatures, counts)
-        return replace(self, weights=spread_weights(members, self.weights), temperatures=temperatures)
+        first = None if self.tie_break is None else sum(counts[: self.tie_break])
+        return replace(self, weights=spread_weights(members, self.weights), temperatures=temperatures, tie_break=first)
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a record."""
@@ -59,11 +62,30 @@ class Decisions:
         return asdict(replace(self, weights=0, temperatures=0)) | arrays
 
 
+def name_sources(stores: Stores) -> list[dict[str, str]]:
+    """Grid and run, and the hash of the weights, of each store: what a submission's record names."""
+    runs = [store.folder.parents[1] for store in stores]  # <grid>/<run>/probabilities/<store>
+    return [
+        {"run": f"{run.parent.name}/{run.name}", "weights_sha256": store.facts["weights_sha256"]}
+        for run, store in zip(runs, stores, strict=True)
+    ]
+
+
 def average(decisions: Decisions, stores: Stores, specialists: Stores) -> Votes:
     """Merged probabilities, an image at a time: start, (1, C, S, S) float32. Of a hard vote, the soft one's."""
-    stores, weights = _gather(decisions, stores, specialists)
+    stores, options = gather_voters(decisions, stores, specialists)
+    return average_probabilities(stores, **options)
+
+
+def gather_voters(decisions: Decisions, stores: Stores, specialists: Stores) -> tuple[Stores, dict[str, Any]]:
+    """All stores that vote by weight, and `weights`, `mean` and `temperatures` as the functions of `ensemble` take them."""
+    weights, temperatures = decisions.weights, decisions.temperatures
+    if len(specialists) and decisions.specialist_weight:
+        own = np.full(len(specialists), decisions.specialist_weight)
+        stores, weights = add_specialists(stores, weights, specialists, own)
+        temperatures = None if temperatures is None else np.concatenate([temperatures, np.ones(len(specialists))])
     mean = "geometric" if decisions.vote == "geometric" else "arithmetic"
-    return average_probabilities(stores, weights, mean=mean, temperatures=_spare(decisions, len(stores)))
+    return stores, {"weights": weights, "mean": mean, "temperatures": temperatures}
 
 
 def predict_masks(
@@ -165,25 +187,11 @@ def gains_in_both_halves(before: np.ndarray, after: np.ndarray) -> bool:
     return all(pooled_miou(after[part]) > pooled_miou(before[part]) for part in (slice(half), slice(half, None)))
 
 
-def _gather(decisions: Decisions, stores: Stores, specialists: Stores) -> tuple[Stores, np.ndarray]:
-    if not len(specialists) or not decisions.specialist_weight:
-        return stores, decisions.weights
-    return add_specialists(stores, decisions.weights, specialists, np.full(len(specialists), decisions.specialist_weight))
-
-
-def _spare(decisions: Decisions, count: int) -> np.ndarray | None:
-    """Temperatures of all stores: specialists, which come last, have none."""
-    if decisions.temperatures is None:
-        return None
-    return np.concatenate([decisions.temperatures, np.ones(count - len(decisions.temperatures))])
-
-
 def _vote(decisions: Decisions, stores: Stores, specialists: Stores) -> Votes:
     if decisions.vote == "hard":
-        return hard_vote(stores, decisions.weights)
-    stores, weights = _gather(decisions, stores, specialists)
-    mean = "geometric" if decisions.vote == "geometric" else "arithmetic"
-    return soft_vote(stores, weights, mean=mean, temperatures=_spare(decisions, len(stores)))
+        return hard_vote(stores, decisions.weights, tie_break=decisions.tie_break)
+    stores, options = gather_voters(decisions, stores, specialists)
+    return soft_vote(stores, **options)
 
 
 def _refine(votes: Votes, crf: Tuned, images: Subset, device: torch.device) -> Iterator[tuple[int, np.ndarray]]:

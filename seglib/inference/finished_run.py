@@ -1,6 +1,7 @@
 """Open a finished training run again: its validation images, its best model, and what it was scored with."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,12 @@ def prepare_output_dir(output_dir: str, run_dir: Path, name: str) -> Path:
         raise InputError(f'output_dir {folder} is the folder of a training run; required another folder, or "" for one in it')
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def find_free_dir(folder: Path) -> Path:
+    """`folder`, or `folder`.2, ...: the first that holds no finished result."""
+    names = itertools.chain([folder.name], (f"{folder.name}.{number}" for number in itertools.count(2)))
+    return next(free for name in names if (read_record(free := folder.with_name(name)) or {}).get("status") != "ok")
 
 
 def _read_finished(folder: Path) -> dict[str, Any]:

@@ -211,20 +211,6 @@ def compare_objects(
     return pd.concat(parts, axis=1)
 
 
-def apply_postprocessing(
-    image: np.ndarray,
-    probabilities: np.ndarray,
-    crf: Tuned | None = None,
-    components: Tuned | None = None,
-    device: torch.device | str = "cpu",
-) -> np.ndarray:
-    """Class ids (H, W) uint8 after the steps that are on; without any the argmax."""
-    if crf and crf.on:
-        probabilities = dense_crf(image, probabilities, CrfParams(**crf.chosen), device)
-    pred = probabilities.argmax(0).astype(np.uint8)
-    return remove_small_components(pred, components.chosen) if components and components.on else pred
-
-
 def _conclude(
     step: str, chosen: dict | list | None, before: np.ndarray, held_out: np.ndarray, with_chosen: np.ndarray, tried: list
 ) -> Tuned:

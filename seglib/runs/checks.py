@@ -140,6 +140,8 @@ def _find_step_problems(file: GridFile, step: Step, parameters: Sequence[Mapping
         defaults, config = read_defaults(notebook), find_config(notebook)
     except InputError as error:
         return [str(error)]
+    if step.each and notebook == find_notebook(file.notebook, file.path):
+        return [f"{step.notebook} would write over each run that it is given, as the grid's own notebook; leave `each` out"]
     needed = "run_dir" if step.each or is_further_run(file, step, notebook) else "grid_dir"
     if needed not in defaults:
         return [f"{step.notebook} must have a parameter {needed}, through which it is told what to read"]

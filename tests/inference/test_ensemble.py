@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from seglib.errors import InputError
-from seglib.inference import ensemble_store
 from seglib.inference.ensemble import average_probabilities, count_votes, hard_vote, soft_vote
 from seglib.inference.ensemble_files import vote_files
-from seglib.inference.ensemble_store import store_vote
 from seglib.inference.member_predictions import average_folds
 from seglib.inference.probability_store import describe_store, open_store, write_store
 from seglib.inference.specialists import add_specialists, follow_confident
@@ -228,24 +226,3 @@ def test_submissions_of_other_images_are_refused(tmp_path):
         vote_files(paths[:1])
     with pytest.raises(InputError, match="tie_break: required one of the submissions"):
         vote_files(paths, tie_break="c.csv")
-
-
-def test_a_stored_vote_predicts_as_the_vote_and_goes_on_where_it_was_killed(tmp_path, stores, monkeypatch):
-    def stop(*arguments, **options):
-        yield next(average_probabilities(*arguments, **options))
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ensemble_store, "average_probabilities", stop)
-        store_vote(tmp_path / "vote", stores, [3, 1, 1], mean="geometric")
-    seen = []
-    monkeypatch.setattr(
-        ensemble_store, "take_images", lambda store, places: seen.append(places) or take_images(store, places)
-    )
-    store = store_vote(tmp_path / "vote", stores, [3, 1, 1], mean="geometric")
-    assert seen[0].tolist() == [1, 2]
-    np.testing.assert_array_equal(gather(soft_vote([store])), gather(soft_vote(stores, [3, 1, 1], mean="geometric")))
-    np.testing.assert_allclose(
-        store.read(0, COUNT), average_slowly(stores, [3, 1, 1], "geometric", [1] * 3), atol=1.5 / 255
-    )
-    assert store.file_names == stores[0].file_names

@@ -51,30 +51,37 @@ def test_the_recorded_score_is_scikit_learns_on_the_kept_masks(ensemble, val_ima
     record = json.loads((ensemble / "record.json").read_text())
     masks = np.load(ensemble / "masks_final.npy", allow_pickle=False)
     truth = np.stack([val_images.read(position)[1] for position in range(len(val_images))])
-    labels = np.union1d(truth, masks)
-    assert record["status"] == "ok"
-    assert record["miou"] == pytest.approx(jaccard_score(truth.ravel(), masks.ravel(), labels=labels, average="macro"), abs=1e-9)
+    score = jaccard_score(truth.ravel(), masks.ravel(), labels=np.union1d(truth, masks), average="macro")
+    assert record["status"] == "ok" and record["miou_seen"] == pytest.approx(score, abs=1e-9)
 
 
 def test_each_step_is_scored_beside_the_last_and_says_whether_it_is_used(ensemble):
     record = json.loads((ensemble / "record.json").read_text())
     steps = pd.read_csv(ensemble / "steps.csv")
-    assert [step.split(",")[0] for step in steps["step"]] == [
-        "plain mean", "TTA", "weights: greedy", "soft vote", "CRF", "components",
-    ]  # fmt: skip
+    names = [step.split(",")[0] for step in steps["step"]]
+    assert names == ["TTA", "plain mean", "weights: greedy", "temperatures", "CRF", "components"]
     assert np.allclose(steps["points"], 100 * (steps["after"] - steps["before"]))
-    used = dict(zip(steps["step"], steps["used"], strict=True))
-    for name in ("crf", "components"):
-        found = next(value for step, value in used.items() if step.lower().startswith(name))
-        assert record["decisions"][name]["on"] == found
+    used = dict(zip(names, steps["used"], strict=True))
+    assert (record["decisions"]["crf"]["on"], record["decisions"]["components"]["on"]) == (used["CRF"], used["components"])
+    assert (record["decisions"]["temperatures"] is not None) == used["temperatures"]
+    assert bool(record["merging"]["tta"]) == used["TTA"]
+
+
+def test_the_expected_score_is_the_means_and_the_held_out_gains_of_what_is_used(ensemble):
+    record = json.loads((ensemble / "record.json").read_text())
+    steps = pd.read_csv(ensemble / "steps.csv").set_index("step")
+    gains = steps[steps["used"] & steps.index.str.contains("held out")]
+    mean = steps["after"]["plain mean, beside the best member"]
+    assert record["miou_held_out"] == pytest.approx(mean + (gains["after"] - gains["before"]).sum())
 
 
 def test_the_submission_has_every_test_image_in_order(ensemble, small_data):
     wanted = [image["file_name"] for image in json.loads((small_data / "test.json").read_text())["images"]]
     names, masks = read_submission(ensemble / "submission.csv", size=32)
     assert names == wanted and masks.max() < 12
-    record = json.loads((ensemble / "record.json").read_text())["submission"]
-    assert len(record["sources"]) == 2 and record["val_score"] == json.loads((ensemble / "record.json").read_text())["miou"]
+    record = json.loads((ensemble / "record.json").read_text())
+    assert [source["run"] for source in record["submission"]["sources"]] == ["grid/seed=1", "grid/seed=2"]
+    assert record["submission"]["val_score"] == record["miou_held_out"]
 
 
 def test_pseudo_labels_are_a_sound_extra_set_of_the_same_classes(ensemble, small_data, val_images):
@@ -91,6 +98,15 @@ def test_probabilities_are_made_once(ensemble):
         kept = [path.name.split("-")[0] for path in (ensemble.parent / run / "probabilities").iterdir() if path.is_dir()]
         assert sorted(kept) == ["test", "val", "val"]  # the plain images, and in two views
     assert not [*ensemble.parent.rglob("*.part")]
+
+
+def test_a_finished_ensemble_is_not_written_over(ensemble, two_runs):
+    before = (ensemble / "submission.csv").read_bytes()
+    parameters = {"members": [str(run) for run in two_runs], "output_dir": str(ensemble)}
+    with pytest.raises(papermill.PapermillExecutionError, match="holds a finished run; required a new folder"):
+        papermill.execute_notebook(str(NOTEBOOK), None, parameters, kernel_name="python3", cwd=str(NOTEBOOK.parent),
+                                   progress_bar=False)  # fmt: skip
+    assert (ensemble / "submission.csv").read_bytes() == before
 
 
 def test_the_executed_notebook_is_small(ensemble):

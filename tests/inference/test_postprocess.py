@@ -1,7 +1,5 @@
 """Components against scipy; searches on images where it is known what helps and what does not."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -13,9 +11,8 @@ from scipy import ndimage
 from seglib.data.coco import CocoData
 from seglib.errors import InputError
 from seglib.inference.components import remove_small_components
-from seglib.inference.crf import CrfParams, dense_crf
+from seglib.inference.crf import CrfParams
 from seglib.inference.postprocess import (
-    apply_postprocessing,
     compare_objects,
     describe_tuned,
     draw_crf_candidates,
@@ -165,21 +162,6 @@ def test_removal_that_cannot_help_is_switched_off():
     assert not tuned.on
     assert tuned.chosen is None
     assert tuned.half_gains == [0, 0]
-
-
-def test_results_are_json_and_steps_that_are_off_are_not_applied():
-    image, probabilities, _ = sample(0)
-    crf = search_crf([sample(seed) for seed in range(2)], [CRF])
-    components = tune_min_pixels([speckled(seed) for seed in range(6)], CLASSES, sizes=(2,))
-    for tuned in (crf, components):
-        assert json.loads(json.dumps(asdict(tuned), allow_nan=False)) == asdict(tuned)
-    argmax, refined = probabilities.argmax(0), dense_crf(image, probabilities, CRF).argmax(0).astype(np.uint8)
-    np.testing.assert_array_equal(apply_postprocessing(image, probabilities), argmax)
-    np.testing.assert_array_equal(apply_postprocessing(image, probabilities, crf), refined)
-    expected = remove_small_components(refined, components.chosen)
-    np.testing.assert_array_equal(apply_postprocessing(image, probabilities, crf, components), expected)
-    off = search_crf([sample(seed) for seed in range(2)], [CrfParams(iterations=0)])
-    np.testing.assert_array_equal(apply_postprocessing(image, probabilities, off), argmax)
 
 
 def test_images_are_read_one_at_a_time():

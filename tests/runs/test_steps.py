@@ -261,3 +261,10 @@ def test_after_a_failure_steps_that_need_nothing_of_it_go_on(call, loop_grid, tm
 def test_after_fail_fast_no_further_group_of_steps_is_started(call, loop_grid, grid_folder):
     result = call(loop_grid(do="raise"), "--fail-fast")
     assert result.code == 1 and "not started" not in result.out and not (grid_folder / "then.2").exists()
+
+
+def test_the_grids_own_notebook_is_not_run_on_each_run(call, write_grid, tmp_path, grid_folder):
+    path = write_grid(f"then: [{{notebook: {tmp_path}/notebook.ipynb, each: true}}]")
+    result = call(path)
+    assert result.code == 2 and f"{path}: `then`: {tmp_path}/notebook.ipynb would write over each run" in result.err
+    assert not grid_folder.exists()

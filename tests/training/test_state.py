@@ -182,7 +182,7 @@ def test_a_warm_up_that_would_have_been_another_is_refused_for_plateau_too(subse
     params = {"scheduler": "plateau", "epochs": 1}
     train_small(subsets, tmp_path / "short", epochs=1, schedule="plateau", warmup=0.5, facts={"params": params})
     finish(tmp_path / "short", **params)
-    with pytest.raises(InputError, match="plateau over 3 epochs has a learning rate of .* in epoch 1, where"):
+    with pytest.raises(InputError, match=r"plateau over 3 epochs has a learning rate of .* in epoch 1, where"):
         train_small(subsets, tmp_path / "long", schedule="plateau", warmup=1.0, facts={"params": params | {"epochs": 3}},
                     continue_from=str(tmp_path / "short"))  # fmt: skip
 
