@@ -182,9 +182,10 @@ class MaskPairs:
 
 
 def gains_in_both_halves(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether the pooled mIoU gains in the first and in the second half of the images; both (N, C, C)."""
+    """Whether the pooled mIoU gains in the first and in the second half of the images, and in all; both (N, C, C)."""
     half = len(before) // 2
-    return all(pooled_miou(after[part]) > pooled_miou(before[part]) for part in (slice(half), slice(half, None)))
+    parts = (slice(half), slice(half, None), slice(None))
+    return all(pooled_miou(after[part]) > pooled_miou(before[part]) for part in parts)
 
 
 def _vote(decisions: Decisions, stores: Stores, specialists: Stores) -> Votes:

@@ -33,7 +33,8 @@ class Tuned:
     Attributes
     ----------
     step : "crf" or "components"
-    on : whether the step is worth using: what was chosen on either half of the images gains mIoU on the other half
+    on : whether the step is worth using: what was chosen on either half of the images gains mIoU on the other half, and
+        over both together
     chosen : what was chosen on all images: fields of CrfParams or one number of pixels a class; None where that is "off"
     miou_before : pooled mIoU of all images without the step
     miou_held_out : with it, each half with what the other half chose: the estimate for new images
@@ -218,7 +219,7 @@ def _conclude(
     gains = [mean_iou(after) - mean_iou(without) for after, without in zip(held_out, before, strict=True)]
     return Tuned(
         step=step,
-        on=chosen is not None and all(gain > 0 for gain in gains),
+        on=chosen is not None and all(gain > 0 for gain in [*gains, mean_iou(held_out.sum(0)) - mean_iou(before.sum(0))]),
         chosen=chosen,
         miou_before=mean_iou(before.sum(0)),
         miou_held_out=mean_iou(held_out.sum(0)),
