@@ -1,6 +1,7 @@
 """The training loop: learns, selects, accumulates like the whole batch, fails loudly."""
 
 import copy
+import random
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from seglib.training.loop import evaluate, require_falling_loss, train_one_epoch
 from seglib.training.losses import build_loss
 from seglib.training.optim import build_optimizer
 from seglib.training.schedule import build_scheduler
+from seglib.training.reproducibility import seed_everything
 from seglib.training.state import Position
 from seglib.training.step import Trainee
 
@@ -40,6 +42,23 @@ def test_the_same_seed_gives_the_same_bits_with_any_number_of_workers_and_anothe
     for name, options in {"a": {}, "b": {"workers": 2}, "c": {"seed": 6}}.items():
         train_small(subsets, tmp_path / name, epochs=1, **options)
     assert weights_hash(tmp_path / "a") == weights_hash(tmp_path / "b") != weights_hash(tmp_path / "c")
+
+
+def test_where_the_seed_is_set_makes_no_difference(subsets):
+    """Samples, batches and steps have streams of their own: nothing before the model draws from what it is made from."""
+    hashes = set()
+    for early in (True, False):
+        random.seed(9), np.random.seed(9), torch.manual_seed(9)  # noqa: NPY002
+        if early:
+            seed_everything(5, deterministic=True)
+        mixing = {"mosaic": 1.0, "copy_paste": 1.0}
+        loader = build_loader(subsets[0], 8, shuffle=True, augmentation="flips", seed=5, num_workers=0, mixing=mixing)
+        images, masks = next(iter(loader))
+        if not early:
+            seed_everything(5, deterministic=True)
+        model = build_model("Linknet", "tu-resnet10t", 12)
+        hashes.add((hash_weights(model.state_dict()), images.numpy().tobytes(), masks.numpy().tobytes()))
+    assert len(hashes) == 1
 
 
 def test_a_score_that_is_no_number_is_not_the_best(subsets, train_small, tmp_path, monkeypatch):
