@@ -21,8 +21,8 @@ from seglib.training.epoch_loss import EpochLoss
 from seglib.training.loop import evaluate, require_falling_loss, train_one_epoch
 from seglib.training.losses import build_loss
 from seglib.training.optim import build_optimizer
-from seglib.training.schedule import build_scheduler
 from seglib.training.reproducibility import seed_everything
+from seglib.training.schedule import build_scheduler
 from seglib.training.state import Position
 from seglib.training.step import Trainee
 
