@@ -25,6 +25,28 @@ from seglib.inference.store_views import take_images
 Stores = Sequence[ProbabilityStore]
 
 
+@dataclass(frozen=True)
+class KeptMasks:
+    """Masks (N, S, S) uint8 in a .npy file, read where they are looked at: mapped pages would count as memory."""
+
+    path: Path
+    shape: tuple[int, int, int]
+    offset: int  # of the first mask [bytes]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: int | slice | Sequence[int]) -> np.ndarray:
+        if isinstance(key, slice):
+            key = range(len(self))[key]
+        if not isinstance(key, int | np.integer):
+            return np.stack([self[int(place)] for place in key])
+        if not 0 <= key < len(self):
+            raise IndexError(key)  # what ends a for loop over the masks
+        side = self.shape[1]
+        return np.fromfile(self.path, np.uint8, side * side, offset=self.offset + int(key) * side * side).reshape(side, side)
+
+
 @dataclass(frozen=True, eq=False)
 class Decisions:
     """How the members' probabilities become masks.
@@ -110,11 +132,11 @@ def remove_components(votes: Votes, components: Tuned | None) -> Votes:
     """Masks without their small components, where that is on."""
     for start, preds in votes:
         if components and components.on:
-            preds = np.stack([remove_small_components(np.asarray(pred), components.chosen) for pred in preds])
+            preds = np.stack([remove_small_components(pred, components.chosen) for pred in preds])
         yield start, preds
 
 
-def split_masks(masks: np.ndarray) -> Votes:
+def split_masks(masks: KeptMasks) -> Votes:
     """Masks that were kept, an image at a time."""
     return ((image, masks[image : image + 1]) for image in range(len(masks)))
 
@@ -126,21 +148,22 @@ def name_images(votes: Votes, images: Subset) -> Iterator[tuple[str, np.ndarray]
         yield from zip(names[start : start + len(results)], results, strict=True)
 
 
-def count_masks(truth: Subset, masks: np.ndarray) -> np.ndarray:
+def count_masks(truth: Subset, masks: KeptMasks) -> np.ndarray:
     """(N, C, C) int64 of masks (N, S, S), truth in rows, resized to them by nearest neighbour."""
     pairs, num_classes = MaskPairs(truth, masks), len(truth.data.class_names)
     counts = [confusion_per_image(*(torch.from_numpy(np.array(mask))[None] for mask in pair), num_classes) for pair in pairs]
     return torch.cat(counts).numpy()
 
 
-def keep_masks(path: str | Path, votes: Votes, images: int, size: int) -> np.ndarray:
-    """Write masks as they come, and open the file: (images, size, size) uint8, read where it is looked at."""
-    with replacing(path) as temporary:
-        masks = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(images, size, size))
-        for start, preds in votes:
-            masks[start : start + len(preds)] = preds
-        masks.flush()
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def keep_masks(path: str | Path, votes: Votes, images: int, size: int) -> KeptMasks:
+    """Write masks as they come; the file is there when it is whole."""
+    shape = (images, size, size)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        offset = file.tell()
+        for _, preds in votes:
+            file.write(np.ascontiguousarray(preds, np.uint8).tobytes())
+    return KeptMasks(Path(path), shape, offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,15 +192,13 @@ class MaskPairs:
     """pairs[i] is (truth, pred) of an image, (S, S) uint8 both, for `tune_min_pixels`."""
 
     truth: Subset
-    preds: np.ndarray
+    preds: KeptMasks
 
     def __len__(self) -> int:
         return len(self.preds)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        if number >= len(self):
-            raise IndexError(number)  # what ends a for loop over the pairs
-        pred = np.asarray(self.preds[number])
+        pred = self.preds[number]
         return read_mask(self.truth, number, len(pred)), pred
 
 

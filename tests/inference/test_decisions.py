@@ -128,6 +128,8 @@ def test_folds_of_a_member_share_its_weight_and_its_temperature():
 
 def test_kept_masks_are_counted_and_named(stores, truth, tmp_path):
     masks = keep_masks(tmp_path / "masks.npy", predict_masks(Decisions("soft", np.ones(3)), stores, [], truth, CPU), IMAGES, SIZE)
+    assert np.array_equal(np.load(tmp_path / "masks.npy", allow_pickle=False), masks[:])
+    assert np.array_equal(masks[[2, 0]], np.stack([masks[2], masks[0]])) and masks[1:].shape == (IMAGES - 1, SIZE, SIZE)
     confusion = count_masks(truth, masks)
     assert confusion.sum() == sum((truth.read(i)[1] != 255).sum() for i in range(IMAGES))
     right = sum((masks[i] == truth.read(i)[1]).sum() for i in range(IMAGES))
