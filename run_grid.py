@@ -144,7 +144,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run_grid.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a grid file, such as params/quickstart.yaml")
+    parser.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="a grid file, such as params/quickstart.yaml"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter; a list sweeps it"
     )
@@ -159,7 +161,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fail-fast", action="store_true", help="start no further run after one has failed")
     parser.add_argument("--outputs", type=Path, default=outputs_dir(), metavar="DIR", help="default: outputs/")
     parser.add_argument(
-        "--repeat", type=Path, metavar="RUN", help="run the finished run in this folder again; are its weights the same?"
+        "--repeat",
+        type=Path,
+        metavar="RUN",
+        help="run the finished run in this folder again; are its weights the same?",
     )
     options = parser.parse_args(arguments)
     if (options.file is None) == (options.repeat is None):

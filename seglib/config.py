@@ -199,7 +199,9 @@ class TrainConfig(DataConfig):
         unknown = [name for name in averaging if name not in AVERAGES]
         if unknown:
             raise InputError(unknown_name("averaging", unknown[0], AVERAGES))
-        return {name: check_options(f"averaging.{name}", options, AVERAGES[name]) for name, options in averaging.items()}
+        return {
+            name: check_options(f"averaging.{name}", options, AVERAGES[name]) for name, options in averaging.items()
+        }
 
     @field_validator("track")
     @classmethod
@@ -223,7 +225,9 @@ class TrainConfig(DataConfig):
     @classmethod
     def _is_a_run_or_a_grid(cls, folder: str) -> str:
         if folder and not os.path.isdir(os.path.expanduser(folder)):
-            raise ValueError(f'must be the folder of a run, or ""; there is no folder {folder!r} (seen from {Path.cwd()})')
+            raise ValueError(
+                f'must be the folder of a run, or ""; there is no folder {folder!r} (seen from {Path.cwd()})'
+            )
         return folder
 
     @classmethod
@@ -238,7 +242,10 @@ class TrainConfig(DataConfig):
             problems["averaging"] = (
                 "averaging: swa holds the learning rate, and snapshot needs its cycles to the end; choose one of them"
             )
-        elif "snapshot" in values.get("averaging", {}) and values.get("scheduler", "cosine_restarts") != "cosine_restarts":
+        elif (
+            "snapshot" in values.get("averaging", {})
+            and values.get("scheduler", "cosine_restarts") != "cosine_restarts"
+        ):
             problems["averaging"] = (
                 "averaging: snapshot takes the weights at the end of each cycle, so scheduler must be cosine_restarts,"
                 f" got {values['scheduler']}"
@@ -276,13 +283,17 @@ class EnsembleConfig(NotebookConfig):
     members: list[Text] = Field(description="folders of runs or grids; [] is the grid")
     top: Whole = Field(ge=0, description="only so many of the best; 0 is all")
     output_dir: Text = Field(description='folder of tables, figures and the submission; "" is 04_ensemble in grid_dir')
-    data_dir: Annotated[Text, PathParameter(unless=("",))] = Field(description='where the runs\' data is now; "" where it was')
+    data_dir: Annotated[Text, PathParameter(unless=("",))] = Field(
+        description='where the runs\' data is now; "" where it was'
+    )
     size: Whole = Field(ge=0, le=4096, description="side at which members are merged [px]; 0 is the largest input size")
     tta: dict[Text, list] = Field(description="flips, rotations and scales -> lists")
     merge: Literal["mean", "logits"]
     sliding: dict[Text, Any] = Field(description="size, overlap and blend")
     vote: Literal["soft", "geometric", "hard"]
-    weights: WeightChoice | dict[Text, Annotated[Number, Field(ge=0)]] = Field(description="a search, or member -> weight")
+    weights: WeightChoice | dict[Text, Annotated[Number, Field(ge=0)]] = Field(
+        description="a search, or member -> weight"
+    )
     tie_break: Text = Field(description='member who decides ties of a hard vote; "" is the surest class')
     temperature: Switch
     specialist_weight: Number = Field(ge=0)
@@ -307,11 +318,17 @@ class EnsembleConfig(NotebookConfig):
         steps = [name for name in ("crf_candidates", "components", "specialist_confidence") if values.get(name)]
         if values.get("resizing") == "probabilities" and (steps or values.get("vote") == "hard"):
             got = " and ".join([*steps, *(["vote: hard"] if values.get("vote") == "hard" else [])])
-            problems["resizing"] = f"resizing: probabilities has no masks before it is done, so it does not go with {got}"
+            problems["resizing"] = (
+                f"resizing: probabilities has no masks before it is done, so it does not go with {got}"
+            )
         if values.get("vote") == "hard" and values.get("crf_candidates"):
-            problems["crf_candidates"] = "crf_candidates must be 0 with vote: hard, which has no probabilities to refine"
+            problems["crf_candidates"] = (
+                "crf_candidates must be 0 with vote: hard, which has no probabilities to refine"
+            )
         if values.get("vote") in ("geometric", "hard") and values.get("specialist_weight"):
-            problems["specialist_weight"] = f"specialist_weight must be 0 with vote: {values['vote']}, got {values['specialist_weight']}"
+            problems["specialist_weight"] = (
+                f"specialist_weight must be 0 with vote: {values['vote']}, got {values['specialist_weight']}"
+            )
         if values.get("tie_break") and values.get("vote") != "hard":
             problems["tie_break"] = f"tie_break is for vote: hard, got vote: {values.get('vote')}"
         if values.get("pseudo_precision") and not values.get("test_json"):

@@ -38,7 +38,9 @@ def list_json(folder: Path) -> str:
 def _check_set(where: str, options: dict) -> dict:
     options = check_options(where, options, EXTRA_SET)
     if "json" not in options:
-        raise InputError(f"{where} must have json, and data_dir where its images are not those of the run's; got no json")
+        raise InputError(
+            f"{where} must have json, and data_dir where its images are not those of the run's; got no json"
+        )
     if "data_dir" not in options:  # the run's own, known where it is read
         if os.path.isabs(options["json"]) and not os.path.isfile(options["json"]):
             raise InputError(f"{where}.json must be a file, got {options['json']!r}, which is not there")

@@ -151,7 +151,9 @@ def check_options(where: str, options: Mapping[str, Any], known: Mapping[str, An
     for option in options:
         if option not in known:
             of_it = f"option of {where}"
-            raise InputError(unknown_name(of_it, option, known) if known else f"unknown {of_it} {option!r}; it has none")
+            raise InputError(
+                unknown_name(of_it, option, known) if known else f"unknown {of_it} {option!r}; it has none"
+            )
     return {option: check_value(f"{where}.{option}", value, known[option]) for option, value in options.items()}
 
 

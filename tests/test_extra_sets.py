@@ -28,7 +28,10 @@ def find(**values):
 @pytest.mark.parametrize(
     ("focus_classes", "words"),
     [
-        (["Background"], "focus_classes must be classes of objects, got 'Background', which is always there; leave it out"),
+        (
+            ["Background"],
+            "focus_classes must be classes of objects, got 'Background', which is always there; leave it out",
+        ),
         (["background"], "focus_classes must be classes of objects, got 'background'"),
         (["Battery", "Battery"], "focus_classes must name a class once, got 'Battery' twice; take one out"),
         ("Battery", "focus_classes must be a list, got 'Battery' (a text)"),
@@ -53,7 +56,10 @@ def test_classes_that_none_can_focus_on_are_told(focus_classes, words):
         ({"classes": {"Can": 3}}, "extra_data[1].classes.Can must be a text, got 3"),
         ({"json": ""}, "extra_data[1].json must be a text that is not empty, got ''"),
         ({"json": "train.json"}, "extra_data[1].json must be a file in data_dir, got 'train.json'; "),
-        ({"data_dir": "nowhere"}, "extra_data[1].data_dir must be a folder with a COCO file; there is no folder 'nowhere'"),
+        (
+            {"data_dir": "nowhere"},
+            "extra_data[1].data_dir must be a folder with a COCO file; there is no folder 'nowhere'",
+        ),
     ],
 )
 def test_a_wrong_option_of_an_extra_set_is_one_line(folder, changes, words):
@@ -68,7 +74,10 @@ def test_a_wrong_option_of_an_extra_set_is_one_line(folder, changes, words):
     ("extra_data", "words"),
     [
         ([{}], "extra_data[0] must have json, and data_dir where its images are not those of the run's; got no json"),
-        ([{"data_dir": "."}], "extra_data[0] must have json, and data_dir where its images are not those of the run's; got no json"),
+        (
+            [{"data_dir": "."}],
+            "extra_data[0] must have json, and data_dir where its images are not those of the run's; got no json",
+        ),
         (["taco"], "extra_data.0 must be a mapping name: value, got 'taco' (a text)"),
         ({"data_dir": "."}, "extra_data must be a list, got {'data_dir': '.'} (dict)"),
     ],

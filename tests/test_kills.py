@@ -86,7 +86,9 @@ def make_grid(tmp_path_factory) -> Callable[[str], Grid]:
 
     def make(name: str) -> Grid:
         folder = tmp_path_factory.mktemp(name)
-        (folder / "grid.yaml").write_text(yaml.safe_dump({"notebook": str(notebook), "fixed": fixed, "grid": {"seed": [21]}}))
+        (folder / "grid.yaml").write_text(
+            yaml.safe_dump({"notebook": str(notebook), "fixed": fixed, "grid": {"seed": [21]}})
+        )
         command = [sys.executable, str(project / "run_grid.py"), str(folder / "grid.yaml"), "--outputs", str(folder)]
         env = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
         return Grid(command, env, folder / "grid")
@@ -214,7 +216,10 @@ def assert_same_result(undisturbed: Grid, killed: Grid) -> None:
         assert records[0][name] == records[1][name], name
     last = [torch.load(grid.run_dir / "last.pt", weights_only=True) for grid in (undisturbed, killed)]
     assert hash_weights(last[0]["model"]) == hash_weights(last[1]["model"])
-    history = [pd.read_csv(grid.run_dir / "history.csv").drop(columns=["seconds", "memory_mb"]) for grid in (undisturbed, killed)]
+    history = [
+        pd.read_csv(grid.run_dir / "history.csv").drop(columns=["seconds", "memory_mb"])
+        for grid in (undisturbed, killed)
+    ]
     pd.testing.assert_frame_equal(*history, check_exact=True)
     confusion = [dict(np.load(grid.run_dir / "confusion.npz")) for grid in (undisturbed, killed)]
     assert np.array_equal(confusion[0]["confusion"], confusion[1]["confusion"])

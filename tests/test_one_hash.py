@@ -183,9 +183,17 @@ def run_cells(server: str, kernel_id: str, sources: list[str]) -> None:
 def execute_cell(channels: websocket.WebSocket, source: str) -> None:
     """Send one cell and read until the kernel has replied and is idle again."""
     message_id = uuid.uuid4().hex
-    header = {"msg_id": message_id, "msg_type": "execute_request", "username": "", "session": message_id, "version": "5.3"}
+    header = {
+        "msg_id": message_id,
+        "msg_type": "execute_request",
+        "username": "",
+        "session": message_id,
+        "version": "5.3",
+    }
     content = {"code": source, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}
-    channels.send(json.dumps({"channel": "shell", "header": header, "parent_header": {}, "metadata": {}, "content": content}))
+    channels.send(
+        json.dumps({"channel": "shell", "header": header, "parent_header": {}, "metadata": {}, "content": content})
+    )
     replied = idle = False
     while not (replied and idle):
         message = json.loads(channels.recv())

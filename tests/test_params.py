@@ -27,7 +27,8 @@ def test_shipped_grid_is_valid_and_explains_itself(path, tmp_path):
 def test_every_run_of_a_shipped_grid_can_have_three_seeds(path, tmp_path):
     grid = load_grid(path, tmp_path, {"seed": [21, 42, 63]})
     conditions = {
-        str({name: value for name, value in run.parameters.items() if name not in ("seed", "run_dir")}) for run in grid.runs
+        str({name: value for name, value in run.parameters.items() if name not in ("seed", "run_dir")})
+        for run in grid.runs
     }
     assert len(grid.runs) == 3 * len(conditions)
 
@@ -66,16 +67,31 @@ def test_encoder_sweep_has_32_encoders_under_50_million_parameters(tmp_path):
 )
 def test_a_sweep_tries_the_whole_vocabulary(grid, parameter, choices, tmp_path):
     tried = values(grid, parameter, tmp_path)
-    names = {name for value in tried for name in ([value] if isinstance(value, str) else value) if isinstance(name, str)}
+    names = {
+        name for value in tried for name in ([value] if isinstance(value, str) else value) if isinstance(name, str)
+    }
     assert set(choices) <= names
 
 
 def test_every_architecture_is_in_a_sweep(tmp_path):
-    tried = {*values("architecture_sweep", "architecture", tmp_path), *values("classic_models", "architecture", tmp_path)}
+    tried = {
+        *values("architecture_sweep", "architecture", tmp_path),
+        *values("classic_models", "architecture", tmp_path),
+    }
     assert set(json.loads(TABLE.read_text())["architectures"]) - tried == {"PAN"}  # takes no image of 64 px
 
 
-TRIAL = ["--debug", "--set", "data_dir=synthetic", "--set", "image_size=64", "--set", "encoder_weights=", "--set", "cache=true"]
+TRIAL = [
+    "--debug",
+    "--set",
+    "data_dir=synthetic",
+    "--set",
+    "image_size=64",
+    "--set",
+    "encoder_weights=",
+    "--set",
+    "cache=true",
+]
 
 
 @pytest.mark.slow
@@ -93,7 +109,9 @@ def test_focal_loss_alone_trains_as_well_as_cross_entropy(tmp_path):
     """A bug once made it look useless: softmax over the image's width."""
     losses = "loss=[{cross_entropy: 1.0}, {focal: 1.0}]"
     command = [sys.executable, "run_grid.py", "params/quickstart.yaml", "--set", losses, "--set", "seed=21"]
-    done = subprocess.run([*command, "--outputs", str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--outputs", str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     records = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/*/record.json")}
     scores = {name: record["metrics"]["miou"] for name, record in records.items()}

@@ -40,7 +40,9 @@ def refuse_class_map(where: str, classes: Mapping[str, str], theirs: Sequence[st
         unlike = [name for name in theirs if name not in ours[1:]]
         listed = ", ".join(unlike[:8]) + (f", ... ({len(unlike)} in all)" if len(unlike) > 8 else "")
         fix = f"map it, as in classes: {{{unlike[0]}: {IGNORE}}}" if unlike else ""
-        return f"{where} must have categories that are classes of the training data, got {listed}; {fix}" if unlike else ""
+        return (
+            f"{where} must have categories that are classes of the training data, got {listed}; {fix}" if unlike else ""
+        )
     for name, target in classes.items():
         if name not in theirs:
             return f"{where}.classes: {unknown_name('category of that set', name, theirs)}"

@@ -97,7 +97,9 @@ def open_data(
     if split == "given":
         train, val = drop_leaked(hash_images(data), hash_images(val_data)), np.arange(len(val_data.images))
         if len(train) < len(data.images):
-            print(f"{len(data.images) - len(train)} training images are copies of validation images; left out of training")
+            print(
+                f"{len(data.images) - len(train)} training images are copies of validation images; left out of training"
+            )
     else:
         # All classes count, those of no interest to a specialist too: it must hold out the images that the other models
         # of the same split hold out, or the ensemble of both would be scored on images that one was trained on.

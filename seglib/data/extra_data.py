@@ -72,7 +72,9 @@ def _open_set(place: int, train_images: Subset, entry: Mapping[str, Any], option
     pixels = _paint(data, class_ids, len(painted_names), train_images.image_size, **options)
     is_object = (class_ids > 0) & (class_ids != IGNORE_INDEX)
     objects = data.annotations[is_object].assign(class_id=class_ids[is_object]).reset_index(drop=True)
-    data = replace(data, annotations=objects, class_names=painted_names, category_ids=tuple(range(1, len(painted_names))))
+    data = replace(
+        data, annotations=objects, class_names=painted_names, category_ids=tuple(range(1, len(painted_names)))
+    )
     folded = fold_classes(data, ours.class_names[1:] if ours.painted_class_names else ())
     weights = np.full(len(data.images), float(entry.get("weight", 1.0)))
     return Subset(folded, map_pixels(pixels, folded), np.arange(len(data.images)), weights)
@@ -99,13 +101,22 @@ def _translate(where: str, data: CocoData, entry: Mapping[str, Any], class_names
 
 
 def _paint(
-    data: CocoData, class_ids: np.ndarray, num_classes: int, image_size: int, *, paint_order: str, background: str, cache: bool
+    data: CocoData,
+    class_ids: np.ndarray,
+    num_classes: int,
+    image_size: int,
+    *,
+    paint_order: str,
+    background: str,
+    cache: bool,
 ) -> MappedPixels:
     """Paint our ids moved up by one, so that annotations of background are painted too, below all, and ignored ones above
     all; the cache's key holds these ids, so map and confidence need no key of their own."""
     ignored = num_classes + 1
     if ignored >= IGNORE_INDEX:
-        raise InputError(f"extra_data: the training data may have 252 categories at most, got {num_classes - 1}; merge some")
+        raise InputError(
+            f"extra_data: the training data may have 252 categories at most, got {num_classes - 1}; merge some"
+        )
     painted_ids = np.where(class_ids == IGNORE_INDEX, ignored, class_ids + 1)
     painted = replace(data, annotations=data.annotations.assign(class_id=painted_ids))
     table = np.zeros(256, np.uint8)

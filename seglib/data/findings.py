@@ -108,7 +108,9 @@ def describe_colours(measured: pd.DataFrame | None, colours: pd.DataFrame | None
     if measured is None:
         return "**Colours:** not measured, there are no pixels."
     row = colours.iloc[0]
-    means, deviations = (", ".join(f"{row[name]:.3f}" for name in row.index if name.startswith(what)) for what in ("mean", "std"))
+    means, deviations = (
+        ", ".join(f"{row[name]:.3f}" for name in row.index if name.startswith(what)) for what in ("mean", "std")
+    )
     unreadable = int((measured["error"] != "").sum())
     return (
         f"**Colours:** {colours.index[0]} has mean ({means}) and std ({deviations}); {int(measured['black'].sum())} images "

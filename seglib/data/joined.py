@@ -46,7 +46,9 @@ def join(first: Subset, second: Subset) -> Subset:
         ("image_size", first.image_size, second.image_size),
     ):
         if ours != theirs:
-            raise InputError(f"{second.data.json_path}: required the {what} of {first.data.json_path}, {ours}, got {theirs}")
+            raise InputError(
+                f"{second.data.json_path}: required the {what} of {first.data.json_path}, {ours}, got {theirs}"
+            )
     shift = _find_shift(first.image_ids, second.image_ids)
     tables = [_take_tables(first, 0, first.data.data_dir), _take_tables(second, shift, first.data.data_dir)]
     images, annotations = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))

@@ -25,7 +25,9 @@ class SegmentationDataset(Dataset):
     p % N of the N images.
     """
 
-    def __init__(self, subset: Subset, augmentation: Augmentation, seed: int, mixing: Mapping = NO_MIXING, expand: int = 1):
+    def __init__(
+        self, subset: Subset, augmentation: Augmentation, seed: int, mixing: Mapping = NO_MIXING, expand: int = 1
+    ):
         self.subset, self.seed, self.expand = subset, seed, expand
         self.augmentation = build_augmentation(augmentation, subset.image_size)
         self.mixing = SampleMixing(mixing, subset)

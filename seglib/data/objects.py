@@ -74,7 +74,9 @@ def _sampled(side: int, size: int) -> np.ndarray:
     return cv2.resize(np.arange(side, dtype=np.float32)[None], (size, 1), interpolation=cv2.INTER_NEAREST)[0]
 
 
-def _measure(objects: pd.DataFrame, rles: list[Rle], height: np.ndarray, width: np.ndarray, image_size: int) -> pd.DataFrame:
+def _measure(
+    objects: pd.DataFrame, rles: list[Rle], height: np.ndarray, width: np.ndarray, image_size: int
+) -> pd.DataFrame:
     # one by one: of more than 255 at once pycocotools 2.0.11 makes an OverflowError
     objects["mask_area"] = np.array([mask_api.area(rle) for rle in rles], np.int64)
     known = objects["area"].gt(0) & np.isfinite(objects["area"])

@@ -59,8 +59,13 @@ ON_ANOTHER = 0.3  # share of the objects thrown onto one that lies there already
 WHOLE = 0.1  # share of the annotations that outline the hidden part too, so that they overlap
 
 
-def make_synthetic(folder: str | Path, num_images: int = 240, image_size: int = 256, seed: int = 21,
-                   progress: Callable[[int, int], None] | None = None) -> Path:
+def make_synthetic(
+    folder: str | Path,
+    num_images: int = 240,
+    image_size: int = 256,
+    seed: int = 21,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Draw the data set: `images/*.jpg`, `train.json`, `val.json`, `train_all.json` (both) and `test.json`.
 
     The files are the competition's: 11 categories from id 1, polygons of what is visible, `test.json` without
@@ -94,8 +99,9 @@ def make_synthetic(folder: str | Path, num_images: int = 240, image_size: int = 
             raise InputError(f"synthetic data: {name} must be at least {least}, got {value}; raise it")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"synthetic data: the folder must be absent or empty, got {folder}; "
-                         "name another one or delete it")
+        raise InputError(
+            f"synthetic data: the folder must be absent or empty, got {folder}; name another one or delete it"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "made"

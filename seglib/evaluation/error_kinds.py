@@ -60,7 +60,9 @@ def classify_errors(
             (invented, is_pred & ~is_true & is_valid, is_pred),
         ):
             if wrong_here.any():
-                found = _classify(wrong_here, hit, region, _grow_strips(wrong_here & near_both, wrong_here, touches, width))
+                found = _classify(
+                    wrong_here, hit, region, _grow_strips(wrong_here & near_both, wrong_here, touches, width)
+                )
                 kinds[window][wrong_here] = found[wrong_here]
     return missed, invented
 
@@ -78,7 +80,9 @@ def merge_kinds(missed: np.ndarray, invented: np.ndarray) -> np.ndarray:
 def show_kinds(truths: np.ndarray, preds: np.ndarray) -> np.ndarray:
     """(N, H, W) uint8: the kind of each wrong pixel, 0 where right or ignored. Masks (N, H, W) uint8."""
     width = choose_width(*truths.shape[1:])
-    return np.stack([merge_kinds(*classify_errors(truth, pred, width)) for truth, pred in zip(truths, preds, strict=True)])
+    return np.stack(
+        [merge_kinds(*classify_errors(truth, pred, width)) for truth, pred in zip(truths, preds, strict=True)]
+    )
 
 
 def count_error_kinds(

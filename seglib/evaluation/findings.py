@@ -84,7 +84,11 @@ def describe_labels(images: pd.DataFrame, count: int) -> str:
 
 def describe_difference(difference: float, low: float, high: float) -> str:
     """Whether one run is better on these images."""
-    verdict = "no more than the choice of images explains" if low <= 0 <= high else f"{'A' if difference > 0 else 'B'} is better"
+    verdict = (
+        "no more than the choice of images explains"
+        if low <= 0 <= high
+        else f"{'A' if difference > 0 else 'B'} is better"
+    )
     return (
         f"A minus B: **{difference:+.4f}** mIoU, 95 % interval {low:+.4f} to {high:+.4f} over images: {verdict}"
         " (another seed of the training moves it too)."

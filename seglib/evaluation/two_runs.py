@@ -49,7 +49,9 @@ def choose_duels(by_image: np.ndarray, image_ids: Sequence, count: int) -> tuple
     order = np.argsort(-lead, kind="stable")
     count = min(max(2, count), len(order))
     chosen = [*order[: (count + 1) // 2], *order[::-1][: count // 2]]
-    titles = [f"image {image_ids[index]}\nonly A {by_image[index, 1]} px\nonly B {by_image[index, 2]} px" for index in chosen]
+    titles = [
+        f"image {image_ids[index]}\nonly A {by_image[index, 1]} px\nonly B {by_image[index, 2]} px" for index in chosen
+    ]
     return [int(index) for index in chosen], titles
 
 

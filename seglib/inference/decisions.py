@@ -44,7 +44,9 @@ class KeptMasks:
         if not 0 <= key < len(self):
             raise IndexError(key)  # what ends a for loop over the masks
         side = self.shape[1]
-        return np.fromfile(self.path, np.uint8, side * side, offset=self.offset + int(key) * side * side).reshape(side, side)
+        return np.fromfile(self.path, np.uint8, side * side, offset=self.offset + int(key) * side * side).reshape(
+            side, side
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,10 @@ class Decisions:
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a record."""
-        arrays = {"weights": self.weights.tolist(), "temperatures": None if self.temperatures is None else self.temperatures.tolist()}
+        arrays = {
+            "weights": self.weights.tolist(),
+            "temperatures": None if self.temperatures is None else self.temperatures.tolist(),
+        }
         return asdict(replace(self, weights=0, temperatures=0)) | arrays
 
 
@@ -151,7 +156,9 @@ def name_images(votes: Votes, images: Subset) -> Iterator[tuple[str, np.ndarray]
 def count_masks(truth: Subset, masks: KeptMasks) -> np.ndarray:
     """(N, C, C) int64 of masks (N, S, S), truth in rows, resized to them by nearest neighbour."""
     pairs, num_classes = MaskPairs(truth, masks), len(truth.data.class_names)
-    counts = [confusion_per_image(*(torch.from_numpy(np.array(mask))[None] for mask in pair), num_classes) for pair in pairs]
+    counts = [
+        confusion_per_image(*(torch.from_numpy(np.array(mask))[None] for mask in pair), num_classes) for pair in pairs
+    ]
     return torch.cat(counts).numpy()
 
 
@@ -181,7 +188,9 @@ class Samples:
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         position = [int(self.positions[number])]
-        stores, specialists = ([take_images(store, position) for store in group] for group in (self.stores, self.specialists))
+        stores, specialists = (
+            [take_images(store, position) for store in group] for group in (self.stores, self.specialists)
+        )
         ((_, probabilities),) = average(self.decisions, stores, specialists)
         images, masks = read_pictures(self.truth, position, self.stores[0].size)
         return images[0], probabilities[0], masks[0]

@@ -114,7 +114,9 @@ def deal_images(truth: Subset, folds: int, seed: int) -> np.ndarray:
         f"group {group}" if group == group and group not in (None, "") else place for place, group in enumerate(groups)
     ]
     if len(set(named)) == 1 and len(named) > 1:
-        print(f"all {len(named)} images are of one group: they are dealt one by one, so that gains held out are flattered")
+        print(
+            f"all {len(named)} images are of one group: they are dealt one by one, so that gains held out are flattered"
+        )
         named = range(len(named))
     units = {unit: number for number, unit in enumerate(dict.fromkeys(named))}
     folds = min(folds, len(units))

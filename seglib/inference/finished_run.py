@@ -76,7 +76,9 @@ def find_newest_run(folder: Path | None = None) -> Path:
         if record.get("status") == "ok":
             finished[weights.parent] = record.get("finished_at", "")
     if not finished:
-        raise InputError(f"{folder}: required a finished training run, got none; train one, or set run_dir to its folder")
+        raise InputError(
+            f"{folder}: required a finished training run, got none; train one, or set run_dir to its folder"
+        )
     return max(finished, key=finished.get)
 
 
@@ -96,7 +98,9 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
     record = _read_finished(folder)
     best = load_checkpoint(folder / "best.pt", required=FACTS)
     if hash_weights(best["model"]) != record.get("weights_sha256"):
-        raise InputError(f"{folder / 'best.pt'}: required the weights that record.json names, got others; train it again")
+        raise InputError(
+            f"{folder / 'best.pt'}: required the weights that record.json names, got others; train it again"
+        )
     params = record["params"] | ({"data_dir": data_dir} if data_dir else {})
     _, val_images = open_data(**_take_arguments(open_data, params))
     if params["debug"]:
@@ -124,7 +128,9 @@ def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, C
     final = load_checkpoint(path, required=FACTS)
     if list(final["class_names"]) != run.class_names:
         got = ", ".join(final["class_names"])
-        raise InputError(f"{path}: required the run's classes ({', '.join(run.class_names)}), got {got}; train it again")
+        raise InputError(
+            f"{path}: required the run's classes ({', '.join(run.class_names)}), got {got}; train it again"
+        )
     return path.name, hash_weights(final["model"]), lambda: _rebuild_model(path, final)
 
 
@@ -160,7 +166,9 @@ def prepare_output_dir(output_dir: str, run_dir: Path, name: str) -> Path:
     """
     folder = Path(output_dir).expanduser().resolve() if output_dir else Path(run_dir) / name
     if (folder / "best.pt").exists():
-        raise InputError(f'output_dir {folder} is the folder of a training run; required another folder, or "" for one in it')
+        raise InputError(
+            f'output_dir {folder} is the folder of a training run; required another folder, or "" for one in it'
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -74,7 +74,9 @@ def draw_crf_candidates(count: int, seed: int, image_size: int, pixels_per_clust
     """
     radix = [len(values) for values in CRF_VALUES.values()]
     if not 1 <= count <= np.prod(radix):
-        raise InputError(f"draw_crf_candidates: count must be from 1 to {np.prod(radix)}, got {count}; 12 to 24 are usual")
+        raise InputError(
+            f"draw_crf_candidates: count must be from 1 to {np.prod(radix)}, got {count}; 12 to 24 are usual"
+        )
     drawn = np.random.default_rng(seed).choice(np.prod(radix), size=count, replace=False)
     candidates = []
     for positions in zip(*np.unravel_index(drawn, radix), strict=True):
@@ -127,7 +129,10 @@ def search_crf(
                 progress(done, len(samples) * len(candidates))
     choices = [_best(counts[h]) for h in (0, 1)]
     chosen = _best(counts.sum(0))
-    tried = [asdict(params) | {"miou": mean_iou(matrix)} for params, matrix in zip(candidates, counts.sum(0)[1:], strict=True)]
+    tried = [
+        asdict(params) | {"miou": mean_iou(matrix)}
+        for params, matrix in zip(candidates, counts.sum(0)[1:], strict=True)
+    ]
     held_out = np.stack([counts[0, choices[1]], counts[1, choices[0]]])
     found = asdict(candidates[chosen - 1]) if chosen else None
     return _conclude("crf", found, counts[:, 0], held_out, counts.sum(0)[chosen], tried)
@@ -213,13 +218,19 @@ def compare_objects(
 
 
 def _conclude(
-    step: str, chosen: dict | list | None, before: np.ndarray, held_out: np.ndarray, with_chosen: np.ndarray, tried: list
+    step: str,
+    chosen: dict | list | None,
+    before: np.ndarray,
+    held_out: np.ndarray,
+    with_chosen: np.ndarray,
+    tried: list,
 ) -> Tuned:
     """before, held_out: (2, C, C), a matrix a half."""
     gains = [mean_iou(after) - mean_iou(without) for after, without in zip(held_out, before, strict=True)]
     return Tuned(
         step=step,
-        on=chosen is not None and all(gain > 0 for gain in [*gains, mean_iou(held_out.sum(0)) - mean_iou(before.sum(0))]),
+        on=chosen is not None
+        and all(gain > 0 for gain in [*gains, mean_iou(held_out.sum(0)) - mean_iou(before.sum(0))]),
         chosen=chosen,
         miou_before=mean_iou(before.sum(0)),
         miou_held_out=mean_iou(held_out.sum(0)),

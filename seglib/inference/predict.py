@@ -215,7 +215,11 @@ def _write_predictions(
 ) -> None:
     count, size, classes = len(run.val_images), run.image_size, len(run.class_names)
     (run.folder / "probabilities.npy").unlink(missing_ok=True)
-    quality = {"reliability": np.zeros((count, RELIABILITY_BINS, 3)), "softmin": np.zeros(count), "given": np.zeros(count)}
+    quality = {
+        "reliability": np.zeros((count, RELIABILITY_BINS, 3)),
+        "softmin": np.zeros(count),
+        "given": np.zeros(count),
+    }
     with ExitStack() as files:
         preds_file = _start_array(files, run.folder / "predictions.npy", np.uint8, (count, size, size))
         if keep_probabilities:

@@ -48,7 +48,9 @@ def open_test_images(run: FinishedRun, json_name: str, data_dir: str = "") -> Su
     """
     own = run.val_images.data
     data = load_coco(Path(data_dir).expanduser() if data_dir else own.data_dir, json_name)
-    data = replace(data, annotations=data.annotations.iloc[:0], class_names=own.class_names, category_ids=own.category_ids)
+    data = replace(
+        data, annotations=data.annotations.iloc[:0], class_names=own.class_names, category_ids=own.category_ids
+    )
     refuse_errors(verify_coco(data), data.json_path)
     return Subset(data, _open_pixels(run, data, run.image_size), np.arange(len(data.images)))
 
@@ -195,13 +197,21 @@ def _require_sides(run: FinishedRun, model: nn.Module, recipe: Recipe, device: t
                 raise
             names = params["architecture"], params["encoder"]
             reason = explain_refusal(*names, error, doing=f"predict images of {side} px")
-            raise InputError(f"tta: scales give {side} px, which {run.folder} cannot take: {reason}; leave them out") from error
+            raise InputError(
+                f"tta: scales give {side} px, which {run.folder} cannot take: {reason}; leave them out"
+            ) from error
         if tuple(shape) != (side, side):
             raise InputError(f"tta: scales give {side} px, of which {run.folder} makes {tuple(shape)}; leave them out")
 
 
 def _predict_from(
-    run: FinishedRun, model: nn.Module, images: Subset, recipe: Recipe, device: torch.device, batch_size: int, start: int
+    run: FinishedRun,
+    model: nn.Module,
+    images: Subset,
+    recipe: Recipe,
+    device: torch.device,
+    batch_size: int,
+    start: int,
 ) -> Iterator[np.ndarray]:
     rest = Subset(images.data, images.pixels, images.indices[start:])
     compute = partial(compute_probabilities, recipe)

@@ -93,7 +93,9 @@ def describe_starts(params: Sequence[Mapping[str, Any]]) -> str:
     params: of each run's record. A run starts from `init_from`, else from `encoder_weights` and what its seed draws.
     """
     starts = {
-        f"init_from {each['init_from']}" if each.get("init_from") else f"{each['encoder_weights'] or 'no'} weights, seed {each['seed']}"
+        f"init_from {each['init_from']}"
+        if each.get("init_from")
+        else f"{each['encoder_weights'] or 'no'} weights, seed {each['seed']}"
         for each in params
     }
     if len(starts) == 1:
@@ -154,7 +156,9 @@ def _check_folders(folders: Sequence[Path], output: Path) -> None:
     if twice:
         raise InputError(f"soup: required different runs, got {', '.join(twice)} more than once; name each once")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"output {output}: required a new or empty folder, got one that holds something; choose another")
+        raise InputError(
+            f"output {output}: required a new or empty folder, got one that holds something; choose another"
+        )
 
 
 def _open_members(folders: Sequence[Path], data_dir: str) -> tuple[FinishedRun, list[Mapping[str, Any]]]:
@@ -208,7 +212,11 @@ def _format_result(
     lines = [["", select_by, ""]]
     lines += [[names[each.runs[0]], f"{each.score:.4f}", "best member" if each is best else ""] for each in members]
     for each in soups:
-        added = f"soup of all {len(each.runs)}" if len(soups) == 1 else f"soup of {len(each.runs)}: + {names[each.runs[-1]]}"
+        added = (
+            f"soup of all {len(each.runs)}"
+            if len(soups) == 1
+            else f"soup of {len(each.runs)}: + {names[each.runs[-1]]}"
+        )
         lines.append([added, f"{each.score:.4f}", "in" if set(each.runs) <= set(kept.runs) else "left out"])
     table = align(lines, {0}, {0, 2}, shutil.get_terminal_size().columns)
     difference = f"{soup.score - best.score:+.4f} against the best member"

@@ -84,7 +84,9 @@ def open_scorer(
         train_images, first.batch_size, shuffle=True, augmentation=params["augmentation"], mixing=params["mixing"],
         expand=params["expand"], seed=params["seed"], num_workers=params["num_workers"],
     )  # fmt: skip
-    val_loader = build_loader(first.val_images, first.batch_size, shuffle=False, augmentation="none", seed=0, num_workers=0)
+    val_loader = build_loader(
+        first.val_images, first.batch_size, shuffle=False, augmentation="none", seed=0, num_workers=0
+    )
     total = (len(records) + soups) * len(val_loader) + soups * len(train_loader)
     trainee = Trainee(model, loss, None, None, device, first.record["precision"])  # it only predicts
     count = _count_batches(show_progress("soup: batches", output), total)

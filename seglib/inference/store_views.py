@@ -78,7 +78,9 @@ def average_stores(stores: Sequence[ProbabilityStore]) -> ProbabilityStore:
         return first
     for store in stores[1:]:
         if store.data.dtype != first.data.dtype:
-            raise InputError(f"{store.folder}: required {first.data.dtype} as in {first.folder}, got {store.data.dtype}")
+            raise InputError(
+                f"{store.folder}: required {first.data.dtype} as in {first.folder}, got {store.data.dtype}"
+            )
     names = {
         name: "; ".join(str(store.facts[name]) for store in stores)
         for name in ("run", "weights_sha256")

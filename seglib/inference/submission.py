@@ -220,7 +220,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 def _add_vote(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="submission CSVs of the same images")
-    parser.add_argument("--output", type=Path, required=True, metavar="CSV", help="a new file, as is the .json beside it")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="CSV", help="a new file, as is the .json beside it"
+    )
     parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="one a file (default: all the same)")
     parser.add_argument("--tie-break", default="", metavar="FILE", help="who decides (default: the heaviest)")
     parser.add_argument("--size", type=_count, default=256, metavar="PX", help="side of the masks (default 256)")

@@ -55,9 +55,7 @@ def weighted_argmax(
     return _vote(stores, whole, shift)
 
 
-def score_weighted(
-    stores: Sequence[ProbabilityStore], subset: Subset, weights: ArrayLike | None = None
-) -> np.ndarray:
+def score_weighted(stores: Sequence[ProbabilityStore], subset: Subset, weights: ArrayLike | None = None) -> np.ndarray:
     """Confusion of the weighted vote with a subset's masks, (N, C, C) int64, truth in rows; see `weighted_argmax`.
 
     Masks of another size than the stores' are resized by nearest neighbour, as leaderboards do.
@@ -95,7 +93,9 @@ def require_alike(stores: Sequence[ProbabilityStore]) -> None:
     for store in stores[1:]:
         if store.class_names != first.class_names:
             got = f"{', '.join(store.class_names)} instead of {', '.join(first.class_names)}"
-            raise InputError(f"{store.folder}: required the classes of {first.folder}, got {got}; leave this member out")
+            raise InputError(
+                f"{store.folder}: required the classes of {first.folder}, got {got}; leave this member out"
+            )
         if store.size != first.size:
             raise InputError(
                 f"{store.folder}: required {first.size} px as in {first.folder}, got {store.size} px; predict both at one size"

@@ -15,7 +15,11 @@ class DilatedDepthwiseConv2d(nn.Conv2d):
         """(N, C, H, W) to (N, C, H', W'), in the layout that came in."""
         if features.device.type != "cpu":
             return super().forward(features)
-        layout = torch.channels_last if features.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        layout = (
+            torch.channels_last
+            if features.is_contiguous(memory_format=torch.channels_last)
+            else torch.contiguous_format
+        )
         # (C, 1, h, w) is contiguous in both layouts, and its strides say which is meant.
         weight = self.weight.flatten().view(self.weight.shape)
         return self._conv_forward(features.contiguous(), weight, self.bias).contiguous(memory_format=layout)

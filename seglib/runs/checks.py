@@ -141,7 +141,9 @@ def _find_step_problems(file: GridFile, step: Step, parameters: Sequence[Mapping
     except InputError as error:
         return [str(error)]
     if step.each and notebook == find_notebook(file.notebook, file.path):
-        return [f"{step.notebook} would write over each run that it is given, as the grid's own notebook; leave `each` out"]
+        return [
+            f"{step.notebook} would write over each run that it is given, as the grid's own notebook; leave `each` out"
+        ]
     needed = "run_dir" if step.each or is_further_run(file, step, notebook) else "grid_dir"
     if needed not in defaults:
         return [f"{step.notebook} must have a parameter {needed}, through which it is told what to read"]
@@ -149,7 +151,9 @@ def _find_step_problems(file: GridFile, step: Step, parameters: Sequence[Mapping
     _, problems = check_values(config, defaults, values)
     problems |= {name: f"{name} is set by the runner; leave it out" for name in _OF_RUNNER if name in step.fixed}
     problems = _find_missing_files(values, parameters) | problems
-    known = [name for name in step.fixed if not step.uses_grid_dir(name)]  # what is still to be written cannot be checked
+    known = [
+        name for name in step.fixed if not step.uses_grid_dir(name)
+    ]  # what is still to be written cannot be checked
     return [f"{step.notebook}: {problems[name]}" for name in known if name in problems]
 
 
@@ -160,7 +164,9 @@ def _find_missing_files(values: Mapping[str, Any], parameters: Sequence[Mapping[
         folders = [Path(folder) for folder in find_data_dirs(values, parameters) if folder != "synthetic"]
         for folder in folders:
             if folder.is_dir() and not (folder / name).is_file():
-                problems["test_json"] = f"test_json must be a file in data_dir, got {name!r}; {folder} has {list_json(folder)}"
+                problems["test_json"] = (
+                    f"test_json must be a file in data_dir, got {name!r}; {folder} has {list_json(folder)}"
+                )
     if sample and isinstance(sample, str) and not Path(sample).expanduser().is_file():
         problems["sample_submission"] = (
             f"sample_submission must be the path of a CSV file; there is no file {sample!r} (seen from {Path.cwd()})"

@@ -18,8 +18,13 @@ def find_class_problems(config: type[NotebookConfig], values: Mapping) -> dict[s
         return {}
     focused = tuple(used.get("focus_classes", ())) or known[1:]
     usable = {"focus_classes": known[1:], "mixing": focused}  # the background cannot be pasted
-    problems = {name: _find_unknown(name, names, usable.get(name, (BACKGROUND, *focused))) for name, names in used.items()}
-    found = (_find_map_problem(place, {"data_dir": values["data_dir"]} | extra_set, known) for place, extra_set in enumerate(extra_data))
+    problems = {
+        name: _find_unknown(name, names, usable.get(name, (BACKGROUND, *focused))) for name, names in used.items()
+    }
+    found = (
+        _find_map_problem(place, {"data_dir": values["data_dir"]} | extra_set, known)
+        for place, extra_set in enumerate(extra_data)
+    )
     problems["extra_data"] = next(filter(None, found), "")
     return {name: problem for name, problem in problems.items() if problem}
 

@@ -30,7 +30,9 @@ class Step:
 
     def uses_grid_dir(self, *names: str) -> bool:
         """Whether one of the named parameters (default: any) names the grid's folder."""
-        return any(GRID_DIR in json.dumps(self.fixed[name], default=str) for name in names or self.fixed if name in self.fixed)
+        return any(
+            GRID_DIR in json.dumps(self.fixed[name], default=str) for name in names or self.fixed if name in self.fixed
+        )
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,12 @@ def _replace_place(options: Mapping, content: dict[tuple, str]) -> dict[str, Any
     source = (options["data_dir"], options["json"])
     if source not in content:
         images_are_known = options["data_dir"] == "synthetic"  # by seglib's code
-        content[source] = hash_files([options["json"]])[0] if images_are_known else fingerprint_data(*source[:1], source[1:])
-    return {name: value for name, value in options.items() if name not in ("data_dir", "json")} | {"data": content[source]}
+        content[source] = (
+            hash_files([options["json"]])[0] if images_are_known else fingerprint_data(*source[:1], source[1:])
+        )
+    return {name: value for name, value in options.items() if name not in ("data_dir", "json")} | {
+        "data": content[source]
+    }
 
 
 def _hash_content(name: str, path: str, *json_names: str) -> str:

@@ -97,7 +97,10 @@ def write_leaderboard(grid_dir: str | Path, rows: list[Row]) -> Path:
     varied = list(dict.fromkeys(name for row in rows for name in row.texts))
     classes = list(dict.fromkeys(name for row in rows for name in row.iou))
     metrics = ["val_loss" if name == "loss" else name for name in METRICS]
-    costs, origin = ("best_epoch", "seconds", "peak_memory_mb"), ("notes", "key", "weights_sha256", "git_commit", "error")
+    costs, origin = (
+        ("best_epoch", "seconds", "peak_memory_mb"),
+        ("notes", "key", "weights_sha256", "git_commit", "error"),
+    )
     path = Path(grid_dir) / "leaderboard.csv"
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -62,7 +62,9 @@ def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) ->
             lines += [f"{each}: {then.get(each)} then, {now.get(each)} now" for each in sorted(then.keys() | now.keys())
                       if then.get(each) != now.get(each)]  # fmt: skip
         elif name == "key" and then != now and then is not None:
-            lines.append("the notebook's code, seglib's code or the content of the data is another (the run's key differs)")
+            lines.append(
+                "the notebook's code, seglib's code or the content of the data is another (the run's key differs)"
+            )
         elif then != now and name != "key":
             lines.append(f"{name}: {then} then, {now} now")
     if not after.get("deterministic", True):

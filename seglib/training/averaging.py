@@ -158,7 +158,9 @@ def build_averages(
         taken_after["snapshot"] = find_cycle_ends(epochs, steps_per_epoch, warmup_epochs, per, **(options or {}))
     for name, steps in taken_after.items():
         if len(steps) < 2:
-            print(f"averaging.{name}: {len(steps)} of two or more times to take the weights is within {epochs} epochs: no average")
+            print(
+                f"averaging.{name}: {len(steps)} of two or more times to take the weights is within {epochs} epochs: no average"
+            )
     ema = averaging.get("ema")
     return Averages(model, None if ema is None else ema.get("decay", EMA_DECAY), taken_after)
 

@@ -143,7 +143,9 @@ def build_batch_mixing(mixing: Mapping[str, Any], model: nn.Module, *, seed: int
     return partial(_mix_guided, steps, model, seed, precision) if steps else keep_apart
 
 
-def draw_example(mix: Mix, images: np.ndarray, masks: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+def draw_example(
+    mix: Mix, images: np.ndarray, masks: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
     """Mix a few images as training will, with the first draw that changes them; of two masks that of the larger share.
 
     Parameters
@@ -238,9 +240,7 @@ def _trace(source: Tensor, source_side: Tensor, target: Tensor, target_side: Ten
     return _Trace(inside, source + nearest, source + exact)
 
 
-def _resample(
-    images: Tensor, masks: Tensor, partner: np.ndarray, inside: Tensor, ys: _Trace, xs: _Trace
-) -> Mixed:
+def _resample(images: Tensor, masks: Tensor, partner: np.ndarray, inside: Tensor, ys: _Trace, xs: _Trace) -> Mixed:
     """Put the partner's pixels at the traced places where `inside` (N, H, W)."""
     height, width = masks.shape[1:]
     rows = torch.arange(len(masks), device=masks.device)[:, None, None]

@@ -53,6 +53,6 @@ def _weights_by_name(where: str, weights: Mapping[str, float], class_names: Sequ
 def _balanced_weights(where: str, class_pixels: ArrayLike | None) -> np.ndarray:
     counts = np.zeros(0) if class_pixels is None else np.asarray(class_pixels, np.float64)
     if not counts.any():
-        raise InputError(f"{where}: balanced needs the pixels of each class, got none; pass class_pixels, or \"\".")
+        raise InputError(f'{where}: balanced needs the pixels of each class, got none; pass class_pixels, or "".')
     scale = counts.sum() / np.count_nonzero(counts)
     return np.divide(scale, counts, out=np.zeros_like(counts), where=counts > 0)

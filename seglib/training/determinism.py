@@ -15,7 +15,12 @@ from torch.utils.module_tracker import ModuleTracker
 # scatter_add, gather and index_select (sorting), convolutions, and attention (its flash and memory-efficient kernels add
 # in order then, cuDNN's is passed over). The backward of max_pool2d gathers: it has one order.
 REFUSED = {
-    *("_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "fractional_max_pool2d_backward", "max_unpool2d"),
+    *(
+        "_adaptive_avg_pool2d_backward",
+        "adaptive_max_pool2d_backward",
+        "fractional_max_pool2d_backward",
+        "max_unpool2d",
+    ),
     *("upsample_bicubic2d_backward", "_upsample_bilinear2d_aa_backward", "_upsample_bicubic2d_aa_backward"),
     *("reflection_pad2d_backward", "grid_sampler_2d_backward", "nll_loss2d_forward", "kthvalue", "index_reduce", "put"),
     *("cumsum", "bincount", "histc"),

@@ -49,7 +49,9 @@ class EpochLoss:
         total, pixels, lost_at, highest, highest_at, first = self.sums.tolist()
         mean = total / max(1.0, pixels)
         if lost_at or not math.isfinite(mean):
-            raise FloatingPointError(_explain(f"became {math.nan if lost_at else mean}", loader, epoch, int(lost_at or highest_at)))
+            raise FloatingPointError(
+                _explain(f"became {math.nan if lost_at else mean}", loader, epoch, int(lost_at or highest_at))
+            )
         lowest, start = (min(previous), previous[0]) if previous else (first, first)
         if lowest > 0 and mean > DIVERGED * lowest and mean > 2 * start:
             words = f"diverged to {mean:.4g}, from {lowest:.4g} before (highest: {highest:.4g})"

@@ -137,7 +137,9 @@ class _Examiner:
         score = rank(scores, self.select_by)
         if position.best is None or score > position.best:
             position.best, model = score, self.trainee.model.state_dict()
-            save_checkpoint(self.run_dir / "best.pt", {"model": model, "epoch": epoch, "weights": weights, **self.facts})
+            save_checkpoint(
+                self.run_dir / "best.pt", {"model": model, "epoch": epoch, "weights": weights, **self.facts}
+            )
             image_ids = self.loader.dataset.subset.image_ids
             save_confusion(self.run_dir / "confusion.npz", evaluation.confusion, image_ids, class_names)
         return scores

@@ -43,7 +43,9 @@ def adopt_shorter_run(
     saved = load_checkpoint(folder / "last.pt", required=("model", "rows", *facts))
     different = name_differences(facts, saved, besides=("epochs",))
     if different:
-        raise InputError(f"continue_from {folder}: required a run that differs in epochs alone, got other {', '.join(different)}")
+        raise InputError(
+            f"continue_from {folder}: required a run that differs in epochs alone, got other {', '.join(different)}"
+        )
     _require_same_rates(folder, saved, facts["params"], schedule, steps_per_epoch)
     best = load_checkpoint(folder / "best.pt", required=("model", *facts))
     save_checkpoint(run_dir / "best.pt", best | facts)
@@ -70,7 +72,9 @@ def _find_run(source: Path, facts: Mapping[str, Any]) -> Path:
             found[folder] = params["epochs"]
     if not found:
         got = reasons[0] if len(reasons) == 1 else f"none of the {len(reasons)} runs there"
-        raise InputError(f"continue_from {source}: required a finished run with fewer epochs and the same other parameters; {got}")
+        raise InputError(
+            f"continue_from {source}: required a finished run with fewer epochs and the same other parameters; {got}"
+        )
     return max(found, key=found.get)
 
 
@@ -79,7 +83,9 @@ def _require_same_rates(
 ) -> None:
     for name in ("swa", "snapshot"):
         if name in params.get("averaging", {}):
-            raise InputError(f"continue_from {folder}: {name} was scored at the end of {saved['params']['epochs']} epochs; {_WAY_OUT}")
+            raise InputError(
+                f"continue_from {folder}: {name} was scored at the end of {saved['params']['epochs']} epochs; {_WAY_OUT}"
+            )
     for row, (before, now) in enumerate(_compare_rates(saved["rows"], schedule, steps_per_epoch), 1):
         if not math.isclose(before, now, rel_tol=1e-9):
             raise InputError(

@@ -26,9 +26,7 @@ def cosine(time: float, length: float, min_factor: float = 0.0) -> float:
     return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * time / length))
 
 
-def cosine_restarts(
-    time: float, length: float, T_0: float = 0.0, T_mult: int = 2, min_factor: float = 0.0
-) -> float:
+def cosine_restarts(time: float, length: float, T_0: float = 0.0, T_mult: int = 2, min_factor: float = 0.0) -> float:
     """Half cosines of T_0 [epochs], T_0 * T_mult, ... (CosineAnnealingWarmRestarts); 0 is a third of the length.
 
     With T_mult 2 the default makes two cycles that end with the training.
@@ -67,9 +65,7 @@ def onecycle(
     return cosine(time - peak, length - peak, low / final_div_factor)
 
 
-def plateau(
-    time: float, length: float, patience: int = 2, factor: float = 0.1, min_factor: float = 0.0
-) -> float:
+def plateau(time: float, length: float, patience: int = 2, factor: float = 0.1, min_factor: float = 0.0) -> float:
     """1, until the score has not become better for more than `patience` epochs: then `factor` more (ReduceLROnPlateau).
 
     The score is that of `select_by`; `Schedule` keeps it.

@@ -34,7 +34,11 @@ def find_best(history: pd.DataFrame) -> dict[str, dict[str, Any]]:
         if scores:
             weights = max(scores, key=lambda name: sign * scores[name])
             row = history[columns[weights]].eq(scores[weights]).idxmax()
-            best[select_by] = {"epoch": int(history.loc[row, "epoch"]), "weights": weights, "score": float(scores[weights])}
+            best[select_by] = {
+                "epoch": int(history.loc[row, "epoch"]),
+                "weights": weights,
+                "score": float(scores[weights]),
+            }
     return best
 
 

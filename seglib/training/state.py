@@ -110,7 +110,9 @@ class TrainingState:
 
     def _read(self) -> dict[str, Any]:
         """The checkpoint, after every check that does not need it loaded."""
-        saved = load_checkpoint(self.path, required=(*self.parts, *vars(Position()), "split", "generators", *self.facts))
+        saved = load_checkpoint(
+            self.path, required=(*self.parts, *vars(Position()), "split", "generators", *self.facts)
+        )
         different = name_differences(self.facts, saved)
         if different:
             raise InputError(f"{self.path}: is of another run, with other {', '.join(different)}")

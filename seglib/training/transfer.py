@@ -26,7 +26,9 @@ def load_from_run(model: nn.Module, run_dir: str | Path, recipe: Mapping[str, An
     """
     path = Path(run_dir).expanduser() / "best.pt"
     best = load_checkpoint(path, required=("model", "architecture", "encoder", "class_names"))
-    different = [f"{name} {recipe[name]}, got {best[name]}" for name in ("architecture", "encoder") if best[name] != recipe[name]]
+    different = [
+        f"{name} {recipe[name]}, got {best[name]}" for name in ("architecture", "encoder") if best[name] != recipe[name]
+    ]
     if different:
         raise InputError(f"init_from {path}: required {' and '.join(different)}; take a run of the same model")
     weights, own = best["model"], model.state_dict()
@@ -38,7 +40,9 @@ def load_from_run(model: nn.Module, run_dir: str | Path, recipe: Mapping[str, An
         model.load_state_dict(weights)
     except RuntimeError as error:
         cause = " ".join(str(error).split())[:200]
-        raise InputError(f"init_from {path}: required weights of this model, got {cause}; is image_size the same?") from error
+        raise InputError(
+            f"init_from {path}: required weights of this model, got {cause}; is image_size the same?"
+        ) from error
 
 
 def _find_heads(own: Mapping, recipe: Mapping[str, Any]) -> set[str]:

@@ -71,7 +71,8 @@ def _picture(picture: np.ndarray, label: str) -> str:
 def _legend(source: MaskSource) -> str:
     colours = colour_table(len(source.class_names))
     return " &nbsp; ".join(
-        _write_part(Part(name, tuple(colour))) for name, colour in zip(source.class_names[1:], colours[1:], strict=False)
+        _write_part(Part(name, tuple(colour)))
+        for name, colour in zip(source.class_names[1:], colours[1:], strict=False)
     )
 
 

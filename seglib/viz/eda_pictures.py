@@ -29,7 +29,9 @@ def plot_policies(
     use_font_for([*class_names, *titles])
     panels = [_policy_panels(image, *own, len(class_names)) for image, own in zip(images, layers, strict=True)]
     columns = len(panels[0])
-    figure, axes = plt.subplots(len(panels), columns, figsize=(PANEL * columns, PANEL * len(panels) + 0.3), squeeze=False)
+    figure, axes = plt.subplots(
+        len(panels), columns, figsize=(PANEL * columns, PANEL * len(panels) + 0.3), squeeze=False
+    )
     for row, (shown, title) in enumerate(zip(panels, titles, strict=True)):
         for axis, (name, panel) in zip(axes[row], shown.items(), strict=True):
             _show(axis, panel, name if row == 0 else "")
@@ -38,7 +40,9 @@ def plot_policies(
     return _finish(figure, masks, class_names)
 
 
-def plot_copies(images: Sequence[tuple[np.ndarray, np.ndarray]], titles: Sequence[tuple[str, str]], notes: Sequence[str]) -> Figure:
+def plot_copies(
+    images: Sequence[tuple[np.ndarray, np.ndarray]], titles: Sequence[tuple[str, str]], notes: Sequence[str]
+) -> Figure:
     """Pairs of images that are copies or nearly so, each pair side by side, three pairs in a row.
 
     Parameters
@@ -77,13 +81,17 @@ def plot_augmentations(
     """
     use_font_for(class_names)
     columns = 1 + len(draws[0])
-    figure, axes = plt.subplots(2 * len(originals), columns, figsize=(0.8 * PANEL * columns, 1.6 * PANEL * len(originals)), squeeze=False)
+    figure, axes = plt.subplots(
+        2 * len(originals), columns, figsize=(0.8 * PANEL * columns, 1.6 * PANEL * len(originals)), squeeze=False
+    )
     for number, (original, drawn) in enumerate(zip(originals, draws, strict=True)):
         for column, (image, mask) in enumerate([original, *drawn]):
             title = ("as loaded" if column == 0 else f"draw {column}") if number == 0 else ""
             _show(axes[2 * number, column], image, title)
             _show(axes[2 * number + 1, column], colour_mask(mask, len(class_names)), "")
-    masks = np.concatenate([mask.ravel() for sample in ([o, *d] for o, d in zip(originals, draws, strict=True)) for _, mask in sample])
+    masks = np.concatenate(
+        [mask.ravel() for sample in ([o, *d] for o, d in zip(originals, draws, strict=True)) for _, mask in sample]
+    )
     return _finish(figure, masks, class_names)
 
 

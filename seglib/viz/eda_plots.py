@@ -63,10 +63,20 @@ def plot_cooccurrence(cooccurrence: pd.DataFrame) -> Figure:
     picture = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
     small = 9 if len(names) <= 15 else 6.5
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=small)
-    axis.set_yticks(range(len(names)), [f"{name} ({counts[i]})" for i, name in zip(order, names, strict=True)], fontsize=small)
+    axis.set_yticks(
+        range(len(names)), [f"{name} ({counts[i]})" for i, name in zip(order, names, strict=True)], fontsize=small
+    )
     for row, column in np.ndindex(shares.shape) if len(names) <= 15 else ():
         share = shares[row, column]
-        axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color="white" if share > 0.6 else "black")
+        axis.text(
+            column,
+            row,
+            f"{100 * share:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share > 0.6 else "black",
+        )
     figure.colorbar(picture, ax=axis, fraction=0.04, pad=0.02)
     axis.set_title("images with the row's class that show the column's too [%]", fontsize=10)
     return _finish(figure)
@@ -89,7 +99,9 @@ def plot_object_sizes(objects: pd.DataFrame, limits: Sequence[float], image_size
     return _finish(figure, [axis])
 
 
-def plot_by_class(objects: pd.DataFrame, column: str, label: str, marks: Sequence[float], class_names: Sequence[str]) -> Figure:
+def plot_by_class(
+    objects: pd.DataFrame, column: str, label: str, marks: Sequence[float], class_names: Sequence[str]
+) -> Figure:
     """Spread of a positive quantity by class, largest median first: median, half and four fifths of the objects.
 
     Parameters
@@ -121,7 +133,9 @@ def plot_vanished(vanished: pd.DataFrame, class_names: Sequence[str]) -> Figure:
     thickness, colours = 0.8 / len(shares), ("#999999", TRAIN, VAL)[-len(shares) :]
     for number, (name, colour) in enumerate(zip(shares, colours, strict=True)):
         rows = np.arange(len(table)) + 0.4 - (number + 0.5) * thickness
-        bars = axis.barh(rows, 100 * table[name], thickness, color=colour, label=f"resized to {name.removeprefix('share at ')} px")
+        bars = axis.barh(
+            rows, 100 * table[name], thickness, color=colour, label=f"resized to {name.removeprefix('share at ')} px"
+        )
         lost = table[name.replace("share", "vanish")]
         axis.bar_label(bars, [f"{count:,}" if count else "" for count in lost], padding=2, fontsize=7)
     axis.set_xlabel("objects of whose mask no pixel is left [%]; label: how many")
@@ -194,7 +208,9 @@ def plot_colours(measured: pd.DataFrame, subset: np.ndarray) -> Figure:
         for part, colour in (("train", TRAIN), ("val", VAL)):
             own = values[sound & (subset == part)]
             weights = np.full(len(own), 100 / max(1, len(own)))
-            style = {"histtype": "stepfilled", "alpha": 0.35} if part == "train" else {"histtype": "step", "linewidth": 1.8}
+            style = (
+                {"histtype": "stepfilled", "alpha": 0.35} if part == "train" else {"histtype": "step", "linewidth": 1.8}
+            )
             axis.hist(own, bins=np.arange(0, 257, 12), weights=weights, color=colour, label=part, **style)
         axis.set(title=f"{name}: mean of an image [0..255]", xlim=(0, 255))
     axes[0].set_ylabel("images [%]")

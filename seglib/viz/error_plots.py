@@ -29,7 +29,11 @@ def plot_class_table(table: pd.DataFrame, miou: float) -> Figure:
         1, 2, figsize=(11, 1.3 + 0.3 * len(shown)), width_ratios=(1.5, 1), sharey=True, layout="constrained"
     )
     start = np.zeros(len(shown))
-    parts = {"iou": ("IoU", RIGHT), "lost_missed": ("lost: missed", MISSED), "lost_invented": ("lost: invented", INVENTED)}
+    parts = {
+        "iou": ("IoU", RIGHT),
+        "lost_missed": ("lost: missed", MISSED),
+        "lost_invented": ("lost: invented", INVENTED),
+    }
     for column, (label, colour) in parts.items():
         left.barh(shown.index, shown[column], left=start, color=colour, label=label)
         start += shown[column].to_numpy()
@@ -85,7 +89,9 @@ def plot_gains(table: pd.DataFrame, count: int = 15) -> Figure:
     axis.barh(rows, 100 * shown["gain"], color=MISSED, label="gain, if this alone were fixed")
     axis.plot(100 * shown["lost"], rows, "D", color=INVENTED, markersize=5, label="lost (adds up to 1 - mIoU)")
     for row, (gain, lost) in enumerate(100 * shown[["gain", "lost"]].to_numpy()):
-        axis.annotate(f"{gain:+.2f}", (max(gain, lost), row), (9, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.annotate(
+            f"{gain:+.2f}", (max(gain, lost), row), (9, 0), textcoords="offset points", va="center", fontsize=8
+        )
     axis.set_yticks(rows, labels, fontsize=9)
     axis.invert_yaxis()
     axis.set(xlabel="mIoU points", xlim=(0, 118 * max(0.001, shown[["gain", "lost"]].max().max())))
@@ -101,19 +107,28 @@ def plot_recall(by_size: pd.DataFrame, by_class: pd.DataFrame) -> Figure:
     )
     for axis, table, title in zip(axes, (by_size, by_class), ("by size, sqrt(area) [px]", "by class"), strict=True):
         rows = np.arange(len(table))
-        styles = (("found", "o", MISSED, "found at IoU 0.5", -0.13), ("recall", "s", INVENTED, "mean pixel recall", 0.13))
+        styles = (
+            ("found", "o", MISSED, "found at IoU 0.5", -0.13),
+            ("recall", "s", INVENTED, "mean pixel recall", 0.13),
+        )
         for column, marker, colour, label, shift in styles:
             ends = (table[column] - table[f"{column}_low"]).clip(0), (table[f"{column}_high"] - table[column]).clip(0)
-            axis.errorbar(table[column], rows + shift, xerr=ends, fmt=marker, color=colour, label=label, capsize=2, markersize=5)
+            axis.errorbar(
+                table[column], rows + shift, xerr=ends, fmt=marker, color=colour, label=label, capsize=2, markersize=5
+            )
         axis.set_yticks(rows, [f"{name}  (n={n})" for name, n in zip(table.index, table["objects"], strict=True)])
-        axis.set(xlim=(-0.03, 1.03), ylim=(len(rows) - 0.4, -0.6), xlabel="share of objects; mean recall of their pixels")
+        axis.set(
+            xlim=(-0.03, 1.03), ylim=(len(rows) - 0.4, -0.6), xlabel="share of objects; mean recall of their pixels"
+        )
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=2, frameon=False, fontsize=8)
     return _finish(figure)
 
 
-def plot_kinds(kinds: pd.DataFrame, unions: Sequence[int], iou: Sequence[float], boundary_iou: Sequence[float]) -> Figure:
+def plot_kinds(
+    kinds: pd.DataFrame, unions: Sequence[int], iou: Sequence[float], boundary_iou: Sequence[float]
+) -> Figure:
     """Missed (left) and invented (right) pixels of each class by kind, in percent of its union; IoU and Boundary IoU.
 
     Parameters
@@ -152,7 +167,9 @@ def plot_kinds(kinds: pd.DataFrame, unions: Sequence[int], iou: Sequence[float],
 
 def plot_reliability(table: pd.DataFrame, error: float) -> Figure:
     """Accuracy against confidence by bin, and how many pixels lie in each; table of `tabulate_reliability`."""
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(4.6, 4.8), height_ratios=(3, 1), sharex=True, layout="constrained")
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(4.6, 4.8), height_ratios=(3, 1), sharex=True, layout="constrained"
+    )
     width = np.diff(table.index).min() if len(table) > 1 else 0.05
     top.plot([0, 1], [0, 1], "--", color=RIGHT, linewidth=1)
     top.plot(table["confidence"], table["accuracy"], "o-", color=MISSED, markersize=5)

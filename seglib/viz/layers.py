@@ -42,7 +42,9 @@ def is_grey(layer: Layer) -> bool:
     return layer.kind in ("error", "compare")
 
 
-def draw_overlay(layer: Layer, sample: Sample, source: MaskSource, colours: np.ndarray, shown: np.ndarray) -> np.ndarray:
+def draw_overlay(
+    layer: Layer, sample: Sample, source: MaskSource, colours: np.ndarray, shown: np.ndarray
+) -> np.ndarray:
     """Draw what lies over the sample's image: (H, W, 4) uint8 RGBA. `colours` and `shown`: see `overlay_mask`."""
     masks = sample.masks
     match layer.kind:

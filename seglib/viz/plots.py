@@ -91,7 +91,9 @@ def plot_schedule(rates: np.ndarray, steps_per_epoch: int) -> Figure:
     epochs = np.arange(len(rates)) / steps_per_epoch
     for colour, group in zip((TRAIN, VAL), np.unique(rates, axis=1).T[::-1], strict=False):
         axis.step(epochs, group, color=colour, where="post", label=f"up to {group.max():.2g}")
-    axis.set(title="learning rate before training", xlabel="epoch", xlim=(0, len(rates) / steps_per_epoch), ylim=(0, None))
+    axis.set(
+        title="learning rate before training", xlabel="epoch", xlim=(0, len(rates) / steps_per_epoch), ylim=(0, None)
+    )
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
@@ -106,7 +108,9 @@ def plot_class_iou(iou: dict[str, float], miou: float) -> Figure:
     known = sorted(((name, value) for name, value in iou.items() if np.isfinite(value)), key=lambda item: item[1])
     colours = dict(zip(iou, class_colours(len(iou)) / 255, strict=True))
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * len(known)))
-    bars = axis.barh([name for name, _ in known], [value for _, value in known], color=[colours[name] for name, _ in known])
+    bars = axis.barh(
+        [name for name, _ in known], [value for _, value in known], color=[colours[name] for name, _ in known]
+    )
     axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
     axis.axvline(miou, color="#444444", linestyle="--", linewidth=1)
     absent = [name for name, value in iou.items() if not np.isfinite(value)]
@@ -128,10 +132,19 @@ def _plot_losses(axis: Axes, history: pd.DataFrame) -> None:
 
 def _plot_scores(axis: Axes, history: pd.DataFrame) -> None:
     axis.plot(history["epoch"], history["miou"], color=VAL, marker="s", markersize=3, label="pooled")
-    axis.plot(history["epoch"], history["miou_image"], color="#999999", marker=".", markersize=3, label="mean of images")
+    axis.plot(
+        history["epoch"], history["miou_image"], color="#999999", marker=".", markersize=3, label="mean of images"
+    )
     for colour, name in zip(AVERAGED, ("ema", "swa", "snapshot"), strict=True):
         if f"{name}_miou" in history:
-            axis.plot(history["epoch"], history[f"{name}_miou"], color=colour, marker="^", markersize=4, label=f"pooled, {name}")
+            axis.plot(
+                history["epoch"],
+                history[f"{name}_miou"],
+                color=colour,
+                marker="^",
+                markersize=4,
+                label=f"pooled, {name}",
+            )
     if history["miou"].notna().any():
         best = history.loc[history["miou"].idxmax()]
         axis.annotate(f"{best['miou']:.3f}", (best["epoch"], best["miou"]), (0, 5), textcoords="offset points",

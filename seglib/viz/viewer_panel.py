@@ -95,7 +95,9 @@ class ViewerPanel:
 
     def _select(self) -> None:
         """Apply the filters and the order, and open the first image."""
-        true_class, predicted = (None if menu.value == ANY else menu.value for menu in (self.true_class, self.predicted))
+        true_class, predicted = (
+            None if menu.value == ANY else menu.value for menu in (self.true_class, self.predicted)
+        )
         choice = Choice(self.sort.value, self.run.value, true_class, predicted, self.under.value)
         try:
             table = self._compute_table() if choice.needs_table else None

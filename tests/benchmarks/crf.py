@@ -21,7 +21,15 @@ from seglib.data.synthetic import make_synthetic
 from seglib.inference.crf import CrfParams, dense_crf
 
 CLASSES = 12
-OPTIONS = {"split": "given", "folds": 5, "fold": 0, "seed": 0, "paint_order": "area", "background": "class", "cache": False}
+OPTIONS = {
+    "split": "given",
+    "folds": 5,
+    "fold": 0,
+    "seed": 0,
+    "paint_order": "area",
+    "background": "class",
+    "cache": False,
+}
 
 
 def read_first(data_dir, size):

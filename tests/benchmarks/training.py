@@ -91,7 +91,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=5, help="epochs of each loop that count, after one that does not")
     parser.add_argument("--threads", type=int, default=0, help="of torch; default: its own choice")
     parser.add_argument(
-        "--workers", type=int, nargs="+", default=[0, 2, 4], help="loader processes; each loop gets what is fastest for it"
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[0, 2, 4],
+        help="loader processes; each loop gets what is fastest for it",
     )
     parser.add_argument("--fast", action="store_true", help="as with `deterministic: false`; matters on CUDA")
     return parser.parse_args()
@@ -157,7 +161,9 @@ def report(setting: Setting, loops: dict[str, Loop], seconds: dict[str, list[flo
             f" images/s, {loops[name].num_workers} loader processes"
         )
     plain, ours = (statistics.median(values) for values in seconds.values())
-    print(f"  {plain / ours:.2f} times the plain loop (target on {device.type}: {TARGETS[device.type]:.0f})", flush=True)
+    print(
+        f"  {plain / ours:.2f} times the plain loop (target on {device.type}: {TARGETS[device.type]:.0f})", flush=True
+    )
 
 
 def time_epoch(loop: Loop, device: torch.device) -> float:

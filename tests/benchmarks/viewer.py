@@ -48,7 +48,9 @@ def measure_viewer(num_classes):
     viewer = MaskViewer(data, {"a": np.roll(data.masks, 5, axis=2), "b": np.roll(data.masks, 9, axis=1)})
     panel = viewer.panel
     overlays = sum(len(pane["overlay"]) for pane in panel.stage.panes)
-    print(f"{num_classes} classes: an image of {len(panel.stage.image) // 1000} KB, two overlays of {overlays // 1000} KB")
+    print(
+        f"{num_classes} classes: an image of {len(panel.stage.image) // 1000} KB, two overlays of {overlays // 1000} KB"
+    )
     measure("a class on or off", lambda _: panel._answer(panel.stage, {"kind": "toggle", "id": 1, "alone": False}, []))
     measure("next image", lambda repeat: setattr(panel.number, "value", 1 + (repeat + 1) % COUNT))
     panel.left.value, panel.right.value = "error of a", "a against b"

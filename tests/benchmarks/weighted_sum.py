@@ -46,7 +46,9 @@ def draw_store(folder: Path, arguments: argparse.Namespace, seed: int) -> None:
 
     def predict(start: int) -> Iterator[np.ndarray]:
         probabilities = generator.random((1, *about["shape"][1:]), np.float32)
-        stored = (255 * probabilities).astype(np.uint8) if arguments.dtype == "uint8" else probabilities.astype(np.float16)
+        stored = (
+            (255 * probabilities).astype(np.uint8) if arguments.dtype == "uint8" else probabilities.astype(np.float16)
+        )
         for image in range(start, arguments.images):
             yield np.roll(stored, image, axis=-1)
 
@@ -63,7 +65,9 @@ def measure(folders: list[Path]) -> None:
         seconds, computed = time.perf_counter() - began, time.process_time() - computed
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         gigabytes = sum(store.data.nbytes for store in stores) / 1e9
-        print(f"{name}: {seconds:.1f} s ({computed:.1f} s of processor) for {gigabytes:.1f} GB, {pixels} pixels; peak {peak:.0f} MB")
+        print(
+            f"{name}: {seconds:.1f} s ({computed:.1f} s of processor) for {gigabytes:.1f} GB, {pixels} pixels; peak {peak:.0f} MB"
+        )
 
 
 if __name__ == "__main__":

@@ -23,9 +23,18 @@ POLICY = {"paint_order": "area", "background": "class", "cache": False}
 FOIL, BOTTLE, JAR, CIGARETTE = range(4)
 # (category, (top, left, height, width), other fields); the largest is painted first
 OBJECTS = [
-    [(BOTTLE, (0, 0, 40, 40), {}), (FOIL, (10, 10, 20, 20), {}), (JAR, (15, 15, 5, 5), {}), (CIGARETTE, (30, 30, 4, 4), {})],
+    [
+        (BOTTLE, (0, 0, 40, 40), {}),
+        (FOIL, (10, 10, 20, 20), {}),
+        (JAR, (15, 15, 5, 5), {}),
+        (CIGARETTE, (30, 30, 4, 4), {}),
+    ],
     [(JAR, (0, 0, 50, 50), {}), (FOIL, (5, 5, 8, 8), {"score": 0.4}), (BOTTLE, (20, 20, 9, 9), {"score": 0.9})],
-    [(FOIL, (0, 0, 30, 30), {"score": 0.7}), (FOIL, (40, 40, 10, 10), {"ignore": 1}), (BOTTLE, (2, 2, 6, 6), {"score": 0.1})],
+    [
+        (FOIL, (0, 0, 30, 30), {"score": 0.7}),
+        (FOIL, (40, 40, 10, 10), {"ignore": 1}),
+        (BOTTLE, (2, 2, 6, 6), {"score": 0.1}),
+    ],
     [],
 ]
 
@@ -141,7 +150,10 @@ def test_without_a_map_the_names_are_ours(small_data, write_set):
     [
         ({}, r"extra_data\[0\] must have categories that are classes of the training data, got Aluminium foil, Clear"),
         ({"classes": {"Glass jr": "Glass"}}, r"unknown category of that set 'Glass jr'; did you mean 'Glass jar'"),
-        ({"classes": {"Glass jar": "Glas"}}, r"extra_data\[0\]\.classes\.Glass jar: unknown class 'Glas'; did you mean"),
+        (
+            {"classes": {"Glass jar": "Glas"}},
+            r"extra_data\[0\]\.classes\.Glass jar: unknown class 'Glas'; did you mean",
+        ),
     ],
 )
 def test_classes_that_do_not_fit_are_told(small_data, write_set, changes, words):
@@ -185,7 +197,11 @@ def test_copies_of_validation_images_are_left_out(small_data, write_set, tmp_pat
 def test_another_map_or_confidence_is_another_cache(small_data, write_set, tmp_path, monkeypatch):
     monkeypatch.setenv("SEGLIB_CACHE", str(tmp_path / "cache"))
     entry = write_set()
-    for changes in ({"classes": MAP}, {"classes": MAP | {"Cigarette": "Paper"}}, {"classes": MAP, "min_confidence": 0.5}):
+    for changes in (
+        {"classes": MAP},
+        {"classes": MAP | {"Cigarette": "Paper"}},
+        {"classes": MAP, "min_confidence": 0.5},
+    ):
         train, joined = join_small(small_data, entry | changes, cache=True)
         mask = paint(OBJECTS[0], train.data.class_names, changes["classes"])
         assert np.array_equal(joined.read(len(train))[1], mask)
@@ -195,7 +211,9 @@ def test_another_map_or_confidence_is_another_cache(small_data, write_set, tmp_p
 
 
 def test_two_sets_are_told_apart(small_data, write_set):
-    sets = [write_set(name=name) | {"classes": MAP, "weight": weight} for name, weight in (("a.json", 1), ("b.json", 2.0))]
+    sets = [
+        write_set(name=name) | {"classes": MAP, "weight": weight} for name, weight in (("a.json", 1), ("b.json", 2.0))
+    ]
     train, joined = join_small(small_data, *sets)
     assert len(joined) == len(train) + 8
     assert len(set(joined.image_ids)) == len(joined)
@@ -291,7 +309,15 @@ def test_labels_of_own_images_need_no_folder_and_may_lie_anywhere(small_data, tm
     content = json.loads((small_data / "test.json").read_text())
     image = content["images"][0]
     box = {"size": [image["height"], image["width"]], "counts": [0, image["height"] * image["width"]]}
-    label = {"id": 1, "image_id": image["id"], "category_id": 3, "segmentation": box, "area": 1, "iscrowd": 0, "score": 0.9}
+    label = {
+        "id": 1,
+        "image_id": image["id"],
+        "category_id": 3,
+        "segmentation": box,
+        "area": 1,
+        "iscrowd": 0,
+        "score": 0.9,
+    }
     (tmp_path / "labels.json").write_text(json.dumps(content | {"annotations": [label]}))
     options = {"split": "given", "folds": 2, "fold": 0, "seed": 1, "image_size": SIZE} | POLICY
     train, val = open_data(str(small_data), "train.json", "val.json", **options)

@@ -18,7 +18,9 @@ def classes(paper, glass):
 
 
 def test_errors_are_named_and_training_is_said_to_refuse():
-    problems = pd.DataFrame({"severity": ["error", "error", "warning"], "problem": ["rle-sum", "rle-sum", "exif-rotated"]})
+    problems = pd.DataFrame(
+        {"severity": ["error", "error", "warning"], "problem": ["rle-sum", "rle-sum", "exif-rotated"]}
+    )
     assert findings.describe_problems(problems) == (
         "**Annotations:** 2 errors (rle-sum) and 1 warnings; training refuses this data until they are mended."
     )
@@ -76,12 +78,18 @@ def test_split_names_the_divergence_and_classes_that_val_lacks():
 def test_copies_across_and_within_are_told_apart():
     near = pd.DataFrame({"exact": [True, False, False], "across": [True, True, False]})
     told = findings.describe_duplicates(near)
-    assert told.startswith("**Copies:** 1 pairs of images with one content stand on both sides of the split, and 1 pairs")
+    assert told.startswith(
+        "**Copies:** 1 pairs of images with one content stand on both sides of the split, and 1 pairs"
+    )
     assert "within train or val there are 0 and 1: a random split would" in told
 
 
 def test_what_needs_pixels_says_so_without_them():
-    for told in (findings.describe_duplicates(None), findings.describe_colours(None, None), findings.describe_pipelines({})):
+    for told in (
+        findings.describe_duplicates(None),
+        findings.describe_colours(None, None),
+        findings.describe_pipelines({}),
+    ):
         assert "there are no pixels" in told
 
 

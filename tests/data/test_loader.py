@@ -47,7 +47,9 @@ def test_epochs_differ_and_repeat(small_data):
     assert not torch.equal(first[0], second[0])
 
 
-@pytest.mark.parametrize("count, batch_size, sizes", [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1])])
+@pytest.mark.parametrize(
+    "count, batch_size, sizes", [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1])]
+)
 def test_a_lonely_last_image_is_left_out_of_training(count, batch_size, sizes):
     assert [len(batch) for batch in EpochBatches(count, batch_size, seed=1, shuffle=True)] == sizes
 

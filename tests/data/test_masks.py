@@ -250,6 +250,13 @@ def baseline_order(rows: list, paint_order: str) -> list:
 
 def test_more_objects_than_pycocotools_counts_at_once_are_painted():
     boxes = [[[x, y, x + 2, y, x + 2, y + 2, x, y + 2]] for y in range(0, 60, 3) for x in range(0, 60, 3)]
-    rows = pd.DataFrame({"annotation_id": range(len(boxes)), "class_id": 1 + np.arange(len(boxes)) % 5, "area": 0.0, "segmentation": boxes})
+    rows = pd.DataFrame(
+        {
+            "annotation_id": range(len(boxes)),
+            "class_id": 1 + np.arange(len(boxes)) % 5,
+            "area": 0.0,
+            "segmentation": boxes,
+        }
+    )
     assert len(rows) > 255
     assert np.array_equal(paint_mask(rows, 64, 64, "area", "class"), paint_mask(rows, 64, 64, "class_id", "class"))

@@ -139,7 +139,9 @@ def test_mosaic_has_the_sample_and_others_around_a_centre_in_the_middle_half():
         if len(set(corners)) == 4:
             row, column = np.argmax(number[:, 0] != corners[0]), np.argmax(number[0] != corners[0])
             for quadrant, corner in zip(
-                (number[:row, :column], number[:row, column:], number[row:, :column], number[row:, column:]), corners, strict=True
+                (number[:row, :column], number[:row, column:], number[row:, :column], number[row:, column:]),
+                corners,
+                strict=True,
             ):
                 assert (quadrant == corner).all()
             cuts += [row, column]
@@ -246,7 +248,9 @@ def test_objects_are_scaled_within_the_range_and_never_beyond_the_image():
 
 
 def test_classes_are_drawn_evenly_however_rare_they_are():
-    subset = make_subset([(1, box(5 * k, 10, 6, 6)) for k in range(9)] + [(2, box(10, 10, 6, 6)), (4, box(10, 30, 6, 6))])
+    subset = make_subset(
+        [(1, box(5 * k, 10, 6, 6)) for k in range(9)] + [(2, box(10, 10, 6, 6)), (4, box(10, 30, 6, 6))]
+    )
     image = np.zeros((SIZE, SIZE, 3), np.uint8)
     mixing = SampleMixing({"copy_paste": {"p": 1.0, "count": [1, 1]}}, subset)
     drawn = [int(mixing(image, image[..., 0], 1, 1, index)[1].max()) for index in range(600)]

@@ -20,7 +20,9 @@ SIDES = [(60, 40), (20, 33)]  # (width, height) [px]: one image shrinks, one gro
 def data(tmp_path):
     """Two images of random overlapping triangles, and one without annotations."""
     rng = np.random.default_rng(4)
-    images = [{"id": i, "file_name": f"{i}.jpg", "width": w, "height": h} for i, (w, h) in enumerate([*SIDES, (30, 30)])]
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "width": w, "height": h} for i, (w, h) in enumerate([*SIDES, (30, 30)])
+    ]
     annotations = []
     for number in range(24):
         width, height = SIDES[number % 2]
@@ -30,7 +32,9 @@ def data(tmp_path):
                             "segmentation": [polygon, *extra]})  # fmt: skip
     annotations[0]["segmentation"] = [[3, 3, 3.2, 3, 3.2, 3.2]]  # no pixel, at any size
     categories = [{"id": i, "name": f"class {i}"} for i in range(3)]
-    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    (tmp_path / "a.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     return pool_files([load_coco(tmp_path, "a.json")])
 
 

@@ -21,7 +21,9 @@ def samples():
 
 def check(samples, *steps, training=True, background="class"):
     """The problem of each step, by its place; 0 is the input."""
-    return check_pipeline(A.Compose(list(steps)), samples, 7, training=training, background=background)["problem"].tolist()
+    return check_pipeline(A.Compose(list(steps)), samples, 7, training=training, background=background)[
+        "problem"
+    ].tolist()
 
 
 def halve_rows(image, **kwargs):
@@ -48,11 +50,16 @@ def add_nan(image, **kwargs):
 def test_the_presets_are_sound(samples, name):
     table = check_pipeline(build_augmentation(name, 32), samples, 7, training=True, background="ignore")
     assert table["problem"].tolist() == [""] * len(table)
-    assert table["step"].tolist() == ["(as loaded)", *(type(step).__name__ for step in build_augmentation(name, 32).transforms)]
+    assert table["step"].tolist() == [
+        "(as loaded)",
+        *(type(step).__name__ for step in build_augmentation(name, 32).transforms),
+    ]
 
 
 def test_dtype_and_range_are_told_after_each_step(samples):
-    table = check_pipeline(A.Compose([A.ToFloat(), A.HorizontalFlip(p=0.5)]), samples, 7, training=True, background="class")
+    table = check_pipeline(
+        A.Compose([A.ToFloat(), A.HorizontalFlip(p=0.5)]), samples, 7, training=True, background="class"
+    )
     assert table["image_dtype"].tolist() == ["uint8", "float32", "float32"]
     low, high = min(i.min() for i, _ in samples), max(i.max() for i, _ in samples)
     assert table["image_max"].tolist() == pytest.approx([high, high / 255, high / 255])

@@ -26,7 +26,9 @@ NAMES = ("Background", "Paper", "Glass", "Metal")
 @pytest.fixture
 def objects() -> pd.DataFrame:
     """Four objects in images 0 and 2 of three: Paper 4, 8 and 33 px, Glass 20 px across; no Metal."""
-    frame = pd.DataFrame({"image": [0, 0, 2, 2], "class_id": [1, 2, 1, 1], "size": [4.0, 20.0, 8.0, 33.0]}, [7, 8, 9, 4])
+    frame = pd.DataFrame(
+        {"image": [0, 0, 2, 2], "class_id": [1, 2, 1, 1], "size": [4.0, 20.0, 8.0, 33.0]}, [7, 8, 9, 4]
+    )
     return frame.assign(class_name=np.array(NAMES, object)[frame["class_id"]], mask_area=[9, 400, 64, 0])
 
 
@@ -95,7 +97,9 @@ def test_files_are_described(tmp_path):
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 8} for i in range(4)]
     annotations = [{"id": i, "image_id": 1, "category_id": 2, "iscrowd": i, "segmentation": []} for i in range(2)]
     categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
-    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    (tmp_path / "a.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     (row,) = tabulate_files([load_coco(tmp_path, "a.json")]).to_dict("records")
     assert row == {"images": 4, "annotations": 2, "categories": 2, "categories used": 1, "images without annotations": 3,
                    "annotations per image": 0.5, "crowds": 1}  # fmt: skip

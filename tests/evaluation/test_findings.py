@@ -59,7 +59,9 @@ def test_objects_say_what_was_found_and_what_is_left_out():
 def test_kinds_say_which_is_most_and_what_it_means():
     text = findings.describe_kinds(pd.Series({"boundary": 60, "extent": 30, "segment": 10}), 0.8)
     assert "60% boundary, 30% extent, 10% segment. Mostly **boundary**: edges" in text
-    assert findings.describe_kinds(pd.Series({"boundary": 0, "extent": 0, "segment": 0}), np.nan) == "No pixel is wrong."
+    assert (
+        findings.describe_kinds(pd.Series({"boundary": 0, "extent": 0, "segment": 0}), np.nan) == "No pixel is wrong."
+    )
 
 
 def test_calibration_says_in_which_direction():

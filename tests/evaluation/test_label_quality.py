@@ -76,6 +76,8 @@ def test_reliability_and_calibration_error_equal_a_loop_over_the_bins():
 def test_certainty_of_one_falls_into_the_last_bin():
     probabilities = torch.zeros(1, 2, 2, 2)
     probabilities[:, 1] = 1
-    table = tabulate_reliability(summarise_probabilities(probabilities, torch.ones(1, 2, 2, dtype=torch.uint8))["reliability"])
+    table = tabulate_reliability(
+        summarise_probabilities(probabilities, torch.ones(1, 2, 2, dtype=torch.uint8))["reliability"]
+    )
     assert table["pixels"].tolist() == [4]
     assert calibration_error(np.array([[[4, 4.0, 4]]])) == 0

@@ -21,7 +21,9 @@ def one_image(*objects, size=SIZE, crowd=()):
     rows = [(i, 7, c, c, np.nan, int(i in crowd), shape) for i, (c, shape) in enumerate(objects)]
     columns = ["annotation_id", "image_id", "category_id", "class_id", "area", "iscrowd", "segmentation"]
     images = pd.DataFrame({"image_id": [7], "file_name": ["a.jpg"], "width": [size], "height": [size], "group": [None]})
-    return CocoData(Path("a.json"), Path(), images, pd.DataFrame(rows, columns=columns), ("Background", "A", "B"), (1, 2))
+    return CocoData(
+        Path("a.json"), Path(), images, pd.DataFrame(rows, columns=columns), ("Background", "A", "B"), (1, 2)
+    )
 
 
 def draw(*boxes):
@@ -86,7 +88,9 @@ def test_ignored_pixels_are_not_invented():
     assert measure(one_image((1, box(5, 5, 15, 15))), truth, pred)["iou"].tolist() == [1]
 
 
-@pytest.mark.parametrize(("side", "label"), [(8, "≤ 8 px"), (9, "8–20 px"), (20, "8–20 px"), (32, "20–32 px"), (33, "32–96 px")])
+@pytest.mark.parametrize(
+    ("side", "label"), [(8, "≤ 8 px"), (9, "8–20 px"), (20, "8–20 px"), (32, "20–32 px"), (33, "32–96 px")]
+)
 def test_size_bins_include_their_upper_end(side, label):
     table = measure(one_image((1, box(0, 0, side, side))), draw(), draw())
     assert table["bin"].tolist() == [label]

@@ -15,7 +15,9 @@ from seglib.evaluation.two_runs import (
 def random_triples(images=4, seed=0):
     rng = np.random.default_rng(seed)
     truths = rng.integers(0, 3, (images, 9, 9)).astype(np.uint8)
-    preds = [np.where(rng.random(truths.shape) < share, truths, rng.integers(0, 3, truths.shape)) for share in (0.6, 0.3)]
+    preds = [
+        np.where(rng.random(truths.shape) < share, truths, rng.integers(0, 3, truths.shape)) for share in (0.6, 0.3)
+    ]
     truths[rng.random(truths.shape) < 0.1] = 255
     return truths, *(pred.astype(np.uint8) for pred in preds)
 

@@ -21,7 +21,9 @@ OVERRIDES = {"encoder_weights": "", "image_size": 64, "batch_size": 4}
 
 
 def make_run(folder: Path, data_dir: Path, seed: int) -> Path:
-    params = read_defaults(PROJECT / "notebooks" / "02_train.ipynb") | OVERRIDES | {"data_dir": str(data_dir), "seed": seed}
+    params = (
+        read_defaults(PROJECT / "notebooks" / "02_train.ipynb") | OVERRIDES | {"data_dir": str(data_dir), "seed": seed}
+    )
     names = ("split", "folds", "fold", "seed", "paint_order", "background", "image_size", "cache")
     options = {name: params[name] for name in names}
     train_images, val_images = open_data(str(data_dir), params["train_json"], params["val_json"], **options)

@@ -81,7 +81,9 @@ def test_it_equals_the_brute_force_on_a_wide_image_of_many_blocks():
 def test_the_colours_take_part():
     image, probabilities, _ = scene()
     grey = np.full_like(image, 128)
-    assert np.abs(dense_crf(image, probabilities, CrfParams()) - dense_crf(grey, probabilities, CrfParams())).max() > 0.1
+    assert (
+        np.abs(dense_crf(image, probabilities, CrfParams()) - dense_crf(grey, probabilities, CrfParams())).max() > 0.1
+    )
 
 
 def test_noise_is_removed_along_the_edges_of_the_image():
@@ -138,7 +140,9 @@ def test_a_class_of_probability_zero_is_no_nan():
 
 def test_normalised_images_are_refused():
     image, probabilities, _ = scene()
-    words = r"image must be the original photograph, \(H, W, 3\) uint8, got \(24, 24, 3\) float32; pass it as it was read"
+    words = (
+        r"image must be the original photograph, \(H, W, 3\) uint8, got \(24, 24, 3\) float32; pass it as it was read"
+    )
     with pytest.raises(InputError, match=words):
         dense_crf(image.astype(np.float32) / 255, probabilities, CrfParams())
     with pytest.raises(InputError, match=r"got \(3, 24, 24\) uint8"):

@@ -47,7 +47,9 @@ def write(tmp_path_factory, truth):
         names = list(class_names or truth.data.class_names)
         file_names = truth.data.images["file_name"].to_numpy()[truth.indices].tolist()
         about = describe_store(truth.image_ids, file_names, names, SIZE, "uint8", {})
-        write_store(folder, about, lambda start: iter([np.round(255 * probabilities[start:]).astype(np.uint8)]), IMAGES, None)
+        write_store(
+            folder, about, lambda start: iter([np.round(255 * probabilities[start:]).astype(np.uint8)]), IMAGES, None
+        )
         return open_store(folder)
 
     return write
@@ -56,7 +58,10 @@ def write(tmp_path_factory, truth):
 @pytest.fixture(scope="module")
 def drawn(truth):
     rng = np.random.default_rng(5)
-    return [rng.dirichlet(np.full(truth.data.num_classes, 0.4), (IMAGES, SIZE, SIZE)).transpose(0, 3, 1, 2) for _ in range(3)]
+    return [
+        rng.dirichlet(np.full(truth.data.num_classes, 0.4), (IMAGES, SIZE, SIZE)).transpose(0, 3, 1, 2)
+        for _ in range(3)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +132,9 @@ def test_folds_of_a_member_share_its_weight_and_its_temperature():
 
 
 def test_kept_masks_are_counted_and_named(stores, truth, tmp_path):
-    masks = keep_masks(tmp_path / "masks.npy", predict_masks(Decisions("soft", np.ones(3)), stores, [], truth, CPU), IMAGES, SIZE)
+    masks = keep_masks(
+        tmp_path / "masks.npy", predict_masks(Decisions("soft", np.ones(3)), stores, [], truth, CPU), IMAGES, SIZE
+    )
     assert np.array_equal(np.load(tmp_path / "masks.npy", allow_pickle=False), masks[:])
     assert np.array_equal(masks[[2, 0]], np.stack([masks[2], masks[0]])) and masks[1:].shape == (IMAGES - 1, SIZE, SIZE)
     confusion = count_masks(truth, masks)
@@ -139,7 +146,9 @@ def test_kept_masks_are_counted_and_named(stores, truth, tmp_path):
     assert np.array_equal(named[[*named][1]], masks[1])
     pairs = [*MaskPairs(truth, masks)]
     assert len(pairs) == IMAGES and np.array_equal(pairs[2][0], truth.read(2)[1])
-    cleaned = collect(remove_components(split_masks(masks), make_tuned("components", [0] + [9] * (truth.data.num_classes - 1))))
+    cleaned = collect(
+        remove_components(split_masks(masks), make_tuned("components", [0] + [9] * (truth.data.num_classes - 1)))
+    )
     assert np.array_equal(cleaned[0], remove_small_components(masks[0], [0] + [9] * (truth.data.num_classes - 1)))
 
 

@@ -175,13 +175,17 @@ def test_averaged_folds_read_as_one_store(tmp_path, dtype):
     np.testing.assert_array_equal(take_images(average, [2]).read(0, 1), average.read(2, 3))
     assert average_stores(folds[:1]) is folds[0]
     with pytest.raises(InputError, match=f"required {dtype} as in"):
-        average_stores([folds[0], make_store(tmp_path / "other", dtype={"uint8": "float16", "float16": "uint8"}[dtype])])
+        average_stores(
+            [folds[0], make_store(tmp_path / "other", dtype={"uint8": "float16", "float16": "uint8"}[dtype])]
+        )
 
 
 def test_a_specialist_of_folds_is_as_confident_as_their_mean(tmp_path, stores):
     classes, sure, unsure = ["Background", "Metal"], *(np.empty((COUNT, 2, SIZE, SIZE), np.uint8) for _ in range(2))
     sure[:], unsure[:] = np.array([25, 230], np.uint8)[:, None, None], np.array([235, 20], np.uint8)[:, None, None]
-    folds = [make_store(tmp_path / f"f{n}", classes=classes, array=array) for n, array in enumerate((sure, unsure, unsure))]
+    folds = [
+        make_store(tmp_path / f"f{n}", classes=classes, array=array) for n, array in enumerate((sure, unsure, unsure))
+    ]
     before = gather(soft_vote(stores))
     (specialist,) = average_folds([SimpleNamespace(folders=(1, 2, 3))], folds)
     np.testing.assert_array_equal(gather(follow_confident(soft_vote(stores), [specialist], CLASSES, 0.5)), before)

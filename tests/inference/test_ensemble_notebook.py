@@ -62,7 +62,10 @@ def test_each_step_is_scored_beside_the_last_and_says_whether_it_is_used(ensembl
     assert names == ["TTA", "plain mean", "weights: greedy", "temperatures", "CRF", "components"]
     assert np.allclose(steps["points"], 100 * (steps["after"] - steps["before"]))
     used = dict(zip(names, steps["used"], strict=True))
-    assert (record["decisions"]["crf"]["on"], record["decisions"]["components"]["on"]) == (used["CRF"], used["components"])
+    assert (record["decisions"]["crf"]["on"], record["decisions"]["components"]["on"]) == (
+        used["CRF"],
+        used["components"],
+    )
     assert (record["decisions"]["temperatures"] is not None) == used["temperatures"]
     assert bool(record["merging"]["tta"]) == used["TTA"]
 
@@ -95,7 +98,9 @@ def test_pseudo_labels_are_a_sound_extra_set_of_the_same_classes(ensemble, small
 
 def test_probabilities_are_made_once(ensemble):
     for run in ("seed=1", "seed=2"):
-        kept = [path.name.split("-")[0] for path in (ensemble.parent / run / "probabilities").iterdir() if path.is_dir()]
+        kept = [
+            path.name.split("-")[0] for path in (ensemble.parent / run / "probabilities").iterdir() if path.is_dir()
+        ]
         assert sorted(kept) == ["test", "val", "val"]  # the plain images, and in two views
     assert not [*ensemble.parent.rglob("*.part")]
 
@@ -111,5 +116,7 @@ def test_a_finished_ensemble_is_not_written_over(ensemble, two_runs):
 
 def test_the_executed_notebook_is_small(ensemble):
     notebook = nbformat.read(ensemble / "out.ipynb", as_version=4)
-    assert not [output for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error"]
+    assert not [
+        output for cell in notebook.cells for output in cell.get("outputs", ()) if output.output_type == "error"
+    ]
     assert (ensemble / "out.ipynb").stat().st_size < 3_000_000

@@ -223,7 +223,9 @@ def test_one_image_has_weights_that_are_not_judged(scene):
     sample = survey_members(stores, truth).sample
     verdict = judge_searches(stores, truth, sample, ("greedy",), folds=5, resamples=10)
     assert (verdict.recommended, list(verdict.weights)) == ("mean", ["mean", "greedy"])
-    assert verdict.text == "one image: nothing is left to judge a search on, so the plain mean is recommended, not judged"
+    assert (
+        verdict.text == "one image: nothing is left to judge a search on, so the plain mean is recommended, not judged"
+    )
     greedy = verdict.table.iloc[1]
     assert greedy["searched"] > verdict.table["searched"][0] and np.isnan(greedy["held_out"])
     curve = trace_selection(sample, deal_images(truth, 5, 0), list("abcd"))

@@ -138,7 +138,9 @@ def test_each_half_is_scored_with_what_the_other_chose():
 
 def test_ignored_pixels_do_not_count():
     samples = [sample(seed) for seed in range(2)]
-    hidden = [(image, p, np.where(np.arange(SIZE) < SIZE // 2, 255, truth).astype(np.uint8)) for image, p, truth in samples]
+    hidden = [
+        (image, p, np.where(np.arange(SIZE) < SIZE // 2, 255, truth).astype(np.uint8)) for image, p, truth in samples
+    ]
     wrong = [(image, np.where(np.arange(SIZE) < SIZE // 2, p[[1, 2, 0]], p), truth) for image, p, truth in hidden]
     off = CrfParams(smoothness_weight=0, appearance_weight=0)
     assert search_crf(hidden, [off]).miou_before == search_crf(wrong, [off]).miou_before
@@ -195,7 +197,9 @@ def test_candidates_are_seeded_different_and_grow_with_the_image():
 
 def test_one_image_is_never_switched_on():
     crf, components = search_crf([sample(0)], [CRF]), tune_min_pixels([speckled(0)], CLASSES, sizes=(2,))
-    assert crf.miou_chosen > crf.miou_before == crf.miou_held_out  # it helps this image, and nothing says that it helps another
+    assert (
+        crf.miou_chosen > crf.miou_before == crf.miou_held_out
+    )  # it helps this image, and nothing says that it helps another
     assert components.miou_chosen > components.miou_before
     for tuned in (crf, components):
         assert not tuned.on

@@ -46,7 +46,9 @@ def test_predictions_give_the_run_s_own_confusion(run):
 def test_predictions_of_one_image_are_those_kept(run):
     predictions = open_predictions(run, CPU)
     images, truths, preds = predict(run.model, run.val_images, [2, 0], CPU, "float32")
-    for expected, taken in zip((images, truths, preds), take_images(run.val_images, predictions.preds, [2, 0]), strict=True):
+    for expected, taken in zip(
+        (images, truths, preds), take_images(run.val_images, predictions.preds, [2, 0]), strict=True
+    ):
         np.testing.assert_array_equal(taken, expected)
 
 

@@ -74,7 +74,11 @@ def test_validation_predictions_are_the_run_s_own(run):
         expected = plain_probabilities(run, run.val_images, position)
         np.testing.assert_allclose(store.read(position, position + 1)[0], expected, atol=1.51 / 255)
     assert store.facts["weights_sha256"] == run.record["weights_sha256"]
-    assert (store.facts["run"], store.facts["weights_file"], store.facts["tta"]) == (run.folder.name, "best.pt", ["plain@64"])
+    assert (store.facts["run"], store.facts["weights_file"], store.facts["tta"]) == (
+        run.folder.name,
+        "best.pt",
+        ["plain@64"],
+    )
 
 
 def test_float16_keeps_probabilities_to_its_own_precision(run):
@@ -98,7 +102,9 @@ def test_other_requests_are_kept_beside_each_other(run):
 
 
 def test_a_killed_prediction_goes_on_and_gives_the_same_bytes(run, run_dir, tmp_path):
-    whole = predict_run(load_finished_run(shutil.copytree(run_dir, tmp_path / "other")), run.val_images, device=CPU, batch_size=2)
+    whole = predict_run(
+        load_finished_run(shutil.copytree(run_dir, tmp_path / "other")), run.val_images, device=CPU, batch_size=2
+    )
 
     def stop(done, total):
         if done == 4:
@@ -238,7 +244,9 @@ def test_nearest_probabilities_give_the_mask_that_the_leaderboard_resizes(run):
 def test_probabilities_are_resized_by_nearest_neighbour_or_smoothly():
     probabilities = torch.rand(1, 3, 6, 6, generator=torch.manual_seed(0)).softmax(1)
     assert torch.equal(resize_probabilities(probabilities, 3, "nearest"), probabilities[..., ::2, ::2])
-    assert torch.equal(resize_probabilities(probabilities, 4, "nearest"), probabilities[:, :, [0, 1, 3, 4]][..., [0, 1, 3, 4]])
+    assert torch.equal(
+        resize_probabilities(probabilities, 4, "nearest"), probabilities[:, :, [0, 1, 3, 4]][..., [0, 1, 3, 4]]
+    )
     for size in (3, 4, 9):
         smooth = resize_probabilities(probabilities, size, "smooth")
         torch.testing.assert_close(smooth.sum(1), torch.ones(1, size, size))
@@ -269,7 +277,9 @@ def test_rounding_to_uint8_keeps_every_argmax():
 def test_tta_merges_views_of_the_model(run):
     store = predict_run(run, run.val_images, device=CPU, tta=FLIPPED, dtype="float16")
     image = run.val_images.read(3)[0]
-    flipped = predict_logits(run.model, np.ascontiguousarray(image[:, ::-1]), CPU, "float32").softmax(0).numpy()[..., ::-1]
+    flipped = (
+        predict_logits(run.model, np.ascontiguousarray(image[:, ::-1]), CPU, "float32").softmax(0).numpy()[..., ::-1]
+    )
     expected = (plain_probabilities(run, run.val_images, 3) + flipped) / 2
     np.testing.assert_allclose(store.read(3, 4)[0], expected, atol=1e-3)
 
@@ -279,7 +289,9 @@ def test_sliding_windows_see_the_image_at_its_larger_size(run):
     assert store.size == 64
     large = load_finished_run(run.folder).val_images.data
     row = large.images.iloc[int(run.val_images.indices[2])]
-    image = resize_image(read_image(resolve_image(large.data_dir, row["file_name"]), (row["width"], row["height"])), 128)
+    image = resize_image(
+        read_image(resolve_image(large.data_dir, row["file_name"]), (row["width"], row["height"])), 128
+    )
     corner = predict_logits(run.model, image[:64, 64:], CPU, "float32").softmax(0).numpy()
     np.testing.assert_allclose(store.read(2, 3)[0][:, :32, 32:], corner[:, ::2, ::2], atol=1e-3)
 
@@ -300,7 +312,9 @@ class OneSize(nn.Module):
 def test_a_model_of_one_size_is_refused_by_name_before_anything_is_predicted(run, monkeypatch):
     run.model.network = OneSize(run.model.network)
     forbid_predicting(monkeypatch)
-    with pytest.raises(InputError, match=r"tta: scales give 96 px, which .*run cannot take: encoder .* takes one image size only"):
+    with pytest.raises(
+        InputError, match=r"tta: scales give 96 px, which .*run cannot take: encoder .* takes one image size only"
+    ):
         predict_run(run, run.val_images, device=CPU, tta={"scales": [1.0, 1.5]})
 
 

@@ -150,7 +150,9 @@ def test_a_disk_that_fills_up_meanwhile_is_said_and_keeps_what_was_written(tmp_p
 def test_an_unfinished_store_is_refused(tmp_path):
     interrupt(tmp_path / "store", draw())
     for name in ("store", "store.part"):
-        with pytest.raises(InputError, match="required a finished store of probabilities, got one that is not finished"):
+        with pytest.raises(
+            InputError, match="required a finished store of probabilities, got one that is not finished"
+        ):
             open_store(tmp_path / name)
     with pytest.raises(InputError, match="got no such folder; predict again"):
         open_store(tmp_path / "nothing")

@@ -25,14 +25,18 @@ POLICY = {"paint_order": "area", "background": "class", "cache": False}
 def draw_probabilities(count, classes, seed):
     """(count, classes, 64, 64) float16: smooth regions, most of them of a few classes, unsure where they meet."""
     noise = np.random.default_rng(seed).normal(size=(count, classes, 8, 8)).astype(np.float32)
-    logits = np.stack([[cv2.resize(plane, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC) for plane in image] for image in noise])
+    logits = np.stack(
+        [[cv2.resize(plane, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC) for plane in image] for image in noise]
+    )
     logits = 6 * logits + np.linspace(4, -4, classes)[:, None, None]
     p = np.exp(logits - logits.max(1, keepdims=True))
     return (p / p.sum(1, keepdims=True)).astype(np.float16)
 
 
 def write(folder, probabilities, image_ids, file_names, class_names):
-    about = describe_store(image_ids, file_names, list(class_names), SIZE, str(probabilities.dtype), {"run": folder.name})
+    about = describe_store(
+        image_ids, file_names, list(class_names), SIZE, str(probabilities.dtype), {"run": folder.name}
+    )
     write_store(folder, about, lambda start: iter([probabilities[start:]]), len(probabilities))
     return open_store(folder)
 
@@ -52,7 +56,9 @@ def make_stores(tmp_path, test_set):
             p = draw_probabilities(len(table), classes, seed=seed)
             p[0] = 1 / classes
             p[1] = np.eye(classes)[0][:, None, None]
-            stores.append(write(tmp_path / f"store{seed}", p, table["image_id"], table["file_name"], images.class_names))
+            stores.append(
+                write(tmp_path / f"store{seed}", p, table["image_id"], table["file_name"], images.class_names)
+            )
         return stores
 
     return make
@@ -221,7 +227,9 @@ def test_a_file_that_is_there_stays_and_a_broken_writing_leaves_none(test_set, m
     assert path.read_text() == "mine"
 
 
-def test_a_file_is_written_over_where_that_is_asked_for_and_stays_until_the_new_one_is_whole(test_set, make_stores, tmp_path):
+def test_a_file_is_written_over_where_that_is_asked_for_and_stays_until_the_new_one_is_whole(
+    test_set, make_stores, tmp_path
+):
     path, stores = tmp_path / "labels.json", make_stores()
     path.write_text("an earlier trial")
     with pytest.raises(InputError, match="required a confident pixel"):
@@ -240,7 +248,9 @@ def test_a_file_that_another_process_wrote_meanwhile_stays(test_set, make_stores
 
 def test_progress_counts_images(test_set, make_stores, tmp_path):
     seen = []
-    make_pseudo_labels(make_stores(), test_set, tmp_path / "labels.json", confidence=0.5, progress=lambda *now: seen.append(now))
+    make_pseudo_labels(
+        make_stores(), test_set, tmp_path / "labels.json", confidence=0.5, progress=lambda *now: seen.append(now)
+    )
     assert seen == [(done, len(test_set.images)) for done in range(1, len(test_set.images) + 1)]
 
 
@@ -264,10 +274,14 @@ def test_options_that_do_not_fit_are_told(test_set, make_stores, tmp_path, chang
 
 def test_images_or_classes_of_another_file_are_told(test_set, make_stores, small_data, tmp_path):
     stores = make_stores()
-    with pytest.raises(InputError, match=r"required images of .*val\.json, got images/.*; pass the file that was predicted"):
+    with pytest.raises(
+        InputError, match=r"required images of .*val\.json, got images/.*; pass the file that was predicted"
+    ):
         make_pseudo_labels(stores, load_coco(small_data, "val.json"), tmp_path / "labels.json", confidence=0.5)
     renamed = replace(test_set, class_names=("Background", "Trash", *test_set.class_names[2:]))
-    with pytest.raises(InputError, match=r"required the classes of .*test\.json \(Background, Trash, .* got Background, UNKNOWN"):
+    with pytest.raises(
+        InputError, match=r"required the classes of .*test\.json \(Background, Trash, .* got Background, UNKNOWN"
+    ):
         make_pseudo_labels(stores, renamed, tmp_path / "labels.json", confidence=0.5)
 
 

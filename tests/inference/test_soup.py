@@ -30,7 +30,18 @@ CPU = torch.device("cpu")
 ARCHITECTURE, ENCODER = "Linknet", "tu-resnet10t"
 OVERRIDES = {"architecture": ARCHITECTURE, "encoder": ENCODER, "encoder_weights": "", "image_size": 64, "batch_size": 8,
              "augmentation": "none", "precision": "float32", "init_from": "base"}  # fmt: skip
-OPENED = ("train_json", "val_json", "split", "folds", "fold", "seed", "paint_order", "background", "image_size", "cache")
+OPENED = (
+    "train_json",
+    "val_json",
+    "split",
+    "folds",
+    "fold",
+    "seed",
+    "paint_order",
+    "background",
+    "image_size",
+    "cache",
+)
 
 
 def train(model, images, masks, steps, seed):
@@ -45,13 +56,21 @@ def train(model, images, masks, steps, seed):
 
 
 def save_run(folder, data_dir, model, val_images, train_images, seed):
-    params = read_defaults(PROJECT / "notebooks" / "02_train.ipynb") | OVERRIDES | {"data_dir": str(data_dir), "seed": seed}
+    params = (
+        read_defaults(PROJECT / "notebooks" / "02_train.ipynb") | OVERRIDES | {"data_dir": str(data_dir), "seed": seed}
+    )
     names = list(val_images.data.class_names)
     loader = build_loader(val_images, 8, shuffle=False, augmentation="none", seed=0, num_workers=0)
     trainee = Trainee(model, build_loss(params["loss"], len(names)), None, None, CPU)
     confusion = evaluate(trainee, loader, len(names)).confusion
     folder.mkdir(parents=True)
-    facts = {"architecture": ARCHITECTURE, "encoder": ENCODER, "num_classes": len(names), "class_names": names, "image_size": 64}
+    facts = {
+        "architecture": ARCHITECTURE,
+        "encoder": ENCODER,
+        "num_classes": len(names),
+        "class_names": names,
+        "image_size": 64,
+    }
     save_checkpoint(folder / "best.pt", {"model": model.state_dict(), "epoch": 3, **facts})
     save_confusion(folder / "confusion.npz", confusion, val_images.image_ids, names)
     write_json(folder / "record.json", {
@@ -242,7 +261,16 @@ def test_runs_with_other_beginnings_are_warned_of():
 
 
 def test_the_command_line_prints_the_table_or_what_is_wrong(runs, tmp_path, monkeypatch, capsys):
-    words = ["soup", str(runs[0]), str(runs[1]), "--output", str(tmp_path / "soup"), "--uniform", "--select-by", "miou_image"]
+    words = [
+        "soup",
+        str(runs[0]),
+        str(runs[1]),
+        "--output",
+        str(tmp_path / "soup"),
+        "--uniform",
+        "--select-by",
+        "miou_image",
+    ]
     monkeypatch.setattr(sys, "argv", words)
     main()
     printed = capsys.readouterr().out

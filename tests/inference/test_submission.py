@@ -117,7 +117,9 @@ def test_the_recommended_quotes_reach_curl_around_a_path_with_commas(folder):
 
 def test_a_vote_is_written_with_a_record_and_sent(call, submit, folder):
     paths, output = [submit(seed) for seed in range(3)], folder / "vote.csv"
-    code, out, err = call("vote", *paths, "--output", output, "--weights", 2, 1, 1, "--tie-break", paths[2], "--size", 8)
+    code, out, err = call(
+        "vote", *paths, "--output", output, "--weights", 2, 1, 1, "--tie-break", paths[2], "--size", 8
+    )
     assert (code, err) == (0, "") and f"{output}: 3 masks, each the vote of 3 submissions" in out
     names, masks = read_submission(output, 8)
     expected = dict(vote_files(paths, [2, 1, 1], tie_break=paths[2], size=8))

@@ -125,7 +125,9 @@ def test_windows_of_a_model_that_sees_pixels_alone_give_the_whole_image(blend, s
 def test_windows_count_by_their_weights():
     images = draw_images(1, 96)
     calls = []
-    number = slide(lambda part: calls.append(part) or torch.full((1, 1, 64, 64), float(len(calls))), 64, 0.5, "linear", images)
+    number = slide(
+        lambda part: calls.append(part) or torch.full((1, 1, 64, 64), float(len(calls))), 64, 0.5, "linear", images
+    )
     weight = window_weights(64, "linear")
     expected = (1 * weight[10, 40] + 2 * weight[10, 8]) / (weight[10, 40] + weight[10, 8])
     torch.testing.assert_close(number[0, 0, 10, 40], expected)
@@ -133,7 +135,9 @@ def test_windows_count_by_their_weights():
     assert [part.shape for part in calls] == [(1, 3, 64, 64)] * 4
 
 
-@pytest.mark.parametrize(("side", "window", "overlap"), [(64, 64, 0.5), (1024, 512, 0.5), (1000, 512, 0.3), (96, 64, 0)])
+@pytest.mark.parametrize(
+    ("side", "window", "overlap"), [(64, 64, 0.5), (1024, 512, 0.5), (1000, 512, 0.3), (96, 64, 0)]
+)
 def test_windows_cover_a_side_from_edge_to_edge_with_their_overlap(side, window, overlap):
     starts = find_starts(side, window, overlap)
     assert starts[0] == 0 and starts[-1] == side - window

@@ -113,7 +113,9 @@ def test_fully_connected_weights_mean_the_same_as_a_convolution():
     ("SegNet", torchvision.models.VGG16_BN_Weights, torchvision.models.vgg16_bn),
 ])  # fmt: skip
 def test_imagenet_weights_are_torchvisions(monkeypatch, name, weights_enum, build):
-    file = {f"features.{key}": value for key, value in build(weights=None, init_weights=False).features.state_dict().items()}
+    file = {
+        f"features.{key}": value for key, value in build(weights=None, init_weights=False).features.state_dict().items()
+    }
     file = {key: value for key, value in file.items() if "num_batches" not in key}  # the older file has none
     file["classifier.6.weight"] = torch.zeros(1000, 4096)
     monkeypatch.setattr(weights_enum, "get_state_dict", lambda self, **_: file)

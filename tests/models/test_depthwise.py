@@ -36,7 +36,9 @@ def test_values_gradients_and_layout_are_those_of_the_plain_convolution(layout, 
 
 
 def test_only_dilated_depthwise_convolutions_are_touched():
-    network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, dilation=2, groups=4))
+    network = nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, dilation=2, groups=4)
+    )
     speed_up_dilated_depthwise(network)
     assert [type(layer) for layer in network] == [nn.Conv2d, nn.Conv2d, DilatedDepthwiseConv2d]
 

@@ -85,7 +85,9 @@ def test_weights_start_he_uniform():
 
 
 def test_an_encoder_and_its_weights_are_refused():
-    with pytest.raises(InputError, match="encoder: FCDenseNet56 has no exchangeable encoder, got 'resnet18'; write encoder"):
+    with pytest.raises(
+        InputError, match="encoder: FCDenseNet56 has no exchangeable encoder, got 'resnet18'; write encoder"
+    ):
         FCDenseNet56("resnet18", classes=3)
     with pytest.raises(InputError, match="encoder_weights: FCDenseNet56 has none, got 'imagenet'"):
         FCDenseNet56("", encoder_weights="imagenet", classes=3)

@@ -31,7 +31,9 @@ def test_half_precision_is_averaged_in_float32():
 
 
 def test_only_pools_to_more_than_one_pixel_are_replaced():
-    network = nn.Sequential(nn.Sequential(nn.AdaptiveAvgPool2d((3, 2))), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1)))
+    network = nn.Sequential(
+        nn.Sequential(nn.AdaptiveAvgPool2d((3, 2))), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1))
+    )
     replace_average_pools(network)
     assert isinstance(network[0][0], FixedSizeAveragePool)
     assert [type(network[1]), type(network[2])] == [nn.AdaptiveAvgPool2d] * 2

@@ -15,7 +15,10 @@ DEFAULTS = read_defaults(PROJECT / "notebooks" / "02_train.ipynb")
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"mixing": {"copy_paste": {"classes": ["Battery", "Clothng"]}}}, "unknown class in mixing 'Clothng'; did you mean"),
+        (
+            {"mixing": {"copy_paste": {"classes": ["Battery", "Clothng"]}}},
+            "unknown class in mixing 'Clothng'; did you mean",
+        ),
         ({"mixing": {"copy_paste": {"classes": ["Background"]}}}, "unknown class in mixing 'Background'"),
         ({"loss": {"focal": {"class_weights": {"Metl": 2}}}}, "unknown class in loss 'Metl'; did you mean 'Metal'?"),
     ],

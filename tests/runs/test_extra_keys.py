@@ -24,7 +24,14 @@ def extra(tmp_path):
     folder = tmp_path / "extra"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), np.zeros((8, 8, 3), np.uint8))
-    annotation = {"id": 0, "image_id": 0, "category_id": 0, "segmentation": [[0, 0, 4, 0, 4, 4]], "area": 8, "iscrowd": 0}
+    annotation = {
+        "id": 0,
+        "image_id": 0,
+        "category_id": 0,
+        "segmentation": [[0, 0, 4, 0, 4, 4]],
+        "area": 8,
+        "iscrowd": 0,
+    }
     content = {"images": [{"id": 0, "file_name": "a.png", "width": 8, "height": 8}], "annotations": [annotation],
                "categories": [{"id": 0, "name": "Can"}, {"id": 1, "name": "Bottle"}]}  # fmt: skip
     (folder / "extra.json").write_text(json.dumps(content))

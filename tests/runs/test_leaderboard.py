@@ -272,7 +272,11 @@ def test_what_sets_a_run_apart_is_noted_beside_its_score(tmp_path):
     rows = collect_runs(tmp_path, ["a", "b", "c"], ["lr"])
     noted = "memory ran out: batch cut into 4, ema weights, not deterministic"
     assert noted in format_table(rows, [], ["lr"], width=160)
-    assert {line["run"]: line["notes"] for line in read_csv(write_leaderboard(tmp_path, rows))} == {"a": "", "b": noted, "c": ""}
+    assert {line["run"]: line["notes"] for line in read_csv(write_leaderboard(tmp_path, rows))} == {
+        "a": "",
+        "b": noted,
+        "c": "",
+    }
 
 
 def test_table_has_no_conditions_where_no_seed_varies(tmp_path):

@@ -28,9 +28,13 @@ def write_grid_with_steps(write_grid, write_notebook, tmp_path):
 
 def step_records(grid_folder, *names):
     """Records of the steps named, or of all that are called look or compare: folder -> record."""
-    found = sorted(path.parent for path in [*grid_folder.glob("*/look*/record.json"), *grid_folder.glob("compare*/record.json")])
+    found = sorted(
+        path.parent for path in [*grid_folder.glob("*/look*/record.json"), *grid_folder.glob("compare*/record.json")]
+    )
     folders = [grid_folder / name for name in names] or found
-    return {str(folder.relative_to(grid_folder)): json.loads((folder / "record.json").read_text()) for folder in folders}
+    return {
+        str(folder.relative_to(grid_folder)): json.loads((folder / "record.json").read_text()) for folder in folders
+    }
 
 
 def test_steps_follow_each_run_or_all_of_them_and_are_told_where(call, write_grid_with_steps, grid_folder):
@@ -91,11 +95,18 @@ def loop_grid(write_grid, write_notebook, tmp_path):
     """Runs, a step that reads them, and a further run of the same notebook that reads what the step wrote."""
 
     def write(do="ok"):
-        write_notebook(tmp_path / "train.ipynb", parameters='run_dir: str = ""\ndo: str = "ok"\nlabels: str = ""\nlr: float = 1.0\n')
-        write_notebook(tmp_path / "label.ipynb", parameters='grid_dir: str = ""\noutput_dir: str = ""\ndo: str = "ok"\n')
+        write_notebook(
+            tmp_path / "train.ipynb",
+            parameters='run_dir: str = ""\ndo: str = "ok"\nlabels: str = ""\nlr: float = 1.0\n',
+        )
+        write_notebook(
+            tmp_path / "label.ipynb", parameters='grid_dir: str = ""\noutput_dir: str = ""\ndo: str = "ok"\n'
+        )
         label = f"{{notebook: {tmp_path}/label.ipynb, fixed: {{do: {do}}}}}"
         again = f'{{notebook: {tmp_path}/train.ipynb, fixed: {{labels: "{{grid_dir}}/label/x.json"}}}}'
-        return write_grid(f"fixed: {{lr: 0.5}}\ngrid: {{do: [ok]}}\nthen: [{label}, {again}]", notebook=tmp_path / "train.ipynb")
+        return write_grid(
+            f"fixed: {{lr: 0.5}}\ngrid: {{do: [ok]}}\nthen: [{label}, {again}]", notebook=tmp_path / "train.ipynb"
+        )
 
     return write
 
@@ -132,7 +143,9 @@ def test_a_step_reads_the_leaderboard_of_the_grid_as_it_is_now(call, write_grid_
     call(write_grid_with_steps("grid: {seed: [1, 2, 3]}"))
     seen = []
     plan = run.plan_step
-    monkeypatch.setattr(run, "plan_step", lambda *a: seen.append((grid_folder / "leaderboard.csv").read_text()) or plan(*a))
+    monkeypatch.setattr(
+        run, "plan_step", lambda *a: seen.append((grid_folder / "leaderboard.csv").read_text()) or plan(*a)
+    )
     call(write_grid_with_steps("grid: {seed: [1, 2]}"))
     assert "seed=2," in seen[0] and "seed=3," not in seen[0]
 
@@ -202,7 +215,11 @@ def test_a_step_runs_again_when_the_test_images_or_the_rows_that_are_wanted_chan
     content = {"images": [{"file_name": "1.png"}], "licenses": []}
     (tmp_path / changed).write_text(json.dumps(content))
     assert "1 done before, 0 to go" in call(path).out
-    assert step_records(grid_folder, "submit.1")["submit.1"] == before["submit"] != step_records(grid_folder, "submit")["submit"]
+    assert (
+        step_records(grid_folder, "submit.1")["submit.1"]
+        == before["submit"]
+        != step_records(grid_folder, "submit")["submit"]
+    )
 
 
 def test_test_images_that_are_not_there_are_refused_before_a_run(call, submission_grid, tmp_path, grid_folder):
@@ -245,17 +262,22 @@ def test_a_step_that_cannot_be_planned_is_1_and_the_others_go_on(call, submissio
     (tmp_path / "data" / "test.json").write_text("no JSON")
     result = call(path)
     assert result.code == 1 and result.err == ""
-    assert f"{tmp_path}/submit.ipynb: not started: {tmp_path}/data/test.json: a COCO file in JSON was expected" in result.out
+    assert (
+        f"{tmp_path}/submit.ipynb: not started: {tmp_path}/data/test.json: a COCO file in JSON was expected"
+        in result.out
+    )
     assert (grid_folder / "leaderboard.csv").is_file() and step_records(grid_folder, "look")["look"]["status"] == "ok"
 
 
 def test_after_a_failure_steps_that_need_nothing_of_it_go_on(call, loop_grid, tmp_path, grid_folder):
     path = loop_grid(do="raise")
-    further = f'{{notebook: {tmp_path}/train.ipynb, fixed: {{lr: 0.25}}}}'
+    further = f"{{notebook: {tmp_path}/train.ipynb, fixed: {{lr: 0.25}}}}"
     path.write_text(path.read_text().rstrip()[:-1] + f", {further}]\n")
     result = call(path)
     assert result.code == 1 and "train.ipynb: not started, because what it follows failed" in result.out
-    assert not (grid_folder / "then.2").exists() and step_records(grid_folder, "then.3")["then.3"]["params"]["lr"] == 0.25
+    assert (
+        not (grid_folder / "then.2").exists() and step_records(grid_folder, "then.3")["then.3"]["params"]["lr"] == 0.25
+    )
 
 
 def test_after_fail_fast_no_further_group_of_steps_is_started(call, loop_grid, grid_folder):

@@ -43,7 +43,11 @@ class Recorder:
 
     def __init__(self, told, note, fails=""):
         self.told, self.fails = told, fails
-        self.id, self.logged, self.has_result = note.get("id", "run-1"), note.get("logged", 0), note.get("result", False)
+        self.id, self.logged, self.has_result = (
+            note.get("id", "run-1"),
+            note.get("logged", 0),
+            note.get("result", False),
+        )
         self._tell("open", note)
 
     def log_epoch(self, epoch, values):
@@ -142,7 +146,9 @@ def test_a_tracker_that_fails_costs_one_line_and_neither_the_training_nor_the_ot
     described = tracking.log_result(METRICS, 2, figures)
     assert [what for what, *_ in good] == ["open", "epoch", "epoch", "epoch", "result", "close"]
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("bad is told no more, the run goes on: ConnectionError: no answer from https://***@server/api")
+    assert line.startswith(
+        "bad is told no more, the run goes on: ConnectionError: no answer from https://***@server/api"
+    )
     assert "again" in described["bad"]["stopped"] and "stopped" not in described["good"]
 
 

@@ -64,7 +64,9 @@ def run(
     scheduler = build_scheduler(schedule, optimizer, epochs, len(loader), warmup, averaging=averaging)
     averages = build_averages(averaging or {}, model, epochs, len(loader), warmup)
     mix = build_batch_mixing(mixing or {}, model, seed=seed, precision="float32")
-    trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, len(names)), optimizer, scheduler, CPU, mix=mix, **options)
+    trainee = Trainee(
+        model, build_loss({"cross_entropy": 1.0}, len(names)), optimizer, scheduler, CPU, mix=mix, **options
+    )
     facts = {"architecture": architecture, "class_names": names} | (facts or {})
     adopt_shorter_run(continue_from, run_dir, facts, scheduler, len(loader))
     return train(

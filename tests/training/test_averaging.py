@@ -26,7 +26,12 @@ class Tiny(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(127.0))
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout2d(p), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Dropout2d(p),
+            nn.Conv2d(4, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 2, 1),
         )
         self.unused = nn.BatchNorm2d(2)
 
@@ -196,7 +201,9 @@ def test_a_state_of_a_shorter_training_is_refused_where_other_weights_were_avera
     _, averages = make({"swa": {}})
     go(*make({"swa": {}})[:1], averages, range(12))
     _, longer = make({"swa": {}}, epochs=8)
-    with pytest.raises(InputError, match=r"averaging: required .*'swa': \[\].*the checkpoint has .*'swa': \[9, 12\].*length"):
+    with pytest.raises(
+        InputError, match=r"averaging: required .*'swa': \[\].*the checkpoint has .*'swa': \[9, 12\].*length"
+    ):
         longer.load_state_dict(averages.state_dict())
 
 
@@ -282,8 +289,12 @@ def test_statistics_are_close_with_small_micro_batches_and_with_low_precision(lo
     estimate_batch_norm(whole, loader, 8, "float32")
     estimate_batch_norm(parts, loader, 3, precision)
     for layer in (1, 4):
-        torch.testing.assert_close(parts.layers[layer].running_mean, whole.layers[layer].running_mean, rtol=0.02, atol=0.02)
-        torch.testing.assert_close(parts.layers[layer].running_var, whole.layers[layer].running_var, rtol=0.1, atol=0.02)
+        torch.testing.assert_close(
+            parts.layers[layer].running_mean, whole.layers[layer].running_mean, rtol=0.02, atol=0.02
+        )
+        torch.testing.assert_close(
+            parts.layers[layer].running_var, whole.layers[layer].running_var, rtol=0.1, atol=0.02
+        )
 
 
 def test_a_network_with_auxiliary_heads_and_dropout_can_be_estimated(loader):

@@ -195,7 +195,9 @@ def test_snapmix_is_a_resized_crop_pasted(height, width):
     activation[:, 12, 9] = 1.0
     mixed, [(mixed_masks, _)] = snapmix(images, masks, partner, np.random.default_rng(4), lambda _: activation)
     rng = np.random.default_rng(4)
-    sides = [np.maximum(1, np.round(np.sqrt(1 - rng.beta(5, 5, 6))[:, None] * [height, width])).astype(int) for _ in "ab"]
+    sides = [
+        np.maximum(1, np.round(np.sqrt(1 - rng.beta(5, 5, 6))[:, None] * [height, width])).astype(int) for _ in "ab"
+    ]
     for i, j in enumerate(partner):
         foreign = (mixed[i, 1] != i).numpy()
         top, bottom, left, right = find_box(foreign)
@@ -262,7 +264,9 @@ class OnePixel:
 
 def test_an_activation_that_is_not_a_number_counts_as_none():
     images, masks = draw_batch()
-    diverged, nothing = (mix("snapmix", images, masks, lambda x, v=v: uniform(x) * 0 + v)[0] for v in (float("nan"), 0.0))
+    diverged, nothing = (
+        mix("snapmix", images, masks, lambda x, v=v: uniform(x) * 0 + v)[0] for v in (float("nan"), 0.0)
+    )
     assert torch.equal(diverged, nothing)
 
 
@@ -344,13 +348,18 @@ def test_built_mixing_passes_over_mixes_of_samples_and_is_apart_without_any():
 def test_built_snapmix_is_guided_by_the_model(precision):
     torch.manual_seed(0)
     images, masks = draw_batch()
-    mixed, [(mixed_masks, _)] = build_batch_mixing({"snapmix": 1.0}, Tiny(), seed=1, precision=precision)(images, masks, 1, 1)
+    mixed, [(mixed_masks, _)] = build_batch_mixing({"snapmix": 1.0}, Tiny(), seed=1, precision=precision)(
+        images, masks, 1, 1
+    )
     assert not torch.equal(mixed, images)
     assert not torch.equal(mixed_masks, masks)
 
 
 def test_unknown_names_and_options_are_refused():
-    for mixing, words in [({"cutmx": 0.5}, "did you mean 'cutmix'"), ({"cutmix": {"alfa": 1}}, "unknown option of mixing.cutmix")]:
+    for mixing, words in [
+        ({"cutmx": 0.5}, "did you mean 'cutmix'"),
+        ({"cutmix": {"alfa": 1}}, "unknown option of mixing.cutmix"),
+    ]:
         with pytest.raises(InputError, match=words):
             build_batch_mixing(mixing, Tiny(), seed=1, precision="float32")
 

@@ -53,7 +53,11 @@ def test_the_hash_sees_one_bit_a_name_and_a_shape():
     weights = {"a": torch.zeros(4), "n": torch.tensor(3)}
     changed = torch.zeros(4)
     changed[2] = -0.0
-    others = [{"b": torch.zeros(4), "n": torch.tensor(3)}, {"a": torch.zeros(2, 2), "n": torch.tensor(3)}, {"a": changed, "n": torch.tensor(3)}]
+    others = [
+        {"b": torch.zeros(4), "n": torch.tensor(3)},
+        {"a": torch.zeros(2, 2), "n": torch.tensor(3)},
+        {"a": changed, "n": torch.tensor(3)},
+    ]
     hashes = {hash_weights(state) for state in [weights, *others]}
     assert len(hashes) == 4
     assert hash_weights(dict(reversed(weights.items()))) == hash_weights(weights)

@@ -60,7 +60,10 @@ def test_transformers_are_deterministic_at_sizes_that_they_were_not_made_for(nam
     "terms",
     [
         *({name: {}} for name in LOSSES),
-        {"cross_entropy": {"class_weights": "balanced", "label_smoothing": 0.1}, "focal": {"class_weights": "balanced"}},
+        {
+            "cross_entropy": {"class_weights": "balanced", "label_smoothing": 0.1},
+            "focal": {"class_weights": "balanced"},
+        },
         {"lovasz": {"per_image": True}},
     ],
 )
@@ -126,7 +129,9 @@ def test_an_operator_that_cuda_refuses_is_told_with_its_module():
 def test_an_operator_outside_of_the_model_is_told_alone():
     error = RuntimeError("nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you")
     words = explain_nondeterminism(error, build_model("FPN", "resnet18", 3), torch.zeros(2, 3, 64, 64).byte())
-    assert words.startswith("deterministic: nll_loss2d_forward_out_cuda_template is used outside of the model, which has")
+    assert words.startswith(
+        "deterministic: nll_loss2d_forward_out_cuda_template is used outside of the model, which has"
+    )
     assert words.endswith("choose another loss, or set deterministic: false")
 
 

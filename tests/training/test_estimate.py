@@ -29,12 +29,19 @@ def build_trainee(steps, optimizer="adamw", num_classes=12, **options):
     model = build_model("Linknet", "tu-resnet10t", num_classes)
     optimizer = build_optimizer(optimizer, model, 1e-3, 1e-4)
     schedule = build_scheduler("cosine", optimizer, 2, steps, 0.5)
-    return Trainee(model, build_loss({"cross_entropy": 1.0}, num_classes), optimizer, schedule, torch.device("cpu"), **options)
+    return Trainee(
+        model, build_loss({"cross_entropy": 1.0}, num_classes), optimizer, schedule, torch.device("cpu"), **options
+    )
 
 
 def describe_state(trainee):
     optimizer = copy.deepcopy(trainee.optimizer.state_dict())
-    return hash_weights(trainee.model.state_dict()), optimizer, trainee.scheduler.get_last_lr(), trainee.scaler.state_dict()
+    return (
+        hash_weights(trainee.model.state_dict()),
+        optimizer,
+        trainee.scheduler.get_last_lr(),
+        trainee.scaler.state_dict(),
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "madgrad", "adan", "lion", "adafactor"])

@@ -64,5 +64,7 @@ def test_a_killed_last_fit_goes_on_to_the_same_weights(subsets, tmp_path, kill_a
     with pytest.raises(KeyboardInterrupt):
         fit(subsets, tmp_path / "killed", kill_after, freeze_epochs)
     fit(subsets, tmp_path / "killed", freeze_epochs=freeze_epochs)
-    hashes = {hash_weights(load_checkpoint(tmp_path / name / "final.pt", ("model",))["model"]) for name in ("whole", "killed")}
+    hashes = {
+        hash_weights(load_checkpoint(tmp_path / name / "final.pt", ("model",))["model"]) for name in ("whole", "killed")
+    }
     assert len(hashes) == 1

@@ -38,7 +38,9 @@ def weights_hash(run_dir, name="last.pt"):
     return hash_weights(load_checkpoint(run_dir / name, required=("model",))["model"])
 
 
-def test_the_same_seed_gives_the_same_bits_with_any_number_of_workers_and_another_seed_does_not(subsets, train_small, tmp_path):
+def test_the_same_seed_gives_the_same_bits_with_any_number_of_workers_and_another_seed_does_not(
+    subsets, train_small, tmp_path
+):
     for name, options in {"a": {}, "b": {"workers": 2}, "c": {"seed": 6}}.items():
         train_small(subsets, tmp_path / name, epochs=1, **options)
     assert weights_hash(tmp_path / "a") == weights_hash(tmp_path / "b") != weights_hash(tmp_path / "c")
@@ -85,7 +87,9 @@ def test_scores_are_scikit_learns_on_the_same_predictions(subsets):
     model = build_model("FPN", "tu-resnet10t", val_set.data.num_classes)
     loader = build_loader(val_set, 3, shuffle=False, augmentation="none", seed=0, num_workers=0)
     loss = build_loss({"cross_entropy": 1.0}, val_set.data.num_classes)
-    evaluation = evaluate(Trainee(model, loss, torch.optim.SGD(model.parameters(), lr=1), None, CPU), loader, val_set.data.num_classes)
+    evaluation = evaluate(
+        Trainee(model, loss, torch.optim.SGD(model.parameters(), lr=1), None, CPU), loader, val_set.data.num_classes
+    )
     with torch.inference_mode():
         preds = torch.cat([model(images).argmax(1) for images, _ in loader]).numpy().ravel()
     truth = np.concatenate([masks.numpy().ravel() for _, masks in loader])
@@ -300,7 +304,9 @@ class FakeLoader(list):
 
 def test_a_tiny_model_overfits_two_images(subsets):
     train_set, _ = subsets
-    images, masks = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*[train_set.read(i) for i in (0, 1)], strict=True))
+    images, masks = (
+        torch.from_numpy(np.stack(arrays)) for arrays in zip(*[train_set.read(i) for i in (0, 1)], strict=True)
+    )
     images = images.permute(0, 3, 1, 2)
     torch.manual_seed(0)
     model = build_model("Unet", "tu-resnet10t", train_set.data.num_classes)

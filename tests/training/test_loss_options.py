@@ -64,7 +64,10 @@ def test_pixels_of_classes_without_weight_give_zero_not_nan():
         ({}, "at least one weight must be > 0, got {}; try"),
         ({"dice": 0.0}, r"at least one weight must be > 0, got {'dice': 0.0}"),
         ({"dice": {"weight": 0}}, "at least one weight must be > 0"),
-        ({"dice": 1.0, "focal": -0.1}, r"loss.focal must be at least 0.0, got -0.1 \(weight, or a mapping of options\)"),
+        (
+            {"dice": 1.0, "focal": -0.1},
+            r"loss.focal must be at least 0.0, got -0.1 \(weight, or a mapping of options\)",
+        ),
         ({"focal": {"weight": -0.1}}, r"loss.focal.weight must be at least 0.0, got -0.1"),
         ({"dice": float("nan")}, "must be a finite number, got nan"),
         ({"dice": float("inf")}, "must be a finite number, got inf"),

@@ -42,7 +42,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(subsets, train_small, uninterr
     same = ["epoch", "lr", "train_loss", "val_loss", "miou"]
     pd.testing.assert_frame_equal(resumed[same], whole[same])
     step = f" and step {when[1]} of the next" if minutes else ""
-    assert (f"going on after epoch {when[0] - 1}{step}, where" in capsys.readouterr().out) == bool(when[0] > 1 or minutes)
+    assert (f"going on after epoch {when[0] - 1}{step}, where" in capsys.readouterr().out) == bool(
+        when[0] > 1 or minutes
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,9 @@ def test_another_device_or_number_of_threads_is_told_by_epoch(subsets, train_sma
     torch.set_num_threads(threads + 1)
     history = train_small(subsets, tmp_path)
     torch.set_num_threads(threads)
-    assert history["conditions"].tolist() == [f"cpu, {count} threads, float32" for count in (threads, threads + 1, threads + 1)]
+    assert history["conditions"].tolist() == [
+        f"cpu, {count} threads, float32" for count in (threads, threads + 1, threads + 1)
+    ]
 
 
 def truncate(path):
@@ -197,7 +201,9 @@ def test_a_warm_up_that_would_have_been_another_is_refused_for_plateau_too(subse
 def test_only_a_run_with_fewer_epochs_and_the_same_rest_is_trained_on(subsets, train_small, tmp_path, params, words):
     train_small(subsets, tmp_path / "short", epochs=1, facts={"params": {"lr": 0.1, "epochs": 2}})
     finish(tmp_path / "short", lr=0.1, epochs=2)
-    with pytest.raises(InputError, match=rf"continue_from .*short: required a finished run with fewer epochs .*; {words}"):
+    with pytest.raises(
+        InputError, match=rf"continue_from .*short: required a finished run with fewer epochs .*; {words}"
+    ):
         train_small(subsets, tmp_path / "on", facts={"params": params}, continue_from=str(tmp_path / "short"))
 
 

@@ -55,6 +55,7 @@ def ssim_maps(x, y, valid, size):
 
 def halve(x, valid):
     """Mean of the valid pixels of each 2x2 block, and how much of it is valid."""
+
     def blocks(z):
         return z[: z.shape[0] // 2 * 2, : z.shape[1] // 2 * 2].reshape(z.shape[0] // 2, 2, z.shape[1] // 2, 2)
 
@@ -94,8 +95,10 @@ def find_boundary(y, valid, theta0):
 def largest_near(b, theta):
     r = theta // 2
     return np.array(
-        [[b[max(i - r, 0) : i + r + 1, max(j - r, 0) : j + r + 1].max() for j in range(b.shape[1])]
-         for i in range(b.shape[0])]
+        [
+            [b[max(i - r, 0) : i + r + 1, max(j - r, 0) : j + r + 1].max() for j in range(b.shape[1])]
+            for i in range(b.shape[0])
+        ]
     )
 
 

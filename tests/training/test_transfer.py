@@ -38,7 +38,10 @@ def test_other_classes_take_all_but_the_layers_that_tell_them_apart(source, name
     heads = ("network.segmentation_head.0.weight", "network.segmentation_head.0.bias")
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, fresh[name] if name in heads else weights[name]), name
-    assert "2 tensors begin anew, because the classes are others: network.segmentation_head.0.bias" in capsys.readouterr().out
+    assert (
+        "2 tensors begin anew, because the classes are others: network.segmentation_head.0.bias"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

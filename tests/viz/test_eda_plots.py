@@ -36,13 +36,19 @@ def make_classes(names):
 def make_compared(names):
     counts = make_classes(names)["annotations"].to_numpy()
     shares = np.transpose([counts / counts.sum(), counts[::-1] / counts.sum()])
-    columns = [(what, part) for what in ("annotations", "pixels", "annotation_share", "pixel_share") for part in ("train", "val")]
+    columns = [
+        (what, part)
+        for what in ("annotations", "pixels", "annotation_share", "pixel_share")
+        for part in ("train", "val")
+    ]
     return pd.DataFrame(np.hstack([shares] * 4), index=names, columns=pd.MultiIndex.from_tuples(columns))
 
 
 def make_vanished(names):
     index = ["(all)", *names[1:]]
-    return pd.DataFrame({"objects": 9, "vanish at 256": 0, "share at 256": 0.0, "vanish at 128": 3, "share at 128": 1 / 3}, index)
+    return pd.DataFrame(
+        {"objects": 9, "vanish at 256": 0, "share at 256": 0.0, "vanish at 128": 3, "share at 128": 1 / 3}, index
+    )
 
 
 def draw_all(names):

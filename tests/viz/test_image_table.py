@@ -91,13 +91,19 @@ def test_sorts_by_miou_difference_share_confusion_and_object_size(table_and_mask
     assert select_images(table, 6, Choice("first run ahead")).tolist() == np.argsort(-gap).tolist()
     assert select_images(table, 6, Choice("second run ahead")).tolist() == np.argsort(gap).tolist()
     shares = [(mask == 2).mean() for mask in truth]
-    assert select_images(table, 6, Choice("class share", true_class=2)).tolist() == np.argsort(-np.array(shares), kind="stable").tolist()
+    assert (
+        select_images(table, 6, Choice("class share", true_class=2)).tolist()
+        == np.argsort(-np.array(shares), kind="stable").tolist()
+    )
     confused = [((t == 1) & (p == 2)).sum() for t, p in zip(truth, a, strict=True)]
     chosen = select_images(table, 6, Choice("confused pixels", true_class=1, predicted=2))
     assert np.array(confused)[chosen].tolist() == sorted([n for n in confused if n], reverse=True)
     assert table.objects["across"].to_numpy() ** 2 == pytest.approx(table.objects["area"].to_numpy())
     smallest = table.objects.groupby("position")["across"].min()
-    assert select_images(table, 6, Choice("smallest object")).tolist() == smallest.sort_values(kind="stable").index.tolist()
+    assert (
+        select_images(table, 6, Choice("smallest object")).tolist()
+        == smallest.sort_values(kind="stable").index.tolist()
+    )
 
 
 def test_filters_keep_images_with_the_class_the_confusion_and_a_small_object(table_and_masks):
@@ -113,7 +119,10 @@ def test_filters_keep_images_with_the_class_the_confusion_and_a_small_object(tab
 
 def test_without_filters_and_sorting_no_table_is_needed():
     assert not Choice().needs_table
-    assert all(choice.needs_table for choice in (Choice("class share"), Choice(true_class=0), Choice(predicted=0), Choice(under=1)))
+    assert all(
+        choice.needs_table
+        for choice in (Choice("class share"), Choice(true_class=0), Choice(predicted=0), Choice(under=1))
+    )
     assert select_images(None, 3, Choice()).tolist() == [0, 1, 2]
 
 

@@ -58,7 +58,15 @@ def test_predictions_have_a_row_an_image_and_both_sides_classes_in_the_legend():
 
 
 def test_one_epoch_without_a_score_can_be_drawn():
-    row = {"epoch": 1, "lr": 0.1, "train_loss": 1.0, "val_loss": 2.0, "miou": np.nan, "miou_image": np.nan, "memory_mb": 5.0}
+    row = {
+        "epoch": 1,
+        "lr": 0.1,
+        "train_loss": 1.0,
+        "val_loss": 2.0,
+        "miou": np.nan,
+        "miou_image": np.nan,
+        "memory_mb": 5.0,
+    }
     assert plot_history(pd.DataFrame([row]), 3).axes[0].get_title() == "loss"
 
 
