@@ -13,8 +13,13 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def outputs_dir() -> Path:
-    """The git-ignored folder of all results: one folder a grid, one folder a run."""
-    return PROJECT / "outputs"
+    """The folder of all results, one folder per grid: in a checkout its own, elsewhere in the folder one stands in.
+
+    `SEGLIB_OUTPUTS` names another one.
+    """
+    if os.environ.get("SEGLIB_OUTPUTS"):
+        return Path(os.environ["SEGLIB_OUTPUTS"]).expanduser().resolve()
+    return (PROJECT if (PROJECT / "run_grid.py").is_file() else Path.cwd()) / "outputs"
 
 
 def cache_dir() -> Path:

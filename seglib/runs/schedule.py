@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from seglib.files import PROJECT
+from seglib.files import PROJECT, outputs_dir
 from seglib.runs.processes import kill_family
 from seglib.runs.record import read_record, update_record
 from seglib.runs.text_table import format_seconds
@@ -116,6 +117,7 @@ def _start(job: Job, place: str) -> _Active:
         process = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, cwd=PROJECT,
+            env=os.environ | {"SEGLIB_OUTPUTS": str(outputs_dir())},  # seen from here, not from where the run stands
             close_fds=False,  # the lock on the grid's folder is the one handle that is inheritable
             start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which ends its children in order
         )  # fmt: skip
