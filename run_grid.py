@@ -18,11 +18,11 @@ from pathlib import Path
 from seglib.errors import InputError
 from seglib.files import outputs_dir
 from seglib.runs.grid import Grid, Run, load_grid
+from seglib.runs.keys import explain_run
 from seglib.runs.lock import only_runner
 from seglib.runs.naming import shorten
-from seglib.runs.record import is_finished
 from seglib.runs.repeat import repeat_run
-from seglib.runs.run import run_grid, write_results
+from seglib.runs.run import keep_finished, run_grid, write_results
 from seglib.runs.strict_yaml import parse_yaml
 from seglib.runs.text_table import fit
 
@@ -64,7 +64,9 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
     """Run what is not done yet; return the exit code."""
     line = StatusLine()
     with only_runner(grid.folder, line.show):
-        waiting = find_waiting(chosen, options.fresh)
+        keep_finished(grid)
+        reasons = find_reasons(grid, chosen, options.fresh)
+        waiting = [run for run in chosen if run.name in reasons]
         line.keep(describe_plan(grid, len(chosen), len(waiting)))
         try:
             ok = run_grid(grid, waiting, options.workers, options.fail_fast, line.keep, line.show)
@@ -74,9 +76,10 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
     return 0 if ok else 1
 
 
-def find_waiting(chosen: list[Run], fresh: bool) -> list[Run]:
-    """The runs that are not done yet; all of them with --fresh."""
-    return [run for run in chosen if fresh or not is_finished(run.folder, run.key)]
+def find_reasons(grid: Grid, chosen: list[Run], fresh: bool) -> dict[str, list[str]]:
+    """Why runs are to go, by name: those that are not done yet, and with --fresh all of them."""
+    reasons = {run.name: explain_run(run.folder, grid.notebook, run.key) for run in chosen}
+    return {name: words or ["fresh"] for name, words in reasons.items() if words or fresh}
 
 
 def choose_runs(grid: Grid, only: str, limit: int | None) -> list[Run]:
@@ -88,15 +91,15 @@ def choose_runs(grid: Grid, only: str, limit: int | None) -> list[Run]:
 
 
 def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
-    """List the runs, and what varies; which are done already."""
-    waiting = {run.name for run in find_waiting(chosen, fresh)}
+    """List the runs, and what varies; which are done already, and why the others are to go."""
+    reasons = find_reasons(grid, chosen, fresh)
     for run in chosen:
-        print(f"{'run ' if run.name in waiting else 'skip'}  {run.name}")
+        print(f"run   {run.name}  ({', '.join(reasons[run.name])})" if run.name in reasons else f"skip  {run.name}")
     for name in grid.varied:
         values = list(dict.fromkeys(shorten(run.varied[name]) for run in chosen if name in run.varied))
         rest = f", ... ({len(values)} values)" if len(values) > 12 else ""
         print(f"{name}: {', '.join(values[:12])}{rest}")
-    print(describe_plan(grid, len(chosen), len(waiting)))
+    print(describe_plan(grid, len(chosen), len(reasons)))
 
 
 def describe_plan(grid: Grid, chosen: int, waiting: int) -> str:

@@ -1,4 +1,4 @@
-"""Submissions on the command line: check a file, send it, type in its score, list what was sent, vote among several."""
+"""Submissions on the command line: check a file, send it, type in its score, list what was sent."""
 
 import argparse
 import math
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from seglib.data.coco import load_coco
 from seglib.errors import InputError
-from seglib.inference.ensemble_files import write_vote
 from seglib.inference.submission_check import Verdict, count_shares, validate_submission
 from seglib.inference.submission_file import read_file_names
 from seglib.inference.submission_ledger import (
@@ -137,23 +136,6 @@ def list_submissions(options: argparse.Namespace) -> int:
     return 0
 
 
-def vote(options: argparse.Namespace) -> int:
-    """Write the hard vote of several submissions."""
-    record = write_vote(
-        options.output,
-        options.files,
-        options.weights,
-        tie_break=options.tie_break,
-        size=options.size,
-        num_classes=options.num_classes,
-        force=options.force,
-    )
-    for line in record["notes"]:
-        print(f"note: {line}")
-    print(f"{options.output}: {record['images']} masks, each the vote of {len(options.files)} submissions")
-    return 0
-
-
 def describe_row(row: Row) -> list[str]:
     """A row of the ledger as texts of the table."""
     val, board = (float(row[name]) if row[name] else math.nan for name in ("val_score", "leaderboard_score"))
@@ -175,7 +157,7 @@ def describe_left(rows: list[Row], options: argparse.Namespace) -> str:
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Options of each command; `action` is the function that does it."""
     parser = argparse.ArgumentParser(prog="python -m seglib.inference.submission", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="check | send | score | list | vote")
+    commands = parser.add_subparsers(required=True, metavar="check | send | score | list")
 
     checking = commands.add_parser("check", help="find all that is wrong with a file")
     checking.set_defaults(action=check)
@@ -195,9 +177,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
     listing = commands.add_parser("list", help="what was sent and scored, and how many are left today")
     listing.set_defaults(action=list_submissions)
-    voting = commands.add_parser("vote", help="write the hard vote of several files, with a record that names them")
-    voting.set_defaults(action=vote)
-    _add_vote(voting)
 
     for command in (sending, listing):
         _add_day(command)
@@ -216,18 +195,6 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=_count, default=256, metavar="PX", help="side of the masks (default 256)")
     parser.add_argument("--batch-size", type=_count, default=0, metavar="N", help="of the prediction, if known")
     parser.add_argument("--force", action="store_true", help="take a readable file in spite of doubts about its masks")
-
-
-def _add_vote(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help="submission CSVs of the same images")
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="CSV", help="a new file, as is the .json beside it"
-    )
-    parser.add_argument("--weights", type=float, nargs="+", metavar="W", help="one a file (default: all the same)")
-    parser.add_argument("--tie-break", default="", metavar="FILE", help="who decides (default: the heaviest)")
-    parser.add_argument("--size", type=_count, default=256, metavar="PX", help="side of the masks (default 256)")
-    parser.add_argument("--num-classes", type=_count, default=0, metavar="N", help="with the background, if known")
-    parser.add_argument("--force", action="store_true", help="write in spite of doubts about the masks")
 
 
 def _add_day(parser: argparse.ArgumentParser) -> None:

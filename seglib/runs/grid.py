@@ -23,13 +23,13 @@ _STEP_PATHS = ("compare_with", "data_dir", "sample_submission")  # marked as pat
 
 @dataclass(frozen=True)
 class Run:
-    """One planned run: where it goes, what it is given, what varies in it, and the hash of all that decides it."""
+    """One planned run: where it goes, what it is given, what varies in it, and all that decides it."""
 
     name: str
     folder: Path
     parameters: dict[str, Any]
     varied: dict[str, Any]
-    key: str
+    key: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from seglib.errors import InputError
 from seglib.files import PROJECT, hash_text
 from seglib.parameters import NotebookConfig
 
+_PARAMETERS = {"parameters", "injected-parameters"}  # tags of cells; papermill puts the second in
+_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
 
 def read_defaults(path: Path) -> dict[str, Any]:
     """Read name -> default from the cell tagged `parameters`, without running it.
@@ -55,8 +58,21 @@ def saves_result(path: Path) -> bool:
 
 
 def hash_code(path: Path) -> str:
-    """Hash of the notebook's code cells; prose and outputs do not count."""
-    return hash_text(json.dumps([_source(cell) for cell in _code_cells(path)]))
+    """Hash of what the notebook's cells do: comments, docstrings, layout, prose, outputs and parameters do not count."""
+    cells = [cell for cell in _code_cells(path) if _PARAMETERS.isdisjoint(cell["metadata"].get("tags", []))]
+    return hash_text(json.dumps([code for cell in cells if (code := _strip_layout(_source(cell)))]))
+
+
+def _strip_layout(source: str) -> str:
+    """A cell's code without comments, docstrings and layout; its text where it is not Python alone (magics)."""
+    try:
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node) is not None:
+                del node.body[0]
+        return ast.unparse(tree)
+    except (SyntaxError, ValueError, RecursionError):
+        return source.strip()
 
 
 def _read_assignment(path: Path, statement: ast.stmt) -> tuple[str, Any]:

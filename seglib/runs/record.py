@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError
-from seglib.files import PROJECT, clear_parts, outputs_dir, write_json
+from seglib.files import PROJECT, clear_parts, hash_text, outputs_dir, write_json
 from seglib.runs.processes import UNDER_RUNNER, describe_process, is_alive
 
 NAME = "record.json"
@@ -66,13 +66,23 @@ def open_run(run_dir: str, parameters: Mapping[str, Any]) -> Path:
     return folder
 
 
+def summarise_key(key: Any) -> str | None:
+    """One hash of a key's parts; None for a notebook that is run by hand and has no key."""
+    return None if key is None else hash_text(json.dumps(key, sort_keys=True))
+
+
+def describe_key(key: Any) -> dict[str, Any]:
+    """A key as the record keeps it: one hash, and the parts, which say why a run is to go again."""
+    return {"key": summarise_key(key), "key_parts": key}
+
+
 def start_record(
-    run_dir: str | Path, key: str | None, parameters: Mapping[str, Any], varied: Mapping[str, Any]
+    run_dir: str | Path, key: Mapping[str, Any] | None, parameters: Mapping[str, Any], varied: Mapping[str, Any]
 ) -> None:
     """Say that a run has begun, in this process."""
     record = {
         "status": "running",
-        "key": key,
+        **describe_key(key),
         "params": dict(parameters),
         "varied": dict(varied),
         **describe_process(),
@@ -97,12 +107,6 @@ def save_result(run_dir: str | Path, **fields: Any) -> None:
     """
     status = "running" if os.environ.get(UNDER_RUNNER) else "ok"
     update_record(run_dir, status=status, error=None, finished_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields)
-
-
-def is_finished(run_dir: str | Path, key: str) -> bool:
-    """Whether a run is done: its record is ok and was made with the same key."""
-    record = read_record(run_dir) or {}
-    return record.get("status") == "ok" and record.get("key") == key
 
 
 @cache

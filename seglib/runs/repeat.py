@@ -8,15 +8,15 @@ from typing import Any
 from seglib.errors import InputError, InputErrors
 from seglib.files import PROJECT
 from seglib.runs.checks import check_values
-from seglib.runs.keys import compute_keys
+from seglib.runs.keys import compare_keys, compute_keys
 from seglib.runs.notebook import find_config, read_defaults
 from seglib.runs.record import read_record
 from seglib.runs.schedule import Job, run_jobs
 
-# What may make a difference, in the order in which it is told; `key` holds parameters, data and code.
+# What may make a difference, in the order in which it is told.
 _CAUSES = (
     "versions", "platform", "device", "precision", "threads", "deterministic", "oom_split", "weights", "data_hash",
-    "git_commit", "git_dirty", "key",
+    "git_commit", "git_dirty",
 )  # fmt: skip
 
 
@@ -56,16 +56,15 @@ def _hashes(record: Mapping[str, Any]) -> tuple:
 def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What differs between two records of which the same was asked: a line each."""
     lines = []
+    keys = [record.get("key_parts") for record in (before, after)]
+    if all(keys) and (changed := compare_keys(*keys)):
+        lines.append(f"the run's key: another {', '.join(changed)}")
     for name in _CAUSES:
         then, now = before.get(name), after.get(name)
         if isinstance(then, dict) and isinstance(now, dict):
             lines += [f"{each}: {then.get(each)} then, {now.get(each)} now" for each in sorted(then.keys() | now.keys())
                       if then.get(each) != now.get(each)]  # fmt: skip
-        elif name == "key" and then != now and then is not None:
-            lines.append(
-                "the notebook's code, seglib's code or the content of the data is another (the run's key differs)"
-            )
-        elif then != now and name != "key":
+        elif then != now:
             lines.append(f"{name}: {then} then, {now} now")
     if not after.get("deterministic", True):
         lines.append("deterministic is false: other bits are to be expected")

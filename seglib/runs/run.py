@@ -1,16 +1,17 @@
 """Runs a checked grid: what is not done yet, the steps that follow, leaderboard and index."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from seglib.errors import InputError
 from seglib.files import write_text
 from seglib.runs.grid import Grid, Run
 from seglib.runs.index_page import write_index
-from seglib.runs.keys import compute_keys
+from seglib.runs.keys import compare_keys, compute_keys, find_changes, is_finished
 from seglib.runs.leaderboard import collect_runs, format_table, summarise_conditions, write_leaderboard
-from seglib.runs.record import read_record
+from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.schedule import Job, run_jobs
 from seglib.runs.steps import group_steps, plan_step
 
@@ -39,16 +40,15 @@ def run_grid(
         except ValueError:  # the data set or the notebook is gone: the run itself says so, and the others go on
             key = job.key
         if key != job.key:
-            report(
-                f"{job.label}: notebook, seglib or data changed since the grid was checked; this run is with the new"
-            )
+            changed = " and ".join(compare_keys(job.key, key))
+            report(f"{job.label}: {changed} changed since the grid was checked; this run is with the new")
             position = [run.name for run in grid.runs].index(job.label)
             grid.runs[position] = replace(grid.runs[position], key=key)
-        make_room(job.run_dir, key, [run.name for run in grid.runs])
+        make_room(job.run_dir, job.notebook, key, [run.name for run in grid.runs])
         return replace(job, key=key)
 
     def prepare_step(job: Job) -> Job:
-        make_room(job.run_dir, job.key, ())
+        make_room(job.run_dir, job.notebook, job.key, ())
         return job
 
     write_text(grid.folder / "grid.yaml", grid.file.as_yaml())
@@ -84,14 +84,15 @@ def _plan_group(grid: Grid, places: Sequence[int], ok: bool, report: Callable[[s
     return jobs, planned
 
 
-def make_room(folder: Path, key: str, planned: Iterable[str]) -> None:
+def make_room(folder: Path, notebook: Path, key: Mapping[str, Any], planned: Iterable[str]) -> None:
     """Move aside a finished run, or what other parameters, code or data left; a run that did not end goes on.
 
     The old folder becomes `<run>.1` (or .2, ...), never a name that is planned: `weight_decay=0` is not moved onto
     `weight_decay=0.1`.
     """
-    record = read_record(folder) or {}
-    if not folder.exists() or (record.get("key") == key and record.get("status") != "ok"):
+    if not folder.exists():
+        return
+    if (read_record(folder) or {}).get("status") != "ok" and not find_changes(folder, notebook, key):
         return
     number, taken = 1, set(planned)
     while (target := folder.with_name(f"{folder.name}.{number}")).exists() or target.name in taken:
@@ -99,12 +100,23 @@ def make_room(folder: Path, key: str, planned: Iterable[str]) -> None:
     folder.rename(target)
 
 
+def keep_finished(grid: Grid) -> None:
+    """Write the key into the records of runs that are done and have no parts of it yet: it is worked out only once."""
+    for run in grid.runs:
+        record = read_record(run.folder) or {}
+        if record and "key_parts" not in record and is_finished(run.folder, grid.notebook, run.key):
+            update_record(run.folder, **describe_key(run.key))
+
+
 def write_results(grid: Grid, width: int = 100) -> str:
     """Write leaderboard.csv and index.html; return the leaderboard as text `width` columns wide, and where to look."""
-    keys = {run.name: run.key for run in grid.runs}
+    runs = {run.name: run for run in grid.runs}
     rows = [
-        replace(row, status="outdated") if row.status == "ok" and row.key != keys[row.run] else row
-        for row in collect_runs(grid.folder, [*keys], grid.varied)
+        replace(row, status="outdated")
+        if row.status == "ok" and not is_finished(run.folder, grid.notebook, run.key)
+        else row
+        for row in collect_runs(grid.folder, [*runs], grid.varied)
+        for run in [runs[row.run]]
     ]
     conditions = summarise_conditions(rows, grid.varied, grid.file.baseline)
     table = write_leaderboard(grid.folder, rows)

@@ -15,7 +15,7 @@ from typing import Any
 
 from seglib.files import PROJECT, outputs_dir
 from seglib.runs.processes import kill_family
-from seglib.runs.record import read_record, update_record
+from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.text_table import format_seconds
 
 COMMAND = (sys.executable, "-m", "seglib.runs.execute")
@@ -30,7 +30,7 @@ class Job:
     label: str
     notebook: Path
     run_dir: Path
-    key: str
+    key: dict[str, Any]
     parameters: dict[str, Any]
     varied: dict[str, Any]
 
@@ -140,7 +140,9 @@ def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = Fal
             status, error = "interrupted", "stopped before its end"
         elif code < 0:
             status, error = "killed", f"the process of the run was killed (signal {-code})"
-        update_record(job.run_dir, status=status, error=error, key=job.key, params=job.parameters, varied=job.varied)
+        update_record(
+            job.run_dir, status=status, error=error, params=job.parameters, varied=job.varied, **describe_key(job.key)
+        )
     (job.run_dir / "progress.json").unlink(missing_ok=True)
     record = read_record(job.run_dir) or {}
     status, miou = record.get("status", "failed"), (record.get("metrics") or {}).get("miou")

@@ -1,18 +1,17 @@
 """The notebooks that follow a grid's runs (`then:`): once for each finished run, once for the grid, or as a further run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import seglib
 from seglib.data.fingerprint import fingerprint_data, hash_files
-from seglib.files import hash_text
 from seglib.runs.checks import compose_values, find_data_dirs, is_further_run
 from seglib.runs.grid import Grid, Run
 from seglib.runs.grid_file import GRID_DIR, Step
-from seglib.runs.keys import compute_keys, hash_seglib
+from seglib.runs.keys import compute_keys, hash_values, is_finished
 from seglib.runs.notebook import find_config, find_notebook, hash_code
-from seglib.runs.record import is_finished, read_record
+from seglib.runs.record import read_record
 from seglib.runs.schedule import Job
 
 
@@ -34,7 +33,7 @@ def plan_step(grid: Grid, place: int) -> list[Job]:
     InputError
         What it is to read is not there.
     """
-    finished = [run for run in grid.runs if is_finished(run.folder, run.key)]
+    finished = [run for run in grid.runs if is_finished(run.folder, grid.notebook, run.key)]
     step = grid.file.then[place - 1]
     notebook = find_notebook(step.notebook, grid.file.path)
     if not finished:
@@ -45,7 +44,7 @@ def plan_step(grid: Grid, place: int) -> list[Job]:
         jobs = [_make_run(grid, place, notebook, finished)]
     else:
         jobs = [_make_job(grid, place, notebook, grid.folder, "grid_dir", finished)]
-    return [job for job in jobs if not is_finished(job.run_dir, job.key)]
+    return [job for job in jobs if not is_finished(job.run_dir, job.notebook, job.key)]
 
 
 def _make_run(grid: Grid, place: int, notebook: Path, finished: Sequence[Run]) -> Job:
@@ -56,20 +55,26 @@ def _make_run(grid: Grid, place: int, notebook: Path, finished: Sequence[Run]) -
     values |= _take_debug(grid, values)
     (key,) = compute_keys(notebook, config, [values])
     if step.uses_grid_dir():
-        key = hash_text(json.dumps([key, *_read_weights(finished)]))
+        key["runs"] = hash_values(_read_weights(finished))
     return Job(f"{notebook.stem} {folder.name}", notebook, folder, key, values, {})
 
 
 def _make_job(grid: Grid, place: int, notebook: Path, source: Path, name: str, runs: Sequence[Run]) -> Job:
     """`source` is the folder of `runs` that the notebook reads, given to it as the parameter `name`."""
     step, folder = grid.file.then[place - 1], source / _name_folder(grid, place)
-    values = _expand(compose_values(grid.file, step, notebook), grid.folder)
+    asked = compose_values(grid.file, step, notebook)
+    asked |= _take_debug(grid, asked)
+    values = _expand(asked, grid.folder)
     values |= {name: str(source)} | ({"output_dir": str(folder)} if "output_dir" in values else {})
-    values |= _take_debug(grid, values)
     content = _hash_content(values, runs)
-    fixed = {name: value for name, value in step.fixed.items() if name not in content}
-    keys = [run.key for run in runs] + _read_weights(runs) + [hash_code(notebook), hash_seglib()]
-    key = hash_text(json.dumps([*keys, fixed, content], sort_keys=True, default=str))
+    by_place = {"run_dir", "grid_dir", "output_dir", *content}
+    key = {
+        "parameters": hash_values({name: value for name, value in asked.items() if name not in by_place}),
+        "data": content,
+        "notebook": hash_code(notebook),
+        "results": seglib.RESULTS,
+        "runs": hash_values([[run.key for run in runs], _read_weights(runs)]),
+    }
     return Job(" ".join([folder.name, *(run.name for run in runs if step.each)]), notebook, folder, key, values, {})
 
 

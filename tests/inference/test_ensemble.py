@@ -5,12 +5,10 @@ import pytest
 
 from seglib.errors import InputError
 from seglib.inference.ensemble import average_probabilities, count_votes, hard_vote, soft_vote
-from seglib.inference.ensemble_files import vote_files
 from seglib.inference.member_predictions import average_folds
 from seglib.inference.probability_store import describe_store, open_store, write_store
 from seglib.inference.specialists import add_specialists, follow_confident
 from seglib.inference.store_views import average_stores, join_stores, name_classes, take_images
-from seglib.inference.submission_file import write_rows
 
 COUNT, SIZE, CLASSES = 3, 6, ["Background", "Paper", "Metal"]
 
@@ -201,32 +199,3 @@ def test_an_image_in_two_folds_or_in_none_is_refused(tmp_path):
             join_stores([first, second], np.array(ids))
     with pytest.raises(InputError, match=r"required classes of the ensemble \(Background\), got Paper, Metal"):
         name_classes(first, ["Background"])
-
-
-def write_csv(path, masks, order):
-    write_rows(path, [(f"{i}.jpg", masks[i]) for i in order])
-    return path
-
-
-def test_submissions_vote_in_any_order_of_rows(tmp_path):
-    masks = np.random.default_rng(0).integers(0, 3, (3, COUNT, SIZE, SIZE)).astype(np.uint8)
-    paths = [
-        write_csv(tmp_path / f"{n}.csv", masks[n], order) for n, order in enumerate(([2, 0, 1], [0, 1, 2], [1, 2, 0]))
-    ]
-    voted = dict(vote_files(paths, tie_break=paths[1], size=SIZE))
-    assert list(voted) == ["2.jpg", "0.jpg", "1.jpg"]
-    slow = vote_slowly(masks, (1, 1, 1), lambda at, tied: masks[1][at])
-    np.testing.assert_array_equal([voted[f"{i}.jpg"] for i in range(COUNT)], slow)
-    heavy = dict(vote_files(paths, [1, 1, 3], size=SIZE))
-    np.testing.assert_array_equal([heavy[f"{i}.jpg"] for i in range(COUNT)], masks[2])
-
-
-def test_submissions_of_other_images_are_refused(tmp_path):
-    masks = np.zeros((COUNT, SIZE, SIZE), np.uint8)
-    paths = [write_csv(tmp_path / "a.csv", masks, [0, 1]), write_csv(tmp_path / "b.csv", masks, [0, 2])]
-    with pytest.raises(InputError, match=r"b.csv: required the 2 images of .*a.csv, got 2; one is not in both: 1.jpg"):
-        list(vote_files(paths, size=SIZE))
-    with pytest.raises(InputError, match="at least two different submissions"):
-        vote_files(paths[:1])
-    with pytest.raises(InputError, match="tie_break: required one of the submissions"):
-        vote_files(paths, tie_break="c.csv")

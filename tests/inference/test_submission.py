@@ -1,15 +1,11 @@
 """The command line of submissions: what it refuses, sends, shows, and never shows."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 
-from seglib.files import hash_file
-from seglib.inference.ensemble_files import vote_files
 from seglib.inference.submission import SEND_HELP, main
-from seglib.inference.submission_file import read_submission, write_rows
 from seglib.inference.submission_ledger import read_ledger
 from seglib.inference.submission_send import expand
 from seglib.inference.submission_write import write_submission
@@ -47,7 +43,7 @@ def call(folder, capsys):
     """Run a command; return its exit code, output and errors."""
 
     def run(command, *arguments):
-        ledger = [] if command in ("check", "vote") else ["--ledger", str(folder / "submissions.csv")]
+        ledger = [] if command == "check" else ["--ledger", str(folder / "submissions.csv")]
         code = main([command, *map(str, arguments), *ledger])
         return code, *capsys.readouterr()
 
@@ -113,40 +109,6 @@ def test_the_recommended_quotes_reach_curl_around_a_path_with_commas(folder):
     path = folder / "loss=ce0.9,seed=1;2" / "s.csv"
     for written in ('-F "file=@\\"{file}\\""', "-F 'file=@\"{file}\"'"):
         assert expand(f"curl {written} URL", path)[0] == ["curl", "-F", f'file=@"{path}"', "URL"]
-
-
-def test_a_vote_is_written_with_a_record_and_sent(call, submit, folder):
-    paths, output = [submit(seed) for seed in range(3)], folder / "vote.csv"
-    code, out, err = call(
-        "vote", *paths, "--output", output, "--weights", 2, 1, 1, "--tie-break", paths[2], "--size", 8
-    )
-    assert (code, err) == (0, "") and f"{output}: 3 masks, each the vote of 3 submissions" in out
-    names, masks = read_submission(output, 8)
-    expected = dict(vote_files(paths, [2, 1, 1], tie_break=paths[2], size=8))
-    assert names == NAMES == list(expected)
-    np.testing.assert_array_equal(masks, list(expected.values()))
-    record, hashes = json.loads((folder / "vote.json").read_text()), [hash_file(path) for path in paths]
-    assert [source["hash"] for source in record["sources"]] == hashes
-    assert [source["weight"] for source in record["sources"]] == [2, 1, 1] and record["num_classes"] == 3
-    assert call("send", output, "--send", f"{sys.executable} -c '' {{file}}")[0] == 0
-    (row,) = read_ledger(folder / "submissions.csv")
-    assert (row["runs"], row["weights"]) == ("s0.csv; s1.csv; s2.csv", "; ".join(hashes))
-
-
-def test_a_vote_replaces_no_file_and_is_checked(call, submit, folder):
-    paths = [submit(seed) for seed in range(2)]
-    code, _, err = call("vote", *paths, "--output", paths[0], "--size", 8)
-    assert code == 1 and "s0.csv: required a new file, got one that is there already; name another --output" in err
-    code, _, err = call("vote", *paths, "--output", folder / "new.csv", "--size", 8, "--num-classes", 2)
-    assert code == 1 and "ids from 0 to 2 where 0 to 1 are required" in err
-    for number in range(2):
-        write_rows(folder / f"zeros{number}.csv", [(name, np.full((8, 8), 255 * number, np.uint8)) for name in NAMES])
-    zeros = [folder / "zeros0.csv", folder / "zeros1.csv"]
-    code, _, err = call("vote", *zeros, "--output", folder / "new.csv", "--size", 8)
-    assert code == 1 and "3 of 3 masks hold one class alone" in err and "--force" in err
-    code, _, err = call("vote", *zeros, "--output", folder / "new.csv", "--size", 8, "--weights", 1, 2, "--force")
-    assert code == 1 and "255 marks ignored pixels in training masks, and is no prediction" in err
-    assert not list(folder.glob("new.*"))
 
 
 def test_what_a_command_prints_is_shown_without_the_token(call, submit, folder, monkeypatch):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs import keys, schedule, steps
+from seglib.runs import schedule
 
 PARAMETERS = 'do: str = "ok"  # what happens\nweight: float = 0.0\nseed: int = 21\nrun_dir: str = ""\n'
 IMPORTS = "import os, sys, time\nfrom pathlib import Path\nfrom seglib.runs.record import save_result\n"
@@ -102,8 +102,6 @@ def stand_in(tmp_path, monkeypatch):
     script.write_text(STAND_IN)
     monkeypatch.setattr(schedule, "COMMAND", (sys.executable, str(script)))
     monkeypatch.setattr(schedule, "POLL", 0.02)
-    for module in (keys, steps):  # somebody may be writing code while the tests run
-        monkeypatch.setattr(module, "hash_seglib", lambda besides=(): "the same all the time")
 
 
 @pytest.fixture

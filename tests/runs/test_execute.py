@@ -22,7 +22,7 @@ def execute(tmp_path, write_notebook, monkeypatch):
         job = {
             "notebook": notebook,
             "run_dir": tmp_path / "run",
-            "key": "k",
+            "key": {"notebook": "k"},
             "parameters": parameters,
             "varied": {"seed": 1},
         }
@@ -40,7 +40,10 @@ def test_a_notebook_gets_its_parameters_runs_in_its_own_folder_and_speaks_throug
     assert f"{tmp_path} {sys.executable}" in str(executed["cells"])
     assert record["status"] == "ok" and record["error"] is None and record["metrics"] == {"miou": 0.5}
     assert (
-        record["key"] == "k" and record["varied"] == {"seed": 1} and record["seconds"] > 0 and "process" not in record
+        record["key_parts"] == {"notebook": "k"}
+        and record["varied"] == {"seed": 1}
+        and record["seconds"] > 0
+        and "process" not in record
     )
     assert "<html" in (tmp_path / "run" / "notebook.html").read_text()
     assert "encryption" not in capfd.readouterr().err

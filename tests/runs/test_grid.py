@@ -9,9 +9,7 @@ import pytest
 
 from seglib.errors import InputError
 from seglib.files import PROJECT
-from seglib.runs import keys
 from seglib.runs.grid import load_grid
-from seglib.runs.keys import hash_seglib
 from seglib.runs.notebook import find_notebook
 
 TRAIN = f"notebook: {PROJECT}/notebooks/02_train.ipynb\n"
@@ -192,18 +190,6 @@ def test_the_key_follows_parameters_and_code_but_not_prose_or_names(load, tmp_pa
     assert reload(lambda cells: cells.insert(0, {"cell_type": "markdown", "source": "prose", "metadata": {}})) == key
     assert reload(lambda cells: cells[-1].update(outputs=[{"output_type": "stream"}], execution_count=3)) == key
     assert reload(lambda cells: cells[-1].update(source="print(1)")) != key
-
-
-def test_code_counts_except_that_which_only_starts_and_records_runs(monkeypatch, tmp_path):
-    for name in ("training/loop.py", "runs/index_page.py", "config.py"):
-        (tmp_path / "seglib" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "seglib" / name).write_text("before")
-    monkeypatch.setattr(keys, "PROJECT", tmp_path)
-    of_runs, of_all = hash_seglib(besides=["runs"]), hash_seglib()
-    (tmp_path / "seglib" / "runs" / "index_page.py").write_text("after")
-    assert hash_seglib(besides=["runs"]) == of_runs and hash_seglib() != of_all
-    (tmp_path / "seglib" / "training" / "loop.py").write_text("after")
-    assert hash_seglib(besides=["runs"]) != of_runs
 
 
 def test_the_key_follows_the_content_of_data_and_weights_not_where_they_lie(load_training, small_data, tmp_path):

@@ -54,12 +54,12 @@ def test_other_weights_are_told_with_what_differs(recorded, monkeypatch):
 
 
 def test_nothing_differs_between_a_record_and_itself():
-    record = {"versions": {"torch": "2"}, "threads": 2, "key": "a", "metrics": {"miou": 0.5}}
+    record = {"versions": {"torch": "2"}, "threads": 2, "key_parts": {"notebook": "a"}, "metrics": {"miou": 0.5}}
     assert describe_differences(record, record) == []
     fast = record | {"deterministic": False}
     assert describe_differences(fast, fast) == ["deterministic is false: other bits are to be expected"]
-    assert describe_differences(record, record | {"key": "b", "metrics": {"miou": 0.4}}) == [
-        "the notebook's code, seglib's code or the content of the data is another (the run's key differs)",
+    assert describe_differences(record, record | {"key_parts": {"notebook": "b"}, "metrics": {"miou": 0.4}}) == [
+        "the run's key: another notebook",
         "mIoU: 0.5 then, 0.4 now",
     ]
 

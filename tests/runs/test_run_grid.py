@@ -32,7 +32,7 @@ if first and do.startswith("sleep"):
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """The command line of a copy of the project, which nobody edits while the tests run: that would change all keys."""
+    """The command line of a copy of the project, which nobody edits while the tests run."""
     project = tmp_path_factory.mktemp("project")
     shutil.copytree(PROJECT / "seglib", project / "seglib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "run_grid.py", project)
@@ -188,7 +188,7 @@ def test_records_are_whole_at_every_moment(tmp_path, write_notebook):
     """A reader in another process never meets half of a record, however often it is written."""
     script = (
         "import sys\nfrom seglib.runs.record import start_record, update_record\n"
-        "start_record(sys.argv[1], 'k', {}, {})\n"
+        "start_record(sys.argv[1], None, {}, {})\n"
         "for number in range(300): update_record(sys.argv[1], metrics={'text': 'x' * 20000, 'number': number})"
     )
     writer = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])

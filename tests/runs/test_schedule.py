@@ -115,7 +115,7 @@ def test_code_that_changes_while_the_grid_runs_is_told_and_recorded(
     monkeypatch.setattr(schedule, "_start", start_and_edit)
     result = call(path)
     assert result.code == 0 and result.out.count("changed since the grid was checked") == 1
-    assert "seed=2: notebook, seglib or data changed" in result.out
+    assert "seed=2: notebook changed" in result.out
     assert "1 done before, 1 to go" in call(path, "--dry-run").out  # seed=2 has the key of the new code
 
 
@@ -135,7 +135,7 @@ def test_a_dry_run_lists_runs_and_what_varies_and_writes_nothing(call, write_gri
     assert result.code == 0 and sorted(grid_folder.rglob("*")) == before
     assert result.out.splitlines() == [
         "skip  seed=1,do=ok",
-        "run   seed=2,do=ok",
+        "run   seed=2,do=ok  (new)",
         "seed: 1, 2",
         "do: ok",
         f"grid: 2 runs, 1 done before, 1 to go -> {grid_folder}",
@@ -159,7 +159,7 @@ def ignore(*_):
 
 
 def make_job(folder, do):
-    return Job(folder.name, folder / "n.ipynb", folder, "key", {"do": do}, {})
+    return Job(folder.name, folder / "n.ipynb", folder, {"notebook": "a"}, {"do": do}, {})
 
 
 def test_ctrl_c_stops_what_runs_and_records_it(tmp_path):
@@ -222,7 +222,7 @@ def test_a_dry_run_into_head_is_quiet(tmp_path, write_grid):
     path = write_grid(f"grid: {{seed: {list(range(5000))}}}")
     command = f"{sys.executable} {PROJECT}/run_grid.py {path} --dry-run --outputs {tmp_path}/o | head -1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert (result.stdout, result.stderr) == ("run   seed=0\n", "")
+    assert (result.stdout, result.stderr) == ("run   seed=0  (new)\n", "")
 
 
 def test_the_time_that_is_left_counts_down_from_what_runs_took_so_far(tmp_path, monkeypatch):

@@ -208,7 +208,15 @@ def test_a_tracker_without_an_answer_leaves_a_run_ok_and_the_record_says_so(tmp_
     parameters = {"run_dir": str(tmp_path / "run"), "track": ["mlflow"]}
     body = "from seglib.runs.tracking import open_trackers\nopen_trackers(track, run_dir, {})"
     notebook = write_notebook(tmp_path / "notebook.ipynb", body)
-    run_job({"notebook": notebook, "run_dir": tmp_path / "run", "key": "k", "parameters": parameters, "varied": {}})
+    run_job(
+        {
+            "notebook": notebook,
+            "run_dir": tmp_path / "run",
+            "key": {"notebook": "k"},
+            "parameters": parameters,
+            "varied": {},
+        }
+    )
     record = read_record(tmp_path / "run")
     stopped = record["tracking"]["mlflow"]["stopped"]
     assert record["status"] == "ok" and stopped.startswith(("ModuleNotFoundError: ", "MlflowException: "))

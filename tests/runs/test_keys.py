@@ -1,0 +1,146 @@
+"""Finished runs stay finished until what decides their result changes, and then the plan says what."""
+
+import json
+import shutil
+
+import pytest
+
+import seglib
+from seglib.data.fingerprint import fingerprint_data
+from seglib.files import PROJECT, write_json
+from seglib.runs import record as records_module
+
+TRAIN = PROJECT / "notebooks" / "02_train.ipynb"
+BODY = 'def double(x):\n    """Twice x."""\n    return 2 * x  # why\n'
+
+
+@pytest.fixture
+def plan(call, tmp_path):
+    """The reason that a dry run gives for the one run of the grid; "" where it is done."""
+
+    def plan(*arguments):
+        result = call(tmp_path / "grid.yaml", "--dry-run", *arguments)
+        assert result.code == 0, result.err
+        (line,) = [line for line in result.out.splitlines() if line[:4] in ("run ", "skip")]
+        return line.partition("(")[2].rstrip(")")
+
+    return plan
+
+
+@pytest.fixture
+def done(call, write_grid, write_notebook, tmp_path, stand_in):
+    """A grid of one run that is done; it is written again with another body of the notebook or other parameters."""
+
+    def write(body=BODY, **options):
+        return write_grid("", write_notebook(tmp_path / "notebook.ipynb", body, **options))
+
+    assert call(write()).code == 0
+    return write
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (BODY, ""),
+        ("# a comment\n\ndef double(x):\n    'Other words.'\n    return (2*x)", ""),
+        ("def double(x):\n    return 2 * x", ""),
+        (BODY.replace("2 * x", "3 * x"), "notebook"),
+        ("%time\n" + BODY, "notebook"),
+    ],
+)
+def test_only_what_the_notebook_does_counts(done, plan, body, why):
+    done(body)
+    assert plan() == why
+
+
+def test_a_cell_with_magics_counts_by_its_text(done, plan, call):
+    call(done("%matplotlib inline\nx = 1"))
+    done("\n%matplotlib inline\nx = 1\n")
+    assert plan() == ""
+    done("%matplotlib inline\nx = 1  # a comment")
+    assert plan() == "notebook"
+
+
+def test_the_parameters_cell_counts_by_its_values(done, plan):
+    parameters = 'run_dir: str = ""\nseed: int = 21  # other words\nweight: float = 0.0\ndo: str = "ok"\n'
+    done(parameters=parameters)
+    assert plan() == ""
+    done(parameters=parameters.replace("21", "22"))
+    assert plan() == "parameters" and plan("--set", "seed=21") == ""
+
+
+def test_other_parameters_code_and_results_are_named(done, plan, monkeypatch):
+    assert plan("--set", "weight=0.5") == "parameters" and plan("--fresh") == "fresh"
+    done("x = 1")
+    monkeypatch.setattr(seglib, "RESULTS", seglib.RESULTS + 1)
+    assert plan("--set", "weight=0.5") == "parameters, notebook, results version"
+
+
+def test_what_has_no_result_says_how_it_ended(done, plan, grid_folder):
+    path = grid_folder / "run" / "record.json"
+    path.write_text(path.read_text().replace('"ok"', '"killed"', 1))
+    assert plan() == "killed"
+    path.unlink()
+    assert plan() == "new"
+
+
+def test_the_record_has_the_parts_of_its_key(done, records):
+    record = records()["run"]
+    assert [*record["key_parts"]] == ["parameters", "data", "notebook", "results"]
+    assert record["key"] == records_module.summarise_key(record["key_parts"])
+
+
+@pytest.fixture
+def old_run(tmp_path, small_data, grid_folder):
+    """A training that an earlier version finished: no parts of the key, the executed notebook in its folder."""
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    (tmp_path / "grid.yaml").write_text(
+        f"notebook: {TRAIN}\nfixed: {{data_dir: {data}, encoder_weights: '', lr: 0.5}}\n"
+    )
+    notebook = json.loads(TRAIN.read_text())
+    injected = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": "lr = 0.5", "outputs": []}
+    notebook["cells"].insert(3, injected)
+    (grid_folder / "run").mkdir(parents=True)
+    (grid_folder / "run" / TRAIN.name).write_text(json.dumps(notebook))
+    params = {"data_dir": str(data), "encoder_weights": "", "lr": 0.5, "run_dir": str(grid_folder / "run")}
+    record = {"status": "ok", "key": "of all source", "params": params, "metrics": {"miou": 0.5}}
+    record["data_hash"] = fingerprint_data(data, ["train.json", "val.json"])
+    write_json(grid_folder / "run" / "record.json", record)
+    return grid_folder / "run"
+
+
+def test_a_run_of_an_earlier_version_is_done(old_run, plan, call, tmp_path):
+    assert plan() == "" and plan("--set", "num_workers=2") == ""
+    assert plan("--set", "lr=0.25") == "parameters" and plan("--set", "seed=3") == "parameters"
+    result = call(tmp_path / "grid.yaml")
+    assert result.code == 0 and "1 done before, 0 to go" in result.out
+    assert "key_parts" in json.loads((old_run / "record.json").read_text()) and plan() == ""
+    assert ",ok," in (old_run.parent / "leaderboard.csv").read_text()
+
+
+def test_a_run_of_an_earlier_version_goes_again_where_data_notebook_or_results_changed(
+    old_run, plan, tmp_path, monkeypatch
+):
+    images = sorted((tmp_path / "data").rglob("*.jpg"))
+    images[0].write_bytes(images[1].read_bytes())
+    assert plan() == "data"
+    executed = old_run / TRAIN.name
+    executed.write_text(executed.read_text().replace("choose_batch_size(config", "choose_batch(config"))
+    assert plan() == "data, notebook"
+    monkeypatch.setattr(seglib, "RESULTS", seglib.RESULTS + 1)
+    assert plan() == "data, notebook, results version"
+
+
+@pytest.mark.parametrize("name", ["weights written before the run", "weights written since"])
+def test_weights_that_an_earlier_run_began_from_must_be_older(old_run, plan, tmp_path, name):
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"weights")
+    record = json.loads((old_run / "record.json").read_text())
+    record["params"]["encoder_weights"] = str(weights)
+    since = name.endswith("since")
+    write_json(
+        old_run / "record.json",
+        record | {"finished_at": f"{'2020' if since else '2999'}-01-01T00:00:00+0000", "seconds": 60.0},
+    )
+    assert plan("--set", f"encoder_weights={weights}") == ("data" if since else "")
