@@ -1,7 +1,6 @@
 """A run's key: what decides its result, in named parts, so that a run that is to go again can say why."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -62,7 +61,10 @@ def find_changes(run_dir: Path, notebook: Path, key: Mapping[str, Any]) -> list[
     """The parts of the key that a folder's record does not share, however its run ended."""
     record = read_record(run_dir) or {}
     parts = record.get("key_parts")
-    return compare_keys(parts if isinstance(parts, dict) else _derive_key(run_dir, notebook, record), key)
+    try:
+        return compare_keys(parts if isinstance(parts, dict) else _derive_key(run_dir, notebook, record), key)
+    except InputError:  # one of its notebooks cannot be read
+        return ["notebook"]
 
 
 def compare_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -77,14 +79,13 @@ def _derive_key(run_dir: Path, notebook: Path, record: Mapping[str, Any]) -> dic
     Parameters that the notebook has been given since have their defaults.
     """
     config, params = find_config(notebook), read_defaults(notebook) | dict(record.get("params") or {})
-    executed = run_dir / notebook.name
-    data = {name: _hash_unchanged(name, params[name], record) for name in _find_paths(config, params)}
+    data = {name: _hash_unchanged(_find_file(name, params[name]), record) for name in _find_paths(config, params)}
     if "data_dir" in data:
         data["data_dir"] = record.get("data_hash")
     return {
         "parameters": _hash_parameters(config, params),
         "data": data,
-        "notebook": hash_code(executed) if executed.is_file() else None,
+        "notebook": hash_code(run_dir / notebook.name),
         "results": _FIRST_RESULTS,
     }
 
@@ -111,46 +112,39 @@ def _find_paths(config: type[NotebookConfig] | None, values: Mapping[str, Any]) 
 def _hash_data(
     config: type[NotebookConfig] | None, values: Mapping[str, Any], content: dict[tuple, str]
 ) -> dict[str, str]:
-    """Content behind the parameters that are paths; `data_dir` is what a training records as its data_hash."""
-    data = {}
+    """Content behind the parameters that are paths; of `data_dir` it is what a training records as its data_hash."""
     extra = values["extra_data"] if config and "extra_data" in config.model_fields else []
-    for name in [
-        *_find_paths(config, values),
-        *(["extra_data"] if extra and values["data_dir"] == "synthetic" else []),
-    ]:
+    names = _find_paths(config, values) + (["extra_data"] if extra and values["data_dir"] == "synthetic" else [])
+    data = {}
+    for name in names:
         json_names = config(**values).json_names() if name == "data_dir" else ()
         source = (name, str(values[name]), json_names, str(extra))
         if source not in content:
-            if name == "data_dir":
-                content[source] = fingerprint_sets(values[name], json_names, extra)
-            else:
-                content[source] = (
-                    _hash_synthetic_extra(extra) if name == "extra_data" else _hash_file(name, values[name])
-                )
+            content[source] = _hash_content(name, values[name], json_names, extra)
         data[name] = content[source]
     return data
 
 
-def _hash_synthetic_extra(extra: Sequence[Mapping[str, Any]]) -> str:
-    """What joins the synthetic set, whose images are known by `seglib.RESULTS`."""
-    hashes = []
-    for entry in extra:
-        options = {name: value for name, value in entry.items() if name not in ("data_dir", "json")}
-        own = "data_dir" not in entry
-        hashes.append([hash_files([entry["json"]])[0] if own else fingerprint_data(entry["data_dir"], [entry["json"]]),
-                       options])  # fmt: skip
-    return hash_values(hashes)
+def _hash_content(name: str, value: Any, json_names: Sequence[str], extra: Sequence[Mapping[str, Any]]) -> str:
+    if name == "data_dir":
+        return fingerprint_sets(value, json_names, extra)
+    if name != "extra_data":
+        return hash_files([_find_file(name, value)])[0]
+    sets = [  # they join the synthetic set, whose images are known
+        fingerprint_data(entry["data_dir"], [entry["json"]]) if "data_dir" in entry else hash_files([entry["json"]])[0]
+        for entry in extra
+    ]
+    return hash_values([sets, [entry | {"data_dir": "", "json": ""} for entry in extra]])
 
 
-def _hash_file(name: str, path: str) -> str:
-    return hash_files([Path(path) / "best.pt" if name == "init_from" else path])[0]
+def _find_file(name: str, path: str) -> Path:
+    return Path(path) / "best.pt" if name == "init_from" else Path(path)
 
 
-def _hash_unchanged(name: str, path: str, record: Mapping[str, Any]) -> str | None:
-    """Hash of a file that a run read, None where it has been written since (or may have been)."""
-    file = Path(path) / "best.pt" if name == "init_from" else Path(path)
+def _hash_unchanged(file: Path, record: Mapping[str, Any]) -> str | None:
+    """Hash of a file that a run read, None where it may have been written since."""
     try:
         began = datetime.strptime(record["finished_at"], "%Y-%m-%dT%H:%M:%S%z").timestamp() - record["seconds"]
-        return _hash_file(name, path) if os.stat(file).st_mtime < began else None
-    except (InputError, OSError, KeyError, TypeError, ValueError):
+        return hash_files([file])[0] if file.stat().st_mtime < began else None
+    except (OSError, KeyError, TypeError, ValueError):  # gone, or a record that does not say when
         return None

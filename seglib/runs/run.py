@@ -90,9 +90,8 @@ def make_room(folder: Path, notebook: Path, key: Mapping[str, Any], planned: Ite
     The old folder becomes `<run>.1` (or .2, ...), never a name that is planned: `weight_decay=0` is not moved onto
     `weight_decay=0.1`.
     """
-    if not folder.exists():
-        return
-    if (read_record(folder) or {}).get("status") != "ok" and not find_changes(folder, notebook, key):
+    record = read_record(folder)
+    if not folder.exists() or (record and record.get("status") != "ok" and not find_changes(folder, notebook, key)):
         return
     number, taken = 1, set(planned)
     while (target := folder.with_name(f"{folder.name}.{number}")).exists() or target.name in taken:
@@ -110,14 +109,9 @@ def keep_finished(grid: Grid) -> None:
 
 def write_results(grid: Grid, width: int = 100) -> str:
     """Write leaderboard.csv and index.html; return the leaderboard as text `width` columns wide, and where to look."""
-    runs = {run.name: run for run in grid.runs}
-    rows = [
-        replace(row, status="outdated")
-        if row.status == "ok" and not is_finished(run.folder, grid.notebook, run.key)
-        else row
-        for row in collect_runs(grid.folder, [*runs], grid.varied)
-        for run in [runs[row.run]]
-    ]
+    rows = collect_runs(grid.folder, [run.name for run in grid.runs], grid.varied)
+    done = {run.name for run in grid.runs if is_finished(run.folder, grid.notebook, run.key)}
+    rows = [replace(row, status="outdated") if row.status == "ok" and row.run not in done else row for row in rows]
     conditions = summarise_conditions(rows, grid.varied, grid.file.baseline)
     table = write_leaderboard(grid.folder, rows)
     page = write_index(grid.folder, rows, conditions, grid.varied, grid.name, grid.notebook.stem)

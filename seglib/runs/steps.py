@@ -54,7 +54,7 @@ def _make_run(grid: Grid, place: int, notebook: Path, finished: Sequence[Run]) -
     values = (config.resolve_paths(values, notebook.parent) if config else values) | {"run_dir": str(folder)}
     values |= _take_debug(grid, values)
     (key,) = compute_keys(notebook, config, [values])
-    if step.uses_grid_dir():
+    if step.uses_grid_dir() and config is None:  # a config says which files are read: they count by their content
         key["runs"] = hash_values(_read_weights(finished))
     return Job(f"{notebook.stem} {folder.name}", notebook, folder, key, values, {})
 

@@ -1,7 +1,10 @@
 """Finished runs stay finished until what decides their result changes, and then the plan says what."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -130,6 +133,24 @@ def test_a_run_of_an_earlier_version_goes_again_where_data_notebook_or_results_c
     assert plan() == "data, notebook"
     monkeypatch.setattr(seglib, "RESULTS", seglib.RESULTS + 1)
     assert plan() == "data, notebook, results version"
+    executed.write_text("{")
+    assert plan() == "notebook"
+
+
+def test_a_change_in_seglib_changes_no_key(tmp_path, write_notebook):
+    shutil.copytree(PROJECT / "seglib", tmp_path / "seglib", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "grid.yaml").write_text(f"notebook: {write_notebook(tmp_path / 'n.ipynb')}\n")
+    code = (
+        "from pathlib import Path; from seglib.runs.grid import load_grid;"
+        "print(load_grid('grid.yaml', Path('outputs'), {}).runs[0].key)"
+    )
+    ask = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    before = subprocess.check_output(ask, cwd=tmp_path, env=environment, text=True)
+    for name in ("files.py", "training/loop.py", "inference/predict.py"):
+        with open(tmp_path / "seglib" / name, "a") as file:
+            file.write("\nADDED = 1\n")
+    assert subprocess.check_output(ask, cwd=tmp_path, env=environment, text=True) == before
 
 
 @pytest.mark.parametrize("name", ["weights written before the run", "weights written since"])
