@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from seglib.files import write_text
 from seglib.runs import pictures
-from seglib.runs.leaderboard import Condition, Row, describe_comparison, noise_floor, rank_rows
+from seglib.runs.leaderboard import Condition, RunResult, describe_comparison, noise_floor, rank_rows
 from seglib.runs.text_table import format_number, format_seconds
 
 # A mark beside each word, so that no state is told by colour alone; also the order in the summary.
@@ -35,7 +35,7 @@ MAX_THUMBNAILS = 12
 
 def write_index(
     grid_dir: str | Path,
-    rows: list[Row],
+    rows: list[RunResult],
     conditions: list[Condition],
     varied: list[str],
     title: str,
@@ -45,7 +45,7 @@ def write_index(
 
     Parameters
     ----------
-    rows : list of Row
+    rows : list of RunResult
         From `leaderboard.collect_runs`.
     conditions : list of Condition
         From `leaderboard.summarise_conditions`; shown when seeds were varied or a baseline was given.
@@ -100,7 +100,7 @@ def _finite(text: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _summary(rows: list[Row], conditions: list[Condition]) -> str:
+def _summary(rows: list[RunResult], conditions: list[Condition]) -> str:
     counts = Counter(row.status if row.status in STATUS_MARKS else "unknown" for row in rows)
     shown = [status for status in STATUS_MARKS if counts[status]]
     bar = "".join(f'<span class="{status}" style="flex:{counts[status]}"></span>' for status in shown)
@@ -192,7 +192,7 @@ def _head(name: str, words: str, css: str = "", order: str = "none") -> str:
     return f'<th scope="col" class="{css}" aria-sort="{order}">{button}</th>'
 
 
-def _row(grid_dir: Path, row: Row, rank: int, varied: list[str], class_names: list[str], stem: str) -> str:
+def _row(grid_dir: Path, row: RunResult, rank: int, varied: list[str], class_names: list[str], stem: str) -> str:
     train_loss, miou = read_history(grid_dir / row.run / "history.csv")
     lowest = min((value for value in row.iou.values() if value is not None), default=None)
     memory = None if row.peak_memory_mb is None else f"{row.peak_memory_mb / 1024:.1f} GB"
@@ -267,7 +267,7 @@ def _legend(class_names: list[str]) -> str:
     return f'<p class="note legend">{scale} <span>left to right: {names}</span></p>'
 
 
-def _errors(rows: list[Row]) -> str:
+def _errors(rows: list[RunResult]) -> str:
     broken = [row for row in rows if row.error]
     few = " open" if len(broken) <= 5 else ""
     items = [
@@ -278,7 +278,7 @@ def _errors(rows: list[Row]) -> str:
     return f"<section><h2>Errors</h2>{''.join(items)}</section>" if items else ""
 
 
-def _figures(grid_dir: Path, best: Row) -> str:
+def _figures(grid_dir: Path, best: RunResult) -> str:
     paths = sorted((grid_dir / best.run / "figures").glob("*.png"))[:MAX_THUMBNAILS]
     if not paths:
         return ""

@@ -4,21 +4,24 @@ import csv
 import json
 import math
 import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 from seglib.files import replacing
-from seglib.runs.comparison import compare_means, correct_holm
 from seglib.runs.naming import shorten
 from seglib.runs.record import read_record
 from seglib.runs.text_table import align, fit, format_number, format_seconds
 
+Scores = Sequence[tuple[object, float]]  # (seed, score)
 METRICS = ("miou", "miou_image", "miou_batch", "accuracy", "loss")
 
 
 @dataclass(frozen=True)
-class Row:
+class RunResult:
     """One planned run and what its record says; None where the record says nothing.
 
     `status` is the record's, or "planned" (no folder yet), or "unknown" (no readable record; `error` says why).
@@ -78,17 +81,26 @@ class Condition:
         return len(self.scores)
 
 
-def collect_runs(grid_dir: str | Path, run_names: list[str], varied: list[str]) -> list[Row]:
+class Interval(NamedTuple):
+    """95 % t interval of a difference of means, two-sided p value of "no difference", and whether seeds were paired."""
+
+    low: float
+    high: float
+    p: float
+    paired: bool
+
+
+def collect_runs(grid_dir: str | Path, run_names: list[str], varied: list[str]) -> list[RunResult]:
     """Read the record of every planned run, in the grid's order; what cannot be read becomes a row that says so."""
     return [_read_row(Path(grid_dir) / run, run, varied) for run in run_names]
 
 
-def rank_rows(rows: list[Row]) -> list[Row]:
+def rank_rows(rows: list[RunResult]) -> list[RunResult]:
     """Runs with a score by falling mIoU, then ok runs without one, then all others in the grid's order."""
     return sorted(rows, key=lambda row: (row.status != "ok", row.miou is None, -(row.miou or 0)))
 
 
-def write_leaderboard(grid_dir: str | Path, rows: list[Row]) -> Path:
+def write_leaderboard(grid_dir: str | Path, rows: list[RunResult]) -> Path:
     """Write leaderboard.csv, best run first, numbers in full precision; returns its path.
 
     The validation loss is the column `val_loss`: `loss` is the parameter that a loss sweep varies.
@@ -114,18 +126,18 @@ def write_leaderboard(grid_dir: str | Path, rows: list[Row]) -> Path:
     return path
 
 
-def summarise_conditions(rows: list[Row], varied: list[str], baseline: dict | None) -> list[Condition]:
+def summarise_conditions(rows: list[RunResult], varied: list[str], baseline: dict | None) -> list[Condition]:
     """Gather runs that differ only in `seed` and compare each condition with its baseline, best mean first.
 
     A condition's baseline has its own values except where `baseline` gives others, so `{"loss": ...}` in a grid of
     losses and encoders compares losses within each encoder. Runs without parameters (planned, unknown) are left out.
 
-    The 95 % interval (`comparison.compare_means`: paired when both have the same seeds, else Welch) is for one
-    comparison alone. The verdict is for all together: "better" or "worse" when p after `comparison.correct_holm` is
+    The 95 % interval (`compare_means`: paired when both have the same seeds, else Welch) is for one
+    comparison alone. The verdict is for all together: "better" or "worse" when p after `correct_holm` is
     below 0.05, else "within noise". So an interval may leave out 0 and the verdict still be "within noise".
     """
     compared = [name for name in varied if name != "seed"]
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[RunResult]] = {}
     for row in rows:
         if row.params:
             groups.setdefault(_identity({name: row.params.get(name) for name in compared}), []).append(row)
@@ -139,13 +151,46 @@ def summarise_conditions(rows: list[Row], varied: list[str], baseline: dict | No
     return sorted(results, key=lambda item: (item.mean is None, -(item.mean or 0)))
 
 
+def compare_means(ours: Scores, theirs: Scores) -> Interval | None:
+    """Interval of mean(ours) - mean(theirs), at least two scores each: paired t when both have the same seeds, else Welch.
+
+    None when the seeds made no spread, so that nothing says what noise is.
+    """
+    from scipy import stats  # numpy with it: only a finished grid needs them
+
+    ours_by_seed, theirs_by_seed = dict(ours), dict(theirs)
+    paired = ours_by_seed.keys() == theirs_by_seed.keys() and len(ours_by_seed) == len(ours) == len(theirs)
+    x = [score for _, score in ours]
+    y = [theirs_by_seed[seed] for seed, _ in ours] if paired else [score for _, score in theirs]
+    spread = stdev(a - b for a, b in zip(x, y, strict=True)) if paired else max(stdev(x), stdev(y))
+    if spread < 1e-12:
+        return None
+    with warnings.catch_warnings():  # SciPy warns of one side whose seeds changed nothing; the test stands
+        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+        test = stats.ttest_rel(x, y) if paired else stats.ttest_ind(x, y, equal_var=False)
+    low, high = map(float, test.confidence_interval(0.95))
+    return Interval(low, high, float(test.pvalue), paired)
+
+
+def correct_holm(p_values: list[float]) -> list[float]:
+    """Holm's corrected p values, in the order given: of m sorted upwards, p(k) becomes max_{j<=k} min(1, (m-j+1) p(j)).
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6.
+    """
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
 def noise_floor(conditions: list[Condition]) -> float | None:
     """Standard deviation of mIoU between seeds, over all conditions: sqrt(sum (n-1) s^2 / sum (n-1)); None without."""
     known = [(item.n - 1, item.std) for item in conditions if item.std is not None]
     return math.sqrt(sum(df * std**2 for df, std in known) / sum(df for df, _ in known)) if known else None
 
 
-def format_table(rows: list[Row], conditions: list[Condition], varied: list[str], width: int = 100) -> str:
+def format_table(rows: list[RunResult], conditions: list[Condition], varied: list[str], width: int = 100) -> str:
     """The grid's result for a terminal of `width` columns: runs, best first, then conditions when seeds were varied."""
     names = varied or ["run"]
     ranked, noted = rank_rows(rows), any(row.notes for row in rows)
@@ -168,14 +213,14 @@ def describe_comparison(conditions: list[Condition]) -> tuple[str, str] | None:
     return (how, f"{len(tested)} comparison{'s' if len(tested) > 1 else ''}") if tested else None
 
 
-def _read_row(run_dir: Path, run: str, varied: list[str]) -> Row:
+def _read_row(run_dir: Path, run: str, varied: list[str]) -> RunResult:
     if not run_dir.is_dir():
-        return Row(run, "planned", _texts(run, varied, {}))
+        return RunResult(run, "planned", _texts(run, varied, {}))
     record = read_record(run_dir)
     if record is None:
-        return Row(run, "unknown", _texts(run, varied, {}), error=_why_unreadable(run_dir / "record.json"))
+        return RunResult(run, "unknown", _texts(run, varied, {}), error=_why_unreadable(run_dir / "record.json"))
     params, metrics = _mapping(record.get("params")), _mapping(record.get("metrics"))
-    return Row(
+    return RunResult(
         run,
         str(record.get("status") or "unknown"),
         _texts(run, varied, params),
@@ -253,7 +298,7 @@ def _identity(value: object) -> str:
         return repr(value)
 
 
-def _condition(members: list[Row], compared: list[str]) -> Condition:
+def _condition(members: list[RunResult], compared: list[str]) -> Condition:
     texts = {name: members[0].texts.get(name, "-") for name in compared}
     label = ", ".join(texts.values() if len(texts) == 1 else (f"{name}={text}" for name, text in texts.items()))
     scores = tuple((row.params.get("seed"), row.miou) for row in members if row.miou is not None)

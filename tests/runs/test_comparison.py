@@ -3,7 +3,7 @@ import itertools
 import pytest
 from scipy import stats
 
-from seglib.runs.comparison import compare_means, correct_holm
+from seglib.runs.leaderboard import compare_means, correct_holm
 
 OURS, THEIRS = [0.4123, 0.4150, 0.4101], [0.3966, 0.4012, 0.3990]
 
