@@ -8,6 +8,7 @@ from typing import Any
 from seglib.data.fingerprint import fingerprint_data, hash_files
 from seglib.files import PROJECT, hash_file, hash_text
 from seglib.parameters import NotebookConfig
+from seglib.parts import hash_parts
 from seglib.runs.notebook import hash_code
 
 # Parameters that decide nothing: where results go, and a run that this one must equal where it goes on from it.
@@ -54,6 +55,8 @@ def _replace_paths(
         if source not in content:
             content[source] = _hash_content(name, *source)
         values[name] = content[source]
+    if config and "parts" in config.model_fields:
+        values["parts"] = hash_parts(values["parts"])
     if config and "extra_data" in config.model_fields:
         own = {"data_dir": parameters["data_dir"]}
         values["extra_data"] = [_replace_place(own | options, content) for options in values["extra_data"]]
