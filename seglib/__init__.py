@@ -29,5 +29,14 @@ class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):
         # None: the ordinary finders find the module
 
 
+def __getattr__(name: str) -> object:
+    """Public names, imported when they are first used: `import seglib` stays light."""
+    if name == "register":
+        from seglib.parts import register
+
+        return register
+    raise AttributeError(f"module 'seglib' has no attribute {name!r}")
+
+
 if "torchvision" not in sys.modules:
     sys.meta_path.insert(0, _DeclareTorchvisionOperators())

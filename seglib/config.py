@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from seglib.data.class_names import refuse_focus
 from seglib.errors import InputError, unknown_name
 from seglib.extra_sets import check_extra_data, list_json, resolve_extra_data
-from seglib.parameters import NotebookConfig, Number, PathParameter, Switch, Text, Whole
+from seglib.parameters import NotebookConfig, Number, PathParameter, Switch, Text, Whole, make_absolute
+from seglib.parts import check_architecture, find_parts, read_architecture, read_parts, require_options
+from seglib.runs.preflight import refuse_encoder
 from seglib.runs.tracker_packages import refuse_missing
 from seglib.vocabulary import (
     AVERAGES,
@@ -105,7 +107,8 @@ class TrainConfig(DataConfig):
     augmentation: Augmentation
     expand: Whole = Field(ge=1, le=16, description="copies of each image in an epoch; the first stays as it is")
     mixing: dict[Text, Any] = Field(description="name -> probability, or a mapping of options")
-    architecture: Text = Field(min_length=1)
+    parts: list[Text] = Field(description="Python files of your own losses and models")
+    architecture: Any = Field(description="a name, or the name of an own model with its options")
     encoder: Text = Field(description='"" for architectures without one')
     encoder_weights: Annotated[Text, PathParameter(unless=("imagenet", ""))] = Field(
         description='"imagenet", "" (from scratch) or a path to a local file'
@@ -162,6 +165,10 @@ class TrainConfig(DataConfig):
         resolved = super().resolve_paths(values, folder)
         if "extra_data" in resolved:
             resolved["extra_data"] = resolve_extra_data(resolved["extra_data"], folder)
+        if isinstance(resolved.get("parts"), list):
+            resolved["parts"] = [
+                make_absolute(path, folder) if isinstance(path, str) else path for path in resolved["parts"]
+            ]
         return resolved
 
     @field_validator("focus_classes")
@@ -180,10 +187,28 @@ class TrainConfig(DataConfig):
             raise ValueError(f"must be a multiple of 32 (encoder stride), got {size}; nearest: {below} or {above}")
         return size
 
+    @field_validator("parts")
+    @classmethod
+    def _can_be_read(cls, parts: list) -> list:
+        read_parts(parts)
+        return parts
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_a_model(cls, architecture: Any, info: ValidationInfo) -> str | dict:
+        if "parts" not in info.data:
+            return architecture
+        return check_architecture(architecture, find_parts("model", info.data["parts"]))
+
     @field_validator("loss")
     @classmethod
-    def _has_known_terms(cls, loss: dict) -> dict:
-        loss = check_choices("loss", loss, LOSSES, LOSS_NUMBER)
+    def _has_known_terms(cls, loss: dict, info: ValidationInfo) -> dict:
+        if "parts" not in info.data:  # they are refused; what they name cannot be checked
+            return loss
+        own = find_parts("loss", info.data["parts"])
+        loss = check_choices("loss", loss, LOSSES | {name: part.options for name, part in own.items()}, LOSS_NUMBER)
+        for name in own.keys() & loss.keys():
+            require_options(f"loss.{name}", own[name], loss[name] if isinstance(loss[name], dict) else ())
         if not any((term.get("weight", 1) if isinstance(term, dict) else term) > 0 for term in loss.values()):
             raise ValueError(f"must have a term with a weight above 0, got {loss}")
         return loss
@@ -250,6 +275,11 @@ class TrainConfig(DataConfig):
                 "averaging: snapshot takes the weights at the end of each cycle, so scheduler must be cosine_restarts,"
                 f" got {values['scheduler']}"
             )
+        if {"parts", "architecture", "encoder"} <= values.keys():
+            architecture, _ = read_architecture(values["architecture"])
+            own = architecture in find_parts("model", values["parts"])
+            refusal = refuse_encoder(architecture, values["encoder"], [""]) if own else ""
+            problems |= {"encoder": refusal} if refusal else {}
         for name in ("encoder_lr", "freeze_epochs"):
             if values.get("encoder") == "" and values.get(name, 0) > 0:
                 problems[name] = f"{name} must be 0 for an architecture without an encoder, got {values[name]}"

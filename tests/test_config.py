@@ -79,7 +79,7 @@ def test_the_notebook_has_the_parameters_of_its_config_and_its_defaults_are_soun
         ("epochs", None, "epochs must be a whole number, got None (NoneType)"),
         ("seed", 2**31, "seed must be below 2147483648, got 2147483648"),
         ("deterministic", 1, "deterministic must be true or false, got 1"),
-        ("architecture", "", "architecture must be a text that is not empty, got '' (a text)"),
+        ("architecture", "", "architecture must be a name, or one name with its options, got ''"),
         ("split", "kfolds", "unknown split 'kfolds'; did you mean 'kfold'?"),
         ("split", False, "split must be one of given, holdout, kfold"),
         (

@@ -16,6 +16,8 @@ from seglib.errors import InputError
 from seglib.evaluation.metrics import load_confusion
 from seglib.files import outputs_dir
 from seglib.models import build_model
+from seglib.models.architectures import ARCHITECTURES
+from seglib.parts import find_kept_parts, find_parts, load_parts, read_architecture
 from seglib.runs.record import read_record
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
@@ -194,13 +196,20 @@ def _read_finished(folder: Path) -> dict[str, Any]:
 
 
 def _rebuild_model(path: Path, checkpoint: Mapping[str, Any]) -> nn.Module:
+    load_parts(find_kept_parts(path.parent))
+    name, _ = read_architecture(checkpoint["architecture"])
+    if name not in ARCHITECTURES and name not in find_parts("model"):
+        raise InputError(
+            f"{path}: required a file with @register('model') {name} in {path.parent / 'parts'}, got none; put it there"
+        )
     model = build_model(**_take_arguments(build_model, checkpoint))
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
         got = str(error).partition("\n")[2].strip()[:160]
         raise InputError(
-            f"{path}: required weights of {checkpoint['architecture']} as seglib builds it now, got others ({got}); train it again"
+            f"{path}: required weights of {name} as it is built now, got others ({got}); a model that was made in a cell"
+            " needs a file of `parts` that registers it, so that it can be built again"
         ) from error
     return model.eval()
 

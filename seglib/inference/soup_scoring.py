@@ -15,6 +15,7 @@ from seglib.data.dataset import Subset, count_pixels, open_data
 from seglib.data.loader import build_loader
 from seglib.evaluation.metrics import compute_metrics
 from seglib.inference.finished_run import FinishedRun
+from seglib.parts import find_kept_parts, load_parts
 from seglib.training.averaging import estimate_batch_norm
 from seglib.training.loop import Evaluation, evaluate
 from seglib.training.losses import build_loss
@@ -78,6 +79,7 @@ def open_scorer(
     if all(record.get("best_epoch", 1) <= record["params"].get("freeze_epochs", 0) for record in records):
         model.encoder.requires_grad_(False)  # was frozen throughout, and so its batch norms stay as they are
     train_images = _open_training_images(params, data_dir)
+    load_parts(find_kept_parts(first.folder))
     loss = build_loss(params["loss"], len(names), class_names=names,
                       class_pixels=count_pixels(train_images).loc[names].to_numpy())  # fmt: skip
     train_loader = build_loader(

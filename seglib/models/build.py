@@ -1,6 +1,8 @@
 """Builds a segmentation model by architecture and encoder name, and loads its encoder's weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +10,11 @@ from torch import Tensor, nn
 from seglib.errors import InputError
 from seglib.models.architectures import ARCHITECTURES, check_names, encoder_options, timm_name
 from seglib.models.depthwise import speed_up_dilated_depthwise
-from seglib.models.encoder_weights import find_normalisation, load_encoder_weights
+from seglib.models.encoder_weights import IMAGENET_MEAN, IMAGENET_STD, find_normalisation, load_encoder_weights
 from seglib.models.pooling import replace_average_pools
 from seglib.models.refusals import explain_missing_weights, explain_refusal
-from seglib.runs.preflight import refuse_weights
+from seglib.parts import check_architecture, find_parts, read_architecture
+from seglib.runs.preflight import refuse_encoder, refuse_weights
 
 
 class SegmentationModel(nn.Module):
@@ -42,14 +45,36 @@ class SegmentationModel(nn.Module):
         return self.network(images)
 
 
+class _OwnModel(SegmentationModel):
+    """A registered model: its images are normalised here too, and what it returns is checked."""
+
+    def __init__(self, name: str, network: nn.Module, num_classes: int):
+        super().__init__(network, IMAGENET_MEAN, IMAGENET_STD)
+        self.name, self.num_classes = name, num_classes
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = super().forward(images)
+        for logits in outputs if isinstance(outputs, tuple) else (outputs,):
+            expected = (len(images), self.num_classes, *images.shape[2:])
+            if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+                got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise InputError(f"architecture {self.name}: required logits (N, C, H, W) of {expected}, got {got}")
+        return outputs
+
+
 def build_model(
-    architecture: str, encoder: str, num_classes: int, encoder_weights: str = "", image_size: int = 0
+    architecture: str | Mapping[str, Any],
+    encoder: str,
+    num_classes: int,
+    encoder_weights: str = "",
+    image_size: int = 0,
 ) -> SegmentationModel:
     """Build a model.
 
     Parameters
     ----------
-    architecture : a name in `ARCHITECTURES`, such as "FPN" or "FCN8s"; `python -m seglib.models --list` prints them.
+    architecture : a name in `ARCHITECTURES`, such as "FPN" or "FCN8s"; `python -m seglib.models --list` prints them; or
+        a model that you registered, `{"TinyNet": {"width": 32}}` with options, which takes encoder "" and no weights.
     encoder : any encoder name that smp accepts, `tu-` names from timm included; some architectures take only their own
         (FCN8s: "vgg16"), and FC-DenseNets have none ("").
     num_classes : output channels, background included.
@@ -62,6 +87,16 @@ def build_model(
     InputError
         Unknown names, a pair that cannot be built, weights that cannot be had or do not fit.
     """
+    own = find_parts("model")
+    architecture, options = read_architecture(check_architecture(architecture, own))
+    if architecture in own:
+        refusal = refuse_encoder(architecture, encoder, [""]) or refuse_weights(architecture, encoder, encoder_weights)
+        if refusal:
+            raise InputError(refusal)
+        network = own[architecture].build(num_classes, **options)
+        if not isinstance(network, nn.Module):
+            raise InputError(f"architecture {architecture}: required an nn.Module, got {type(network).__name__}")
+        return _OwnModel(architecture, network, num_classes)
     check_names(architecture, encoder)
     refusal = refuse_weights(architecture, encoder, encoder_weights)
     if refusal:

@@ -9,6 +9,7 @@ from typing import Any
 from seglib.errors import InputError, unknown_name
 from seglib.extra_sets import list_json
 from seglib.parameters import NotebookConfig
+from seglib.parts import find_parts, read_architecture
 from seglib.runs.augmentation_check import find_augmentation_refusals
 from seglib.runs.class_check import find_class_problems
 from seglib.runs.grid_file import GridFile, Step
@@ -44,9 +45,10 @@ def find_run_problems(
         for name, problem in found.items():
             lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
     if config and all(name in config.model_fields for name in _MODEL):
-        runs = _find_sound(parameters, problems, varied, (*_MODEL, "encoder_weights"))
+        runs = _find_sound(parameters, problems, varied, (*_MODEL, "encoder_weights", "parts"))
         lines |= dict.fromkeys(_find_weight_problems(file, runs, overrides))
-        lines |= dict.fromkeys(_find_refusals(file, runs, _MODEL, _describe_model, find_model_refusals, overrides))
+        shipped = [(values, shown) for values, shown in runs if not _has_own_model(values)]
+        lines |= dict.fromkeys(_find_refusals(file, shipped, _MODEL, _describe_model, find_model_refusals, overrides))
     if config and {"augmentation", "image_size"} <= config.model_fields.keys():
         names = ("augmentation", "image_size")
         runs = _find_sound(parameters, problems, varied, names)
@@ -73,8 +75,15 @@ def _find_sound(
 def _find_weight_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]], overrides: Mapping) -> list[str]:
     """Weights of an encoder for architectures that have none."""
     names = ("architecture", "encoder", "encoder_weights")
-    refusals = [(refuse_weights(*(values[name] for name in names)), shown) for values, shown in runs]
+    refusals = [
+        (refuse_weights(shorten(values["architecture"]), values["encoder"], values["encoder_weights"]), shown)
+        for values, shown in runs
+    ]
     return [f"{_where(file, names, shown, overrides)}: {refusal}" for refusal, shown in refusals if refusal]
+
+
+def _has_own_model(values: Mapping) -> bool:
+    return read_architecture(values["architecture"])[0] in find_parts("model", values.get("parts", ()))
 
 
 def _describe_model(values: Mapping) -> dict:

@@ -57,7 +57,7 @@ class GridFile:
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
 
-_EMPTY = {"fixed": {}, "grid": {}, "runs": [], "baseline": {}, "then": []}
+_EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "baseline": {}, "then": []}
 _KEYS = ("notebook", "name", *_EMPTY)
 _STEP_KEYS = ("notebook", "each", "fixed")
 _NAME = re.compile(r"[\w][\w.+,=@() -]{0,79}(?<! )")
@@ -83,12 +83,27 @@ def read_grid_file(path: str | Path) -> GridFile:
         path=path,
         name=spec.get("name", path.stem),
         notebook=spec["notebook"],
-        fixed=spec["fixed"],
+        fixed=spec["fixed"] | ({"parts": _find_files(path, spec["parts"])} if spec["parts"] else {}),
         axes=spec["grid"],
         listed=spec["runs"],
         baseline=spec["baseline"],
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
+
+
+def _find_files(path: Path, names: list[str]) -> list[str]:
+    """Absolute paths of the files of parts, seen from the grid file's folder, else from the current one."""
+    folders = [path.resolve().parent, Path.cwd()]
+    found = {
+        name: [file for folder in folders if (file := folder / Path(name).expanduser()).is_file()] for name in names
+    }
+    missing = [name for name, files in found.items() if not files]
+    if missing:
+        raise InputErrors(
+            f"{path}: `parts`: there is no file {name!r}, neither in {folders[0]} nor in {folders[1]}"
+            for name in missing
+        )
+    return [str(files[0].resolve()) for files in found.values()]
 
 
 def _find_problems(spec: Mapping) -> list[str]:
@@ -99,6 +114,8 @@ def _find_problems(spec: Mapping) -> list[str]:
     name = spec.get("name", "grid")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         problems.append(f"`name` must be a folder name (letters, digits, . _ + -; at most 80), got {_kind(name)}")
+    if not isinstance(spec["parts"], list) or not all(isinstance(name, str) for name in spec["parts"]):
+        problems.append(f"`parts` must be a list of Python files, got {_kind(spec['parts'])}")
     for key in ("fixed", "grid", "baseline"):
         problems += _find_mapping_problems(f"`{key}`", spec[key])
     axes, fixed = (spec[key] if isinstance(spec[key], dict) else {} for key in ("grid", "fixed"))
@@ -106,6 +123,8 @@ def _find_problems(spec: Mapping) -> list[str]:
         if not isinstance(values, list) or not values:
             problems.append(f"`grid`: {axis} must be a list of values, got {_kind(values)}; write {axis}: [VALUE, ...]")
     problems += [f"{name} stands in `fixed` and in `grid`; take one out" for name in axes if name in fixed]
+    if spec["parts"] and "parts" in (axes | fixed):
+        problems.append("the files of parts stand twice, as `parts` and as a parameter; take one out")
     for key in ("runs", "then"):
         problems += _find_list_problems(key, spec[key])
     for step in spec["then"] if isinstance(spec["then"], list) else ():

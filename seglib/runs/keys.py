@@ -11,6 +11,7 @@ from seglib.data.fingerprint import fingerprint_data, fingerprint_sets, hash_fil
 from seglib.errors import InputError
 from seglib.files import hash_text
 from seglib.parameters import NotebookConfig
+from seglib.parts import hash_parts
 from seglib.runs.notebook import find_config, hash_code, read_defaults
 from seglib.runs.record import read_record
 
@@ -38,6 +39,7 @@ def compute_keys(
             "notebook": code,
             "results": seglib.RESULTS,
         }
+        | ({"parts": hash_parts(values["parts"])} if _uses_parts(config, values) else {})
         for values in parameters
     ]
 
@@ -94,8 +96,12 @@ def _hash_parameters(config: type[NotebookConfig] | None, values: Mapping[str, A
     """Of the resolved values that decide something; paths and what is joined to the data count by their content."""
     fields = config.model_fields if config else {}
     left_out = {"run_dir", *_find_paths(config, values), *(name for name in _WITHOUT_EFFECT if name in fields)}
-    left_out |= {"extra_data"} & fields.keys()
+    left_out |= {"extra_data", "parts"} & fields.keys()
     return hash_values({name: value for name, value in values.items() if name not in left_out})
+
+
+def _uses_parts(config: type[NotebookConfig] | None, values: Mapping[str, Any]) -> bool:
+    return config is not None and "parts" in config.model_fields and bool(values["parts"])
 
 
 def hash_values(values: object) -> str:

@@ -90,6 +90,12 @@ def _ask_child(models: Sequence[dict]) -> list[str]:
 
 
 @cache
+def shipped_architectures() -> tuple[str, ...]:
+    """Names of the architectures that come with seglib."""
+    return tuple(json.loads(TABLE.read_text())["architectures"])
+
+
+@cache
 def _load_table() -> dict:
     """The shipped table; empty if it was made with other versions than those installed."""
     table = json.loads(TABLE.read_text()) if TABLE.is_file() else {}

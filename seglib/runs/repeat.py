@@ -7,6 +7,7 @@ from typing import Any
 
 from seglib.errors import InputError, InputErrors
 from seglib.files import PROJECT
+from seglib.parts import find_kept_parts
 from seglib.runs.checks import check_values
 from seglib.runs.keys import compare_keys, compute_keys
 from seglib.runs.notebook import find_config, read_defaults
@@ -85,6 +86,7 @@ def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
     defaults, config = read_defaults(notebook), find_config(notebook)
     values = defaults | record["params"]
     values |= {name: value for name, value in _ALONE.items() if name in values}
+    values |= {"parts": find_kept_parts(run_dir)} if "parts" in values else {}
     values = config.resolve_paths(values, notebook.parent) if config else values  # a run by hand may have relative ones
     parameters, problems = check_values(config, defaults, values)
     if problems:

@@ -191,7 +191,7 @@ def evaluate(trainee: Trainee, loader: DataLoader, num_classes: int) -> Evaluati
         images, masks = move(images, device), move(masks, device)
         with autocast(device, trainee.precision):
             logits = model(images)
-            total += trainee.loss(logits, masks) * valid
+            total += trainee.compute_loss(logits, masks) * valid
         confusions.append(confusion_per_image(masks, logits.argmax(dim=1), num_classes, IGNORE_INDEX).cpu())
         pixels += valid
     return Evaluation(torch.cat(confusions).numpy(), float(total) / max(1, pixels))

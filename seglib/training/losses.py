@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from seglib import vocabulary
 from seglib.errors import InputError
+from seglib.parts import Part, find_parts, require_options
 from seglib.training.class_weights import check_class_data, resolve_class_weights
 from seglib.training.pixel_losses import cross_entropy, focal, label_smoothing, ohem
 from seglib.training.region_losses import dice, focal_tversky, jaccard, lovasz, miou, tversky
@@ -57,7 +58,7 @@ def build_loss(
     Parameters
     ----------
     terms
-        By name in `LOSSES`: a finite weight >= 0, or a mapping of `weight` (1 by default) and the term's options, its
+        By name in `LOSSES` or registered by you: a finite weight >= 0, or a mapping of `weight` (1 by default) and the term's options, its
         keywords. At least one weight is > 0; they need not sum to 1. The option `class_weights` is "" (none),
         "balanced" (n / (k n_c) over the k classes in the data) or a mapping of class names to weights >= 0 (others 1).
     num_classes
@@ -84,19 +85,37 @@ def build_loss(
     if not 2 <= num_classes <= 256:
         raise InputError(f"loss: num_classes must be 2 to 256 (masks are uint8), got {num_classes}.")
     check_class_data(num_classes, class_names, class_pixels)
-    weighted = []
-    for name, options in read_choices("loss", terms, vocabulary.LOSSES, LOSS_NUMBER).items():
+    weighted, own = [], find_parts("loss")
+    known = vocabulary.LOSSES | {name: part.options for name, part in own.items()}
+    for name, options in read_choices("loss", terms, known, LOSS_NUMBER).items():
         weight = options.pop("weight", 1.0)
         if "class_weights" in options:
             options["class_weights"] = resolve_class_weights(name, options["class_weights"], class_names, class_pixels)
         if weight > 0:
-            weighted.append((float(weight), partial(LOSSES[name], **options)))
+            term = _build_own(own[name], options) if name in own else partial(LOSSES[name], **options)
+            weighted.append((float(weight), term))
     if not weighted:
         raise InputError(f"loss: at least one weight must be > 0, got {dict(terms)}; try cross_entropy: 1.0.")
-    return _Mixture(weighted, num_classes, ignore_index)
+    return Mixture(weighted, num_classes, ignore_index)
 
 
-class _Mixture(nn.Module):
+def _build_own(part: Part, options: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """A registered loss as a term; its targets are int64, as torch's own losses want them."""
+    require_options(f"loss.{part.name}", part, options)
+
+    def term(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        value = part.build(logits, target.long(), weight, **options)
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"loss.{part.name} must return a scalar tensor, got {got}; average it over valid pixels")
+        return value
+
+    return term
+
+
+class Mixture(nn.Module):
+    """The weighted sum that `build_loss` returns; see there."""
+
     def __init__(self, terms: list[tuple[float, Callable[..., Tensor]]], num_classes: int, ignore_index: int):
         super().__init__()
         self.terms, self.num_classes, self.ignore_index = terms, num_classes, ignore_index

@@ -11,6 +11,7 @@ from seglib.errors import InputError
 from seglib.training.batch_mixing import Mix, Targets, keep_apart
 from seglib.training.determinism import explain_nondeterminism
 from seglib.training.device import autocast, describe_device, forget_peak_memory, peak_memory_mb
+from seglib.training.losses import Mixture
 from seglib.training.schedule import Schedule
 
 IGNORE_INDEX = 255
@@ -49,6 +50,13 @@ class Trainee:
         if self.freeze_epochs and self.model.encoder is None:
             raise InputError(f"freeze_epochs must be 0 for a model without an encoder, got {self.freeze_epochs}")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
+
+    def compute_loss(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """The loss of logits (N, C, H, W) and masks (N, H, W) uint8; a scalar.
+
+        seglib's own takes masks as they are; any other, as torch's nn.CrossEntropyLoss, wants int64.
+        """
+        return self.loss(logits, masks if isinstance(self.loss, Mixture) else masks.long())
 
     def set_mode(self, epoch: int) -> None:
         """Make the model train, without its encoder in the epochs (from 1) in which that is frozen."""
@@ -177,7 +185,10 @@ def _backward(trainee: Trainee, images: Tensor, targets: Targets, parts: int) ->
             outputs = trainee.model(images_part)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             values = [
-                sum(share * trainee.loss(logits, masks) for share, masks in zip(shares, masks_parts, strict=True))
+                sum(
+                    share * trainee.compute_loss(logits, masks)
+                    for share, masks in zip(shares, masks_parts, strict=True)
+                )
                 for logits in outputs
             ]
         objective = values[0] + sum(trainee.model.auxiliary_weight * value for value in values[1:])

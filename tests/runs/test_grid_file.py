@@ -104,7 +104,7 @@ BROKEN = {
     "unknown key": (HEAD + "grids: {}", "unknown key 'grids'; did you mean 'grid'?"),
     "a parameter outside": (
         HEAD + "lr: 1",
-        "unknown key 'lr'; choices: notebook, name, fixed, grid, runs, baseline, then; parameters",
+        "unknown key 'lr'; choices: notebook, name, parts, fixed, grid, runs, baseline, then; parameters",
     ),
     "fixed is a number": (
         HEAD + "fixed: 0\ngrid: {lr: [1]}",

@@ -1,0 +1,282 @@
+"""Parts of the user's own: registered by a decorator, found by name, read without being run, kept with each run.
+
+A file of parts is run only where a model is trained or opened again. The runner of grids reads it (`read_parts`): what
+it knows of a part is its name and its options, the arguments after those that seglib gives.
+"""
+
+import ast
+import importlib.util
+import inspect
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from seglib.errors import InputError, unknown_name
+from seglib.files import hash_text
+from seglib.parameters import Number, Switch, Text, Whole
+from seglib.runs.preflight import shipped_architectures
+from seglib.vocabulary import LOSSES, check_options
+
+_GIVEN = {"model": ("num_classes",), "loss": ("logits", "target", "weight")}  # kind -> what seglib gives, by position
+_TYPES = {"int": Whole, "float": Number, "bool": Switch, "str": Text}  # of options; others are checked by the part
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part: `options` are name -> type, `needed` those without a default; `build` is None where it was only read."""
+
+    kind: str
+    name: str
+    options: dict[str, Any]
+    needed: tuple[str, ...]
+    build: Callable | None = field(default=None, compare=False)
+
+
+_registered: dict[tuple[str, str], Part] = {}
+_loaded: dict[str, list[Part]] = {}  # by the hash of a file's text
+
+
+def register(kind: str) -> Callable[[Callable], Callable]:
+    """Make a model or a loss of yours known by its name, in a file of `parts` or in a notebook's cell.
+
+    `@register("model")` takes a class or function `(num_classes, options...) -> nn.Module`, which maps float images
+    (N, 3, H, W), normalised, to logits (N, num_classes, H, W). `@register("loss")` takes a function
+    `(logits (N, C, H, W), target (N, H, W) int64, weight (N, H, W), *, options...) -> scalar`, where `weight` is 0 for
+    ignored pixels and 1 elsewhere. Registered again, the newer one counts.
+
+    Raises
+    ------
+    InputError
+        An unknown kind, a name of a shipped part, or arguments that do not fit.
+    """
+
+    def add(build: Callable) -> Callable:
+        arguments = [
+            (name, _name_type(each.annotation), each.default is each.empty, each.kind is each.KEYWORD_ONLY)
+            for name, each in inspect.signature(build).parameters.items()
+            if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        ]
+        part = _describe("@register", kind, build.__name__, inspect.isclass(build), arguments, build)
+        _registered[kind, part.name] = part
+        return build
+
+    return add
+
+
+def find_parts(kind: str, paths: Iterable[str | Path] = ()) -> dict[str, Part]:
+    """Own parts of a kind by name: the registered ones, and those that files define."""
+    registered = [part for part in _registered.values() if part.kind == kind]
+    return {part.name: part for part in [*registered, *(p for p in read_parts(paths) if p.kind == kind)]}
+
+
+def read_parts(paths: Iterable[str | Path]) -> list[Part]:
+    """What files define by `@register(...)` at their top level, without running them.
+
+    Raises
+    ------
+    InputError
+        Files that cannot be read, or that define a name twice, a shipped name or arguments that do not fit.
+    """
+    found: dict[tuple[str, str], Path] = {}
+    parts, files = [], {}
+    for path in map(Path, paths):
+        if path.name in files:
+            raise InputError(f"parts: {path} and {files[path.name]} have the same file name; rename one")
+        files[path.name] = path
+        for part in _read_definitions(path, _read_text(path)):
+            if (part.kind, part.name) in found:
+                raise InputError(
+                    f"parts: {part.kind} {part.name!r} stands in {found[part.kind, part.name]} and in {path}; rename one"
+                )
+            found[part.kind, part.name] = path
+            parts.append(part)
+    return parts
+
+
+def load_parts(paths: Iterable[str | Path], keep_in: str | Path | None = None) -> None:
+    """Run files of parts, each content once, so that their parts are registered.
+
+    Parameters
+    ----------
+    keep_in : a run's folder; its `parts` gets a copy of each file, with which the run is opened again.
+
+    Raises
+    ------
+    InputError
+        See `read_parts`, and a file that cannot be run.
+    """
+    paths = [Path(path).expanduser().resolve() for path in paths]
+    read_parts(paths)
+    for path in paths:
+        text = _read_text(path)
+        content = hash_text(text)
+        if content not in _loaded:
+            _loaded[content] = _run_file(path, f"seglib_parts_{path.stem}_{content[:8]}")
+        _registered.update({(part.kind, part.name): part for part in _loaded[content]})
+        if keep_in is not None:
+            folder = Path(keep_in) / "parts"
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / path.name)
+
+
+def find_kept_parts(run_dir: str | Path) -> list[str]:
+    """The copies of own parts in a run's folder; [] where it used none."""
+    return sorted(map(str, (Path(run_dir) / "parts").glob("*.py")))
+
+
+def hash_parts(paths: Iterable[str | Path]) -> list[str]:
+    """Hash of each file's code, in no order; comments, docstrings and layout do not count."""
+    return sorted(
+        hash_text(ast.unparse(_without_docstrings(_parse(path, _read_text(path))))) for path in map(Path, paths)
+    )
+
+
+def read_architecture(architecture: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and options of a model: `TinyNet`, or `{TinyNet: {width: 32}}`."""
+    if isinstance(architecture, str) and architecture:
+        return architecture, {}
+    if isinstance(architecture, Mapping) and len(architecture) == 1:
+        ((name, options),) = architecture.items()
+        if isinstance(name, str) and isinstance(options, Mapping):
+            return name, dict(options)
+    raise InputError(f"architecture must be a name, or one name with its options, got {architecture!r}")
+
+
+def check_architecture(architecture: str | Mapping[str, Any], own: Mapping[str, Part]) -> str | dict[str, Any]:
+    """Check the options of an own model, and that a shipped one has none; return it with whole numbers as floats.
+
+    Raises
+    ------
+    InputError
+        One line for the first mistake.
+    """
+    name, options = read_architecture(architecture)
+    if name in own:
+        options = check_options(f"architecture.{name}", options, own[name].options)
+        require_options(f"architecture.{name}", own[name], options)
+        return {name: options} if options else name
+    if name not in shipped_architectures() and (own or isinstance(architecture, Mapping)):
+        raise InputError(unknown_name("architecture", name, [*own, *shipped_architectures()], limit=30))
+    if isinstance(architecture, Mapping):
+        raise InputError(f"architecture {name} takes no options, got {architecture!r}; write architecture: {name}")
+    return name
+
+
+def require_options(where: str, part: Part, given: Iterable[str]) -> None:
+    """Refuse options of a part that have no default and are not given."""
+    missing = [name for name in part.needed if name not in given]
+    if missing:
+        raise InputError(f"{where}: required the option {missing[0]}, which has no default, got none")
+
+
+def _describe(
+    where: str, kind: str, name: str, is_class: bool, arguments: list[tuple], build: Callable | None = None
+) -> Part:
+    """A part of its arguments, each (name, type, whether it must be given, whether it is a keyword only)."""
+    if kind not in _GIVEN:
+        raise InputError(f"{where}: {unknown_name('kind of part', kind, _GIVEN)}")
+    where = f"{where}: {kind} {name!r}"
+    given = _GIVEN[kind]
+    form = f"{name}({', '.join(given)}, *, ...)"
+    if kind == "loss" and is_class:
+        raise InputError(f"{where}: required a function {form}, got a class")
+    if name in (LOSSES if kind == "loss" else shipped_architectures()):
+        raise InputError(f"{where}: required a name of its own, got that of a shipped {kind}; rename yours")
+    positional = [name for name, _, _, keyword in arguments if not keyword]
+    options = arguments[len(given) :]
+    if len(positional) < len(given):
+        raise InputError(f"{where}: required the arguments {form}, got ({', '.join(positional) or 'none'})")
+    if kind == "loss" and any(option == "weight" for option, *_ in options):
+        raise InputError(f"{where}: `weight` is its factor in the sum; call the option by another name")
+    types = {option: _TYPES.get(annotation, Any) for option, annotation, *_ in options}
+    return Part(kind, name, types, tuple(option for option, _, needed, _ in options if needed), build)
+
+
+@cache
+def _read_definitions(path: Path, text: str) -> list[Part]:
+    parts = []
+    for node in _parse(path, text).body:
+        for decorator in getattr(node, "decorator_list", ()):
+            kind = _find_kind(decorator)
+            if kind is not None:
+                is_class = isinstance(node, ast.ClassDef)
+                parts.append(_describe(f"{path}, line {node.lineno}", kind, node.name, is_class, _read_arguments(node)))
+    return parts
+
+
+def _find_kind(decorator: ast.expr) -> str | None:
+    """The kind in `@register("loss")`; None for another decorator."""
+    if not isinstance(decorator, ast.Call) or len(decorator.args) != 1:
+        return None
+    name = getattr(decorator.func, "id", getattr(decorator.func, "attr", ""))
+    return getattr(decorator.args[0], "value", None) if name == "register" else None
+
+
+def _read_arguments(node: ast.FunctionDef | ast.ClassDef) -> list[tuple]:
+    """See `_describe`; of a class, those of its __init__ without self."""
+    function = node
+    if isinstance(node, ast.ClassDef):
+        function = next((each for each in node.body if getattr(each, "name", "") == "__init__"), None)
+        if function is None:
+            return []
+    a = function.args
+    positional = [*a.posonlyargs, *a.args]
+    first_default = len(positional) - len(a.defaults)
+    arguments = [
+        (each.arg, _name_type(each.annotation), number < first_default, False) for number, each in enumerate(positional)
+    ]
+    arguments = arguments[1:] if function is not node else arguments
+    return arguments + [
+        (each.arg, _name_type(each.annotation), default is None, True)
+        for each, default in zip(a.kwonlyargs, a.kw_defaults, strict=True)
+    ]
+
+
+def _name_type(annotation: object) -> str:
+    """An annotation's name, be it a type, its text or its syntax tree."""
+    for name in ("__name__", "id", "value"):
+        annotation = getattr(annotation, name, annotation)
+    return str(annotation)
+
+
+def _run_file(path: Path, name: str) -> list[Part]:
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # as an import does: dataclasses look there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"parts: {path} must run as Python, got {type(error).__name__}: {error}") from error
+    return [part for part in _registered.values() if part.build.__module__ == name]
+
+
+def _parse(path: Path, text: str) -> ast.Module:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+        place = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+        raise InputError(f"parts: {path} must be Python, got {place}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        got = error.strerror if isinstance(error, OSError) else "other bytes"
+        raise InputError(f"parts: required a Python file (UTF-8), got {str(path)!r}: {got}") from error
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+    return tree

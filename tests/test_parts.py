@@ -1,0 +1,227 @@
+"""Own losses and models: registered, checked before a grid starts, trained, kept with the run and opened again."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from seglib import parts, register
+from seglib.errors import InputError
+from seglib.files import PROJECT
+from seglib.inference.finished_run import load_finished_run
+from seglib.models import build_model
+from seglib.parts import find_parts, hash_parts, load_parts, read_parts
+from seglib.runs.grid import load_grid
+from seglib.runs.grid_file import read_grid_file
+from seglib.training.losses import build_loss
+from seglib.training.step import Trainee, add_gradients
+
+MY_PARTS = '''"""Parts of a user."""
+import torch
+from torch import nn
+from seglib import register
+
+
+@register("model")
+class TinyNet(nn.Module):
+    """Two convolutions."""
+
+    def __init__(self, num_classes: int, width: int = 16):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, images):
+        return self.last(self.first(images).relu())
+
+
+@register("loss")
+def poly1(logits, target, weight, *, epsilon: float = 1.0):
+    """Cross entropy + epsilon (1 - p)."""
+    log_p = logits.log_softmax(1).gather(1, target[:, None])[:, 0]
+    return ((-log_p + epsilon * (1 - log_p.exp())) * weight).sum() / weight.sum().clamp_min(1)  # valid pixels
+'''
+GRID = """
+notebook: notebooks/02_train.ipynb
+parts: [my_parts.py]
+fixed: {data_dir: synthetic, image_size: 64, encoder: "", encoder_weights: "", batch_size: 8, lr: 0.01}
+runs:
+  - {architecture: {TinyNet: {width: 8}}, loss: {poly1: {weight: 0.5, epsilon: 2.0}}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_registered(monkeypatch):
+    monkeypatch.setattr(parts, "_registered", {})
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "my_parts.py").write_text(MY_PARTS)
+    (tmp_path / "grid.yaml").write_text(GRID)
+    return tmp_path
+
+
+def change(folder: Path, before: str, after: str, name: str = "my_parts.py") -> None:
+    text = (folder / name).read_text()
+    assert before in text
+    (folder / name).write_text(text.replace(before, after))
+
+
+def load(folder: Path):
+    return load_grid(folder / "grid.yaml", folder / "outputs", {})
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_importing_seglib_or_reading_parts_imports_no_torch(folder):
+    code = f"import sys, seglib; seglib.register; from seglib.parts import read_parts; read_parts([{str(folder / 'my_parts.py')!r}]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_file_is_read_as_it_is_registered(folder):
+    change(folder, "width: int = 16", 'width: int, *, act: str = "relu", deep: bool = False, extra=None')
+    read = {part.name: part for part in read_parts([folder / "my_parts.py"])}
+    load_parts([folder / "my_parts.py"])
+    assert read == find_parts("model") | find_parts("loss")
+    assert list(read["TinyNet"].options) == ["width", "act", "deep", "extra"] and read["TinyNet"].needed == ("width",)
+
+
+def test_the_loss_is_its_formula(folder):
+    load_parts([folder / "my_parts.py"])
+    logits, mask = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4), dtype=torch.uint8)
+    mask[0, 0] = 255
+    loss = build_loss({"poly1": {"weight": 0.5, "epsilon": 2.0}, "cross_entropy": 0.25}, 3)(logits, mask)
+    ce = nn.functional.cross_entropy(logits, mask.long(), ignore_index=255, reduction="none")[mask != 255]
+    assert loss == pytest.approx((0.5 * (ce + 2 * (1 - (-ce).exp())) + 0.25 * ce).mean().item(), rel=1e-5)
+
+
+def test_the_model_is_given_normalised_images(folder):
+    load_parts([folder / "my_parts.py"])
+    model = build_model({"TinyNet": {"width": 4}}, "", 5)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert model.network.first.out_channels == 4
+    assert torch.equal(model(images), model.network((images.float() / 255 - model.mean) / model.std))
+
+
+def test_what_a_part_returns_is_checked():
+    register("model")(type("Halving", (nn.Conv2d,), {"__init__": lambda s, n: nn.Conv2d.__init__(s, 3, n, 2, 2)}))
+    register("loss")(summed)
+    with pytest.raises(InputError, match=r"Halving: required logits .* of \(2, 5, 8, 8\), got \(2, 5, 4, 4\)"):
+        build_model("Halving", "", 5)(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(InputError, match=r"loss.summed must return a scalar tensor, got one of shape \(2, 4, 4\)"):
+        build_loss({"summed": 1.0}, 3)(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.uint8))
+
+
+def summed(logits, target, weight):
+    return logits.sum(1)
+
+
+def test_the_newest_registration_counts_and_shipped_names_are_taken():
+    register("loss")(summed)
+    again = lambda logits, target, weight: logits.sum()  # noqa: E731
+    again.__name__ = "summed"
+    register("loss")(again)
+    assert find_parts("loss")["summed"].build is again
+    again.__name__ = "dice"
+    with pytest.raises(InputError, match="required a name of its own, got that of a shipped loss"):
+        register("loss")(again)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "words"),
+    [
+        ("grid.yaml", "{poly1:", "{poly2:", "unknown loss 'poly2'; did you mean 'poly1'?"),
+        (
+            "grid.yaml",
+            "epsilon: 2.0",
+            "epsilom: 2.0",
+            "unknown option of loss.poly1 'epsilom'; did you mean 'epsilon'?",
+        ),
+        ("grid.yaml", "epsilon: 2.0", "epsilon: high", "loss.poly1.epsilon must be a number, got 'high' (a text)"),
+        ("grid.yaml", "{TinyNet:", "{TinyNot:", "unknown architecture 'TinyNot'; did you mean 'TinyNet'"),
+        ("grid.yaml", "width: 8", "width: 8.5", "architecture.TinyNet.width must be"),
+        ("grid.yaml", "{TinyNet: {width: 8}}", "{FPN: {width: 8}}", "architecture FPN takes no options"),
+        ("grid.yaml", 'encoder: ""', "encoder: resnet18", "TinyNet has no encoder to choose, got 'resnet18'"),
+        ("grid.yaml", "[my_parts.py]", "[other.py]", "`parts`: there is no file 'other.py', neither in"),
+        ("my_parts.py", "class TinyNet", "class FPN", "got that of a shipped model; rename yours"),
+        (
+            "my_parts.py",
+            "target, weight, *",
+            "target, *",
+            "required the arguments poly1(logits, target, weight, *, ...)",
+        ),
+        ("my_parts.py", '"loss"', '"lost"', "unknown kind of part 'lost'; did you mean 'loss'"),
+        ("my_parts.py", "def poly1(", "def poly1((", "must be Python, got line"),
+        ("my_parts.py", "epsilon: float = 1.0", "epsilon: float = 1.0, gamma", "required the option gamma"),
+    ],
+)
+def test_each_mistake_is_one_line_before_the_grid_starts(folder, file, before, after, words):
+    change(folder, before, after, file)
+    assert words in refusal(folder)
+
+
+def test_names_that_stand_twice_are_refused(folder):
+    (folder / "more.py").write_text(MY_PARTS)
+    change(folder, "[my_parts.py]", "[my_parts.py, more.py]", "grid.yaml")
+    assert "model 'TinyNet' stands in" in refusal(folder)
+
+
+def test_parts_are_seen_from_the_grid_file(folder, monkeypatch):
+    monkeypatch.chdir("/")
+    assert read_grid_file(folder / "grid.yaml").fixed["parts"] == [str(folder / "my_parts.py")]
+
+
+def test_code_changes_the_key_and_comments_do_not(folder):
+    (before,) = load(folder).runs
+    change(folder, "# valid pixels", "# the valid pixels only")
+    change(folder, '"""Cross entropy + epsilon (1 - p)."""', '"""PolyLoss."""')
+    assert load(folder).runs[0].key == before.key
+    change(folder, "(1 - log_p.exp())", "(1 - log_p.exp()) ** 2")
+    assert load(folder).runs[0].key != before.key
+    assert len(hash_parts([folder / "my_parts.py"])) == 1
+
+
+def test_torch_losses_get_int64_targets():
+    model = nn.Conv2d(3, 4, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    loss = nn.CrossEntropyLoss(ignore_index=255)
+    trainee = Trainee(model, loss, optimizer, SimpleNamespace(), torch.device("cpu"))
+    images, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 4, (2, 8, 8), dtype=torch.uint8)
+    masks[:, 0] = 255
+    model.auxiliary_weight = 0.0
+    value, valid = add_gradients(trainee, images, [(masks, 1.0)], 2)
+    assert value == pytest.approx(loss(model(images), masks.long()).item()) and valid == 2 * 7 * 8
+    assert model.weight.grad.abs().sum() > 0
+
+
+def test_a_grid_of_own_parts_trains_and_opens_again_without_the_file(folder, capsys):
+    spec = importlib.util.spec_from_file_location("run_grid", PROJECT / "run_grid.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    code = module.main([str(folder / "grid.yaml"), "--debug", "--outputs", str(folder / "outputs")])
+    captured = capsys.readouterr()
+    assert code == 0, captured
+    (run_dir,) = (path.parent for path in (folder / "outputs").glob("*/*/record.json"))
+    record = json.loads((run_dir / "record.json").read_text())
+    assert record["params"]["architecture"] == {"TinyNet": {"width": 8}}
+    assert record["params"]["loss"] == {"poly1": {"weight": 0.5, "epsilon": 2.0}}
+    assert (run_dir / "parts" / "my_parts.py").read_text() == MY_PARTS
+    (folder / "my_parts.py").unlink()
+    run = load_finished_run(run_dir)
+    assert type(run.model.network).__name__ == "TinyNet" and run.model.network.first.out_channels == 8
+    (run_dir / "parts" / "my_parts.py").unlink()
+    parts._registered.clear()
+    with pytest.raises(InputError, match=r"required a file with @register\('model'\) TinyNet in .*parts, got none"):
+        load_finished_run(run_dir)
