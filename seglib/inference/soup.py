@@ -1,11 +1,12 @@
 """Model soup: the mean of several finished runs' weights, kept where it is better than the best of them.
 
-`python -m seglib.inference.soup RUN RUN ... --output DIR [--uniform] [--select-by miou]`
+`python -m seglib soup RUN RUN ... --output DIR [--uniform] [--select-by miou]`
 """
 
 import argparse
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -228,18 +229,18 @@ def _format_result(
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m seglib.inference.soup", description=__doc__.split("\n")[0])
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m seglib soup", description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished training run")
     parser.add_argument("--output", required=True, metavar="DIR", help="new folder, which is then a finished run")
     parser.add_argument("--uniform", action="store_true", help="average all; else those that make the soup better")
     parser.add_argument("--select-by", default="miou", choices=get_args(Selection))
     parser.add_argument("--data-dir", default="", metavar="DIR", help="where the runs' data is now, if it moved")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         output = make_soup(
-            arguments.runs, arguments.output, uniform=arguments.uniform, select_by=arguments.select_by,
-            data_dir=arguments.data_dir,
+            options.runs, options.output, uniform=options.uniform, select_by=options.select_by,
+            data_dir=options.data_dir,
         )  # fmt: skip
     except InputError as error:
         parser.exit(2, f"{error}\n")
@@ -247,4 +248,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    print("python -m seglib.inference.soup is now: python -m seglib soup", file=sys.stderr)
     main()

@@ -156,7 +156,7 @@ def describe_left(rows: list[Row], options: argparse.Namespace) -> str:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Options of each command; `action` is the function that does it."""
-    parser = argparse.ArgumentParser(prog="python -m seglib.inference.submission", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m seglib submission", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="check | send | score | list")
 
     checking = commands.add_parser("check", help="find all that is wrong with a file")
@@ -228,4 +228,5 @@ def _hours(text: str) -> float:
 
 
 if __name__ == "__main__":
+    print("python -m seglib.inference.submission is now: python -m seglib submission", file=sys.stderr)
     sys.exit(main())

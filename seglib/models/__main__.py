@@ -81,6 +81,7 @@ def main() -> None:
     elif arguments.write_table:
         write_text(TABLE, json.dumps(make_table(), indent=1) + "\n")
     else:
+        print("python -m seglib.models --list is now: python -m seglib list models", file=sys.stderr)
         try:
             list_models(arguments.works_with)
         except InputError as error:
