@@ -58,14 +58,14 @@ def _describe(kind: str) -> Mapping[str, str]:
     if kind == "loss":
         from seglib.training.losses import LOSSES as builders
     elif kind == "mixing":
-        from seglib.data.mixing import SAMPLE_MIXES
-        from seglib.training.batch_mixing import BATCH_MIXES
+        from seglib.data.loader import SAMPLE_MIXES
+        from seglib.training.mixing import BATCH_MIXES
 
         builders = BATCH_MIXES | SAMPLE_MIXES
     elif kind == "scheduler":
-        from seglib.training.schedule import SCHEDULES as builders
+        from seglib.training.optim import SCHEDULES as builders
     elif kind == "augmentation":
-        from seglib.data.augment_presets import PRESETS as builders
+        from seglib.data.augment import PRESETS as builders
     elif kind == "optimizer":
         from timm.optim import get_optimizer_info
 

@@ -9,15 +9,15 @@ from pydantic import ValidationError
 from seglib import vocabulary
 from seglib.config import TrainConfig
 from seglib.data.augment import PRESETS
+from seglib.data.loader import SAMPLE_MIXES
 from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS
-from seglib.data.mixing import SAMPLE_MIXES
 from seglib.data.splits import SPLITS
 from seglib.errors import InputErrors
 from seglib.files import PROJECT
 from seglib.runs.notebook import find_config, read_defaults
-from seglib.training.batch_mixing import BATCH_MIXES
 from seglib.training.losses import LOSSES
-from seglib.training.schedule import SCHEDULES
+from seglib.training.mixing import BATCH_MIXES
+from seglib.training.optim import SCHEDULES
 
 NOTEBOOK = PROJECT / "notebooks" / "02_train.ipynb"
 DEFAULTS = read_defaults(NOTEBOOK)

@@ -225,3 +225,21 @@ def test_a_grid_of_own_parts_trains_and_opens_again_without_the_file(folder, cap
     parts._registered.clear()
     with pytest.raises(InputError, match=r"required a file with @register\('model'\) TinyNet in .*parts, got none"):
         load_finished_run(run_dir)
+
+
+def test_the_readmes_example_works(folder):
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    example = next(block for block in readme.split("```python\n")[1:] if "@register" in block).split("```")[0]
+    (folder / "my_parts.py").write_text(example)
+    assert [(part.kind, part.name) for part in read_parts([folder / "my_parts.py"])] == [
+        ("loss", "poly1"),
+        ("model", "TinyNet"),
+    ]
+    load_parts([folder / "my_parts.py"])
+    model = build_model({"TinyNet": {"width": 4}}, "", 3, encoder_weights="").eval()
+    images, masks = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.randint(0, 3, (2, 64, 64))
+    logits = model(images)
+    p = logits.softmax(1).gather(1, masks[:, None])
+    expected = (-p.log() + 2 * (1 - p)).mean()
+    loss = build_loss({"poly1": {"weight": 0.5, "epsilon": 2.0}}, 3)
+    torch.testing.assert_close(loss(logits, masks), 0.5 * expected)

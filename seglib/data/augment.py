@@ -1,13 +1,376 @@
-"""Augmentation, applied to image and mask together, each sample from a random stream of its own."""
+"""Augmentations: presets and lists of albumentations' transforms, drawn from (seed, epoch, index).
 
+Names and options are albumentations'. A mask is filled with 255 (ignored) where a step leaves no data, see
+`seglib.data.augment`. Lengths in pixels follow the image's size, so that 64 px debug images stay recognisable.
+Only `blur` and `elastic` contain the flips; the others go with them as `[flips, weather]`.
+"""
+
+import inspect
 import random
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import albumentations as A
+import cv2
 import numpy as np
+from albumentations.core.transforms_interface import BasicTransform, DualTransform, ImageOnlyTransform, Transform3D
+from pydantic import BaseModel, Field, ValidationError
 
-from seglib.data.augment_presets import PRESETS
-from seglib.data.augment_spec import build_steps
+from seglib.data.masks import IGNORE_INDEX
+from seglib.errors import InputError, unknown_name
+
+# The augmentations that have a name: lists of steps as a grid file would write them, sized to the image.
+
+
+Steps = list[str | dict]
+
+
+def _none(image_size: int) -> Steps:
+    return []
+
+
+def _flips(image_size: int) -> Steps:
+    return [{"HorizontalFlip": {"p": 0.5}}, {"VerticalFlip": {"p": 0.5}}, {"RandomRotate90": {"p": 0.5}}]
+
+
+def _blur(image_size: int) -> Steps:
+    blurs = [
+        {"MotionBlur": {"blur_limit": [3, max(3, image_size // 80 * 2 + 1)]}},
+        {"GaussianBlur": {"sigma_limit": [0.3, max(0.6, image_size / 200)]}},
+        {"OpticalDistortion": {"distort_limit": 0.3}},
+    ]
+    return ["flips", {"OneOf": {"transforms": blurs, "p": 0.5}}]
+
+
+def _elastic(image_size: int) -> Steps:
+    return ["flips", {"ElasticTransform": {**_elastic_strength(image_size), "p": 0.5}}]
+
+
+def _elastic_strength(image_size: int) -> dict:
+    """Displacements of 1/200 of the side, smooth over 1/40.
+
+    albumentations blurs noise in -1..1 with sigma and multiplies it by alpha: what is left of the noise is
+    1 / sqrt(3) / (2 sqrt(pi) sigma) of its width, 0.16 / sigma. Its defaults (alpha 1, sigma 50) move pixels by 0.003 px.
+    """
+    sigma = max(1, image_size / 40)
+    return {"sigma": sigma, "alpha": image_size / 200 * sigma / 0.16, "noise_distribution": "uniform"}
+
+
+def _weather(image_size: int) -> Steps:
+    rain = {"drop_length": max(3, image_size // 25), "blur_value": 3, "brightness_coefficient": 0.85}
+    flare = {"src_radius": image_size // 3, "num_flare_circles_range": [3, 6]}
+    steps = [
+        {"RandomRain": rain},
+        {"RandomSnow": {"snow_point_range": [0.1, 0.25], "brightness_coeff": 2.0}},
+        {"RandomSunFlare": flare},
+        {"RandomFog": {"fog_coef_range": [0.6, 1.0], "alpha_coef": 0.03}},  # a low coef is slow: many small puffs
+    ]
+    return [{"OneOf": {"transforms": steps, "p": 0.5}}]
+
+
+def _color(image_size: int) -> Steps:
+    return [{"OneOf": {"transforms": ["RGBShift", "HueSaturationValue", "ChannelShuffle"], "p": 0.5}}]
+
+
+def _brightness(image_size: int) -> Steps:
+    return [
+        {"RandomBrightnessContrast": {"brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.5}},
+        {"RandomGamma": {"gamma_limit": [70, 140], "p": 0.5}},
+    ]
+
+
+def _clahe(image_size: int) -> Steps:
+    return [{"CLAHE": {"clip_limit": [1, 4], "p": 0.5}}]
+
+
+def _dropout(image_size: int) -> Steps:
+    """Cutout and GridMask: the holes are black and their pixels keep their labels, to be guessed from around them."""
+    side = [0.05, 0.15]  # of the image's
+    holes = {"num_holes_range": [1, 6], "hole_height_range": side, "hole_width_range": side}
+    grid = {"ratio": 0.4, "unit_size_range": [max(2, image_size // 12), max(3, image_size // 6)]}
+    return [{"OneOf": {"transforms": [{"CoarseDropout": holes}, {"GridDropout": grid}], "p": 0.5}}]
+
+
+def _distort(image_size: int) -> Steps:
+    warps = [{"ElasticTransform": _elastic_strength(image_size)}, {"GridDistortion": {"distort_limit": 0.3}}]
+    return [
+        {"Transpose": {"p": 0.5}},
+        {"ShiftScaleRotate": {"rotate_limit": 30, "scale_limit": 0.2, "p": 0.5}},
+        {"OneOf": {"transforms": warps, "p": 0.5}},
+    ]
+
+
+def _glass(image_size: int) -> Steps:
+    return [{"GlassBlur": {"sigma": 0.5, "max_delta": max(1, image_size // 170), "iterations": 1, "p": 0.5}}]
+
+
+def _noise(image_size: int) -> Steps:
+    steps = [
+        {"GaussNoise": {"std_range": [0.02, 0.1]}},
+        {"ISONoise": {"intensity": [0.1, 0.4]}},
+        {"MultiplicativeNoise": {"multiplier": [0.8, 1.2], "elementwise": True, "per_channel": True}},
+    ]
+    return [{"OneOf": {"transforms": steps, "p": 0.5}}]
+
+
+def _crop(image_size: int) -> Steps:
+    around_object = {"CropNonEmptyMaskIfExists": {"height": image_size // 2, "width": image_size // 2}}
+    steps = [
+        {"RandomResizedCrop": {"scale": [0.25, 1.0]}},
+        {"Sequential": {"transforms": [around_object, "Resize"], "p": 1.0}},
+    ]
+    return [{"OneOf": {"transforms": steps, "p": 0.8}}]
+
+
+def _trivial(image_size: int) -> Steps:
+    """TrivialAugment (Mueller and Hutter 2021): one operation drawn evenly, at an evenly drawn strength."""
+    return [{"OneOf": {"transforms": _operations(1.0), "p": 1.0}}]
+
+
+def _autoaugment(image_size: int) -> Steps:
+    """RandAugment (Cubuk 2020): two operations drawn evenly, each at a strength up to the magnitude, 0.5."""
+    return [{"RandomOrder": {"transforms": _operations(0.5), "n": 2, "replace": True, "p": 1.0}}]
+
+
+def _operations(strength: float) -> Steps:
+    """The fourteen operations of both papers; a strength of 1 is TrivialAugment's wide space where masks allow it.
+
+    Narrower than there: brightness, contrast, colour (a factor of 0.01 leaves a black or grey image), shear (45 degrees
+    push most of the pixels out of the image), posterizing to 2 bits. Geometric operations move the mask too.
+    """
+    factor = [1 - 0.7 * strength, 1 + 0.7 * strength]
+    still = {"brightness": [1, 1], "contrast": [1, 1], "saturation": [1, 1], "hue": [0, 0], "p": 1}
+    shift, shear = 0.15 * strength, 30 * strength
+    return [
+        {"NoOp": {"p": 1}},
+        {"Affine": {"shear": {"x": [-shear, shear], "y": 0}, "p": 1}},
+        {"Affine": {"shear": {"x": 0, "y": [-shear, shear]}, "p": 1}},
+        {"Affine": {"translate_percent": {"x": [-shift, shift], "y": 0}, "p": 1}},
+        {"Affine": {"translate_percent": {"x": 0, "y": [-shift, shift]}, "p": 1}},
+        {"Rotate": {"limit": 135 * strength, "p": 1}},
+        {"ColorJitter": still | {"brightness": factor}},
+        {"ColorJitter": still | {"contrast": factor}},
+        {"ColorJitter": still | {"saturation": factor}},
+        {"Sharpen": {"alpha": [0, 0.3 * strength], "lightness": [1, 1], "p": 1}},
+        {"Posterize": {"num_bits": [8 - round(5 * strength), 8], "p": 1}},
+        {"Solarize": {"threshold_range": [1 - 0.9 * strength, 1], "p": 1}},
+        {"AutoContrast": {"method": "pil", "p": 1}},
+        {"Equalize": {"p": 1}},
+    ]
+
+
+PRESETS: dict[str, Callable[[int], Steps]] = {
+    "none": _none,
+    "flips": _flips,
+    "blur": _blur,
+    "elastic": _elastic,
+    "weather": _weather,
+    "color": _color,
+    "brightness": _brightness,
+    "clahe": _clahe,
+    "dropout": _dropout,
+    "distort": _distort,
+    "glass": _glass,
+    "noise": _noise,
+    "crop": _crop,
+    "trivial": _trivial,
+    "autoaugment": _autoaugment,
+}
+
+
+# Augmentations as a grid file names them, to albumentations' transforms; what cannot be built is refused in a line.
+
+
+Step = BasicTransform | A.BaseCompose
+
+_TWICE = "steps and model take uint8 images, and the model normalises them itself: it would be done twice; take it out"
+_BOXES = "it needs bounding boxes, and there are masks only; CropNonEmptyMaskIfExists crops around objects"
+_OTHERS = "it needs other images beside the one that it is given, which a list of steps cannot hold; take it out"
+_CODE = "it needs Python functions, fonts or texts, which a list of steps cannot hold; take it out"
+# What is there under its name and still cannot work here, or works wrongly without a word.
+_UNUSABLE = (
+    dict.fromkeys(("Normalize", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"), _TWICE)
+    | dict.fromkeys(
+        ("AtLeastOneBBoxRandomCrop", "BBoxSafeRandomCrop", "RandomCropNearBBox", "RandomSizedBBoxSafeCrop"), _BOXES
+    )
+    | dict.fromkeys(("FDA", "HistogramMatching", "PixelDistributionAdaptation", "Mosaic", "OverlayElements"), _OTHERS)
+    | dict.fromkeys(("Lambda", "TextImage"), _CODE)
+    | dict.fromkeys(
+        ("Compose", "ReplayCompose"), "steps are composed anyway; use Sequential for steps that go together"
+    )
+    | {
+        "OneOrOther": "use OneOf",
+        "Morphological": "it grows and shrinks classes in the mask by the size of their ids; take it out",
+        "SelectiveChannelTransform": "it gives its steps the image without the mask",
+    }
+)
+_BASES = (BasicTransform, DualTransform, ImageOnlyTransform)
+
+
+class _Choice(BaseModel, extra="forbid"):
+    transforms: list = Field(min_length=1)
+    p: float = Field(0.5, ge=0, le=1)
+
+
+class _Count(_Choice):
+    p: float = Field(1.0, ge=0, le=1)
+    n: int = Field(1, ge=1)
+    replace: bool = False
+
+
+# Compositions' options are not checked by albumentations.
+_COMPOSITIONS: dict[str, type[BaseModel]] = {
+    "OneOf": _Choice,
+    "SomeOf": _Count,
+    "RandomOrder": _Count,
+    "Sequential": _Choice,
+}
+
+
+def list_transforms() -> dict[str, type[BasicTransform]]:
+    """Every transform of the installed albumentations that works on an image and a mask, by its name."""
+    classes = {name: value for name, value in vars(A).items() if inspect.isclass(value)}
+    return {
+        name: value
+        for name, value in sorted(classes.items())
+        if issubclass(value, BasicTransform)
+        and not issubclass(value, Transform3D)
+        and value not in _BASES
+        and name not in _UNUSABLE
+    }
+
+
+def build_steps(spec: str | Sequence, image_size: int, where: str = "augmentation") -> list[Step]:
+    """Build the steps that a preset's name or a list of steps stands for; see `seglib.data.augment.build_augmentation`.
+
+    Raises
+    ------
+    InputError
+        A step that is unknown or cannot be built: `augmentation > OneOf: unknown transform ...`.
+    """
+    if isinstance(spec, str):
+        if spec not in PRESETS:
+            raise InputError(f"{where}: {unknown_name('preset', spec, PRESETS, limit=len(PRESETS))}")
+        spec = PRESETS[spec](image_size)
+    if not isinstance(spec, Sequence):
+        raise InputError(f"{where}: required a preset's name or a list of steps, got {spec!r}; put a dash before it")
+    return [step for item in spec for step in _build_item(item, image_size, where)]
+
+
+def _build_item(item: Any, image_size: int, where: str) -> list[Step]:
+    """The steps of one item of a list: one, or those of a preset."""
+    name, options = _read_item(item, where)
+    if name in PRESETS:
+        if options:
+            raise InputError(
+                f"{where}: the preset {name} takes no options, got {options}; write its steps out to change them"
+            )
+        return build_steps(name, image_size, where)
+    if name in _UNUSABLE:
+        raise InputError(f"{where}: {name} cannot be used: {_UNUSABLE[name]}")
+    transforms = list_transforms()
+    if name in _COMPOSITIONS:
+        return [_build_composition(name, options, image_size, f"{where} > {name}")]
+    if name not in transforms:
+        raise InputError(
+            f"{where}: {unknown_name('transform', name, [*PRESETS, *_COMPOSITIONS, *transforms], limit=20)}"
+        )
+    where = f"{where} > {name}"
+    return [_build_transform(transforms[name], _as_mapping(options, where), image_size, where)]
+
+
+def _read_item(item: Any, where: str) -> tuple[str, Any]:
+    if isinstance(item, str):
+        return item, {}
+    if isinstance(item, Mapping) and len(item) == 1:
+        name, options = next(iter(item.items()))
+        return str(name), {} if options is None else options
+    hint = "indent the options under the name" if isinstance(item, Mapping) else "write {ElasticTransform: {alpha: 40}}"
+    raise InputError(f"{where}: required a name, or one name with its options, got {item!r}; {hint}")
+
+
+def _as_mapping(options: Any, where: str) -> dict[str, Any]:
+    if not isinstance(options, Mapping):
+        raise InputError(f"{where}: required options as name: value, got {options!r}; for example {{p: 0.5}}")
+    return {str(name): value for name, value in options.items()}
+
+
+def _build_composition(name: str, options: Any, image_size: int, where: str) -> A.BaseCompose:
+    """OneOf and its like; a preset among the steps counts as one step."""
+    options = {"transforms": list(options)} if isinstance(options, list | tuple) else _as_mapping(options, where)
+    _refuse_unknown(name, options, _COMPOSITIONS[name].model_fields, where)
+    try:
+        options = _COMPOSITIONS[name](**options).model_dump()
+    except ValidationError as error:
+        raise InputError(f"{where}: {_word(error)}") from error
+    items = [_build_item(item, image_size, where) for item in options["transforms"]]
+    steps = [item[0] if len(item) == 1 else A.Sequential(item, p=1.0) for item in items]
+    if name == "OneOf" and not any(step.p for step in steps):
+        raise InputError(f"{where}: required a step with p above 0 (they are the weights of the choice), got none")
+    return getattr(A, name)(**options | {"transforms": steps})
+
+
+def _build_transform(cls: type[BasicTransform], options: dict, image_size: int, where: str) -> BasicTransform:
+    parameters = {name: value for name, value in inspect.signature(cls).parameters.items() if name != "strict"}
+    _refuse_unknown(cls.__name__, options, parameters, where)
+    options = _fill_in(parameters, image_size) | {name: _read_value(value, where) for name, value in options.items()}
+    # Without `strict` albumentations warns of some mistakes and goes on with its defaults.
+    strict = {"strict": True} if "InitSchema" in vars(cls) else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ShiftScaleRotate: "use Affine"
+            return cls(**options, **strict)
+    except (ValueError, TypeError) as error:
+        cause = error.__cause__
+        raise InputError(f"{where}: {_word(cause) if isinstance(cause, ValidationError) else error}") from error
+
+
+def _fill_in(parameters: Mapping[str, inspect.Parameter], image_size: int) -> dict[str, Any]:
+    """What the user need not say: the size, and that pixels without data, or ignored ones, are no object."""
+    values = {
+        "size": (image_size, image_size),
+        "height": image_size,
+        "width": image_size,
+        "ignore_values": [IGNORE_INDEX],
+    }
+    values |= {"min_height": image_size, "min_width": image_size}  # of PadIfNeeded, where the default is 1024
+    if "fill_mask" in parameters and parameters["fill_mask"].default == 0:  # None: a hole, which keeps its labels
+        values["fill_mask"] = IGNORE_INDEX
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+def _read_value(value: Any, where: str) -> Any:
+    """YAML's values as they are, but for OpenCV's constants, which notebooks write as `cv2.BORDER_REFLECT_101`."""
+    if isinstance(value, str) and value.startswith("cv2."):
+        if not hasattr(cv2, value[4:]):
+            raise InputError(f"{where}: {unknown_name('constant', value, [f'cv2.{name}' for name in dir(cv2)])}")
+        return getattr(cv2, value[4:])
+    return value
+
+
+def _refuse_unknown(name: str, options: Mapping, known: Mapping, where: str) -> None:
+    for option in options:
+        if option not in known:
+            raise InputError(f"{where}: {unknown_name(f'option of {name}', option, known)}")
+
+
+def _word(error: ValidationError) -> str:
+    """Which option is wrong, what was required, what arrived; of several mistakes the first option's."""
+    items = error.errors(include_url=False)
+    option = items[0]["loc"][:1]
+    own = [item for item in items if item["loc"][:1] == option]
+    required = " or ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in own))
+    if not option:
+        return required
+    if own[0]["type"] == "missing":
+        return f"{option[0]} is required and has no default"
+    must = required.replace("Input should be", "must be") if required.startswith("Input") else f"must fit: {required}"
+    return f"{option[0]} {must}, got {own[0]['input']!r}"
+
+
+# Augmentation, applied to image and mask together, each sample from a random stream of its own.
+
 
 __all__ = ["PRESETS", "augment", "build_augmentation"]
 

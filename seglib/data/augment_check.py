@@ -17,8 +17,7 @@ import albumentations as A
 import cv2
 import numpy as np
 
-from seglib.data.augment import augment, build_augmentation
-from seglib.data.augment_spec import Step
+from seglib.data.augment import Step, augment, build_augmentation
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pipeline_check import Sample, find_step_problems
 from seglib.errors import InputError

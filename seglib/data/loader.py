@@ -1,17 +1,221 @@
-"""From images to batches: loaders whose samples do not depend on the number of workers."""
+"""Batches of samples by (seed, epoch, index), and mixes of an image with others."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from seglib.data.augment import augment, build_augmentation
 from seglib.data.dataset import Subset
-from seglib.data.mixing import SampleMixing
+from seglib.data.masks import IGNORE_INDEX, segmentation_to_rle
+from seglib.data.objects import resize_rle
+from seglib.errors import InputError, unknown_name
+from seglib.vocabulary import MIX_NUMBER, MIXES, read_choices
+
+# Mixes of an image with others of its set: mosaic, another background, pasted objects; before augmentation.
+
+
+Sample = tuple[np.ndarray, np.ndarray]  # image (S, S, 3) uint8 RGB, mask (S, S) uint8
+PROBABILITY = 0.5  # of a mix that says nothing else
+TRIES = 10  # draws of an object until one has pixels left at this size
+
+
+class SampleMixing:
+    """`mixing(image, mask, seed, epoch, index)` gives what (seed, epoch, index) make of a sample, and nothing else.
+
+    Parameters
+    ----------
+    mixing : name -> probability or options, as in `seglib.vocabulary.MIXES`; those of batches are left alone.
+    subset : the images to mix with.
+
+    Raises
+    ------
+    InputError
+        Options or classes that do not exist.
+    """
+
+    def __init__(self, mixing: Mapping[str, Any], subset: Subset):
+        chosen = read_choices("mixing", mixing, MIXES, MIX_NUMBER)
+        others = OtherSamples(subset) if SAMPLE_MIXES.keys() & chosen.keys() else None
+        self.steps = []
+        for number, (name, function) in enumerate(SAMPLE_MIXES.items(), start=1):
+            if name in chosen:
+                options = {"p": PROBABILITY, **chosen[name]}
+                self.steps.append((number, options.pop("p"), partial(function, others=others, **options)))
+        _find_class_ids(chosen.get("copy_paste", {}).get("classes", ()), subset)
+
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int, epoch: int, index: int) -> Sample:
+        for number, p, step in self.steps:
+            # A stream for each mix, apart from the augmentation's: adding one to a sweep does not change another's draws.
+            rng = np.random.default_rng([seed, epoch, index, number])
+            if rng.random() < p:
+                image, mask = step(image, mask, rng)
+        return image, mask
+
+
+class OtherSamples:
+    """The other images of a set, and the objects in them by class."""
+
+    def __init__(self, subset: Subset):
+        self.subset = subset
+        annotations = subset.data.annotations
+        positions = pd.Index(subset.image_ids).get_indexer(annotations["image_id"])
+        rows = np.flatnonzero(positions >= 0)
+        self.positions, self.rows = positions[rows], rows
+        self.of_class = {
+            int(class_id): np.flatnonzero(annotations["class_id"].to_numpy()[rows] == class_id)
+            for class_id in annotations["class_id"].iloc[rows].unique()
+        }
+
+    def draw(self, rng: np.random.Generator) -> Sample:
+        """Any image of the set with its mask."""
+        return self.subset.read(int(rng.integers(len(self.subset))))
+
+    def draw_object(self, rng: np.random.Generator, class_ids: list[int]) -> tuple[np.ndarray, np.ndarray, int] | None:
+        """An object, its class drawn first: image (h, w, 3) uint8, its pixels (h, w) bool, class id; None if luck fails."""
+        present = [class_id for class_id in class_ids or sorted(self.of_class) if class_id in self.of_class]
+        for _ in range(TRIES if present else 0):
+            class_id = present[rng.integers(len(present))]
+            number = int(rng.choice(self.of_class[class_id]))
+            cut = self._cut(number, class_id)
+            if cut is not None:
+                return *cut, class_id
+        return None
+
+    def _cut(self, number: int, class_id: int) -> Sample | None:
+        """The visible part of an object in its box: pixels of its annotation that nothing was painted over."""
+        position = int(self.positions[number])
+        image, mask = self.subset.read(position)
+        visible = self._draw_annotation(int(self.rows[number]), position) & (mask == class_id)
+        if not visible.any():
+            return None
+        rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
+        box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        return image[box], visible[box]
+
+    def _draw_annotation(self, row: int, position: int) -> np.ndarray:
+        """(S, S) bool: the pixels of one annotation at this set's size."""
+        segmentation = self.subset.data.annotations["segmentation"].iloc[row]
+        image = self.subset.data.images.iloc[int(self.subset.indices[position])]
+        rle = segmentation_to_rle(segmentation, int(image["height"]), int(image["width"]))
+        return resize_rle(rle, self.subset.image_size)
+
+
+def mosaic(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples) -> Sample:
+    """Four images around a point in the middle half, each a random part of its image at its own scale.
+
+    Source: Bochkovskiy et al. 2020, YOLOv4.
+    """
+    size = len(mask)
+    y, x = rng.integers(size // 4, size * 3 // 4, 2, endpoint=True)
+    quadrants = [(slice(0, y), slice(0, x)), (slice(0, y), slice(x, size)),
+                 (slice(y, size), slice(0, x)), (slice(y, size), slice(x, size))]  # fmt: skip
+    sources = [(image, mask), *(others.draw(rng) for _ in range(3))]
+    out = np.empty_like(image), np.empty_like(mask)
+    for number, source in zip(rng.permutation(4), sources, strict=True):
+        rows, columns = quadrants[number]
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        top, left = rng.integers(size - height, endpoint=True), rng.integers(size - width, endpoint=True)
+        for target, array in zip(out, source, strict=True):
+            target[rows, columns] = array[top : top + height, left : left + width]
+    return out
+
+
+def replace_background(
+    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples, replace_with: str = "image"
+) -> Sample:
+    """Keep the objects and put something else behind them.
+
+    "image" is another image with its own mask, objects included, so that every label stays true; "mean", "black" and
+    "noise" fill what is no object and leave its labels; an image without objects is left as it is.
+    """
+    objects = (mask != 0) & (mask != IGNORE_INDEX)
+    if replace_with == "image":
+        behind, mask_behind = others.draw(rng)
+        return np.where(objects[..., None], image, behind), np.where(objects, mask, mask_behind)
+    if not objects.any():
+        return image, mask
+    fill = {
+        "mean": lambda: np.round(cv2.mean(image)[:3]),
+        "black": lambda: 0,
+        "noise": lambda: rng.integers(0, 256, image.shape),
+    }[replace_with]()
+    return np.where(objects[..., None], image, np.asarray(fill, np.uint8)), mask
+
+
+def copy_paste(
+    image: np.ndarray,
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    others: OtherSamples,
+    classes: tuple[str, ...] = (),
+    count: tuple[int, int] = (1, 3),
+    scale: tuple[float, float] = (0.5, 1.5),
+) -> Sample:
+    """Paste objects of other images: each from a class drawn evenly, so that rare classes are seen more often.
+
+    Source: Ghiasi et al. 2021, Simple Copy-Paste.
+
+    Parameters
+    ----------
+    classes : names of the classes to paste; empty for all.
+    count : fewest and most objects.
+    scale : smallest and largest factor of an object's size.
+    """
+    image, mask = image.copy(), mask.copy()
+    class_ids = _find_class_ids(classes, others.subset)
+    for _ in range(rng.integers(*count, endpoint=True)):
+        drawn = others.draw_object(rng, class_ids)
+        if drawn is not None:
+            _paste(image, mask, *_transform(*drawn[:2], len(mask), rng, scale), drawn[2], rng)
+    return image, mask
+
+
+def _transform(
+    patch: np.ndarray, visible: np.ndarray, size: int, rng: np.random.Generator, scale: tuple[float, float]
+) -> Sample:
+    """Scale an object, to at most the image's size, and flip it half of the time."""
+    height, width = visible.shape
+    factor = min(rng.uniform(*scale), size / height, size / width)
+    shape = max(1, round(width * factor)), max(1, round(height * factor))
+    patch = cv2.resize(patch, shape, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    visible = cv2.resize(visible.view(np.uint8), shape, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
+    return (patch[:, ::-1], visible[:, ::-1]) if rng.random() < 0.5 else (patch, visible)
+
+
+def _paste(
+    image: np.ndarray, mask: np.ndarray, patch: np.ndarray, visible: np.ndarray, class_id: int, rng: np.random.Generator
+) -> None:
+    """Overwrite image and mask with an object, at a random place where all of it is inside."""
+    height, width = visible.shape
+    top = rng.integers(len(mask) - height, endpoint=True)
+    left = rng.integers(len(mask) - width, endpoint=True)
+    box = slice(top, top + height), slice(left, left + width)
+    image[box][visible] = patch[visible]
+    mask[box][visible] = class_id
+
+
+def _find_class_ids(names: tuple[str, ...], subset: Subset) -> list[int]:
+    known = list(subset.data.class_names)
+    for name in names:
+        if name not in known[1:]:
+            raise InputError(f"mixing.copy_paste.classes: {unknown_name('class', name, known[1:], limit=20)}")
+    return [known.index(name) for name in names]
+
+
+# In the order in which they are applied to one sample.
+SAMPLE_MIXES = {"mosaic": mosaic, "background": replace_background, "copy_paste": copy_paste}
+
+
+# From images to batches: loaders whose samples do not depend on the number of workers.
+
 
 Augmentation = str | Sequence
 NO_MIXING = MappingProxyType({})

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from seglib.data.augment import augment
-from seglib.data.image_statistics import BLACK, CONSTANT
+from seglib.data.eda import BLACK, CONSTANT
 from seglib.data.masks import IGNORE_INDEX
 
 Sample = tuple[np.ndarray, np.ndarray]

@@ -12,7 +12,6 @@ from seglib.data.dataset import Subset
 from seglib.evaluation.metrics import confusion_per_image, pooled_miou
 from seglib.files import replacing
 from seglib.inference.components import remove_small_components
-from seglib.inference.crf import CrfParams, dense_crf
 from seglib.inference.ensemble import Votes, average_probabilities, hard_vote, soft_vote
 from seglib.inference.ensemble_changes import read_pictures
 from seglib.inference.ensemble_sample import read_mask
@@ -21,6 +20,7 @@ from seglib.inference.postprocess import Tuned
 from seglib.inference.probability_store import ProbabilityStore
 from seglib.inference.specialists import add_specialists, follow_confident
 from seglib.inference.store_views import take_images
+from seglib.zoo.crf import CrfParams, dense_crf
 
 Stores = Sequence[ProbabilityStore]
 

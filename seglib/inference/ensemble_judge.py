@@ -8,8 +8,8 @@ import pandas as pd
 
 from seglib.data.dataset import Subset
 from seglib.errors import InputError, unknown_name
+from seglib.evaluation.compare import bootstrap_difference
 from seglib.evaluation.metrics import mean_iou, pooled_miou
-from seglib.evaluation.two_runs import bootstrap_difference
 from seglib.inference.ensemble_sample import PixelSample
 from seglib.inference.ensemble_weights import SEARCHES, find_mean, score_weights, select_greedily
 from seglib.inference.probability_store import ProbabilityStore

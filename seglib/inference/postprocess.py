@@ -12,7 +12,7 @@ from seglib.errors import InputError
 from seglib.evaluation.metrics import confusion_matrix, mean_iou
 from seglib.evaluation.objects import measure_objects, summarise_objects
 from seglib.inference.components import remove_small_components
-from seglib.inference.crf import CrfParams, dense_crf
+from seglib.zoo.crf import CrfParams, dense_crf
 
 MIN_PIXELS = (0, 4, 8, 16, 32, 64, 128, 256, 512)  # tried for each class
 CRF_VALUES = {  # drawn from by draw_crf_candidates; pixels at an image size of 256 px

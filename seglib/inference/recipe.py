@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seglib.errors import InputError, unknown_name
+from seglib.inference.predict import MERGES, View, build_views, check_sliding, merge_views, slide
 from seglib.inference.probability_store import DTYPES
-from seglib.inference.sliding import check_sliding, slide
-from seglib.inference.tta import MERGES, View, build_views, merge_views
 
 RESIZES = ("nearest", "smooth")
 LARGEST = 4096  # [px]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from seglib.data.coco import load_coco
 from seglib.errors import InputError
-from seglib.inference.submission_check import Verdict, count_shares, validate_submission
 from seglib.inference.submission_file import read_file_names
 from seglib.inference.submission_ledger import (
     MIN_HASH,
@@ -22,8 +21,9 @@ from seglib.inference.submission_ledger import (
     read_ledger,
     read_record,
     score_submission,
+    send_submission,
 )
-from seglib.inference.submission_send import send_submission
+from seglib.inference.submission_write import Verdict, count_shares, validate_submission
 from seglib.runs.text_table import align
 
 PER_DAY, UTC_OFFSET, SEND = "SEGLIB_SUBMISSIONS_PER_DAY", "SEGLIB_SUBMISSIONS_UTC_OFFSET", "SEGLIB_SEND"

@@ -7,9 +7,10 @@ from timm.models import get_arch_pretrained_cfgs
 from torch import nn
 
 from seglib.errors import InputError, unknown_name
-from seglib.models import classic, densenet, hrnet, torchvision_models
-from seglib.models.unet3plus import UNet3Plus
+from seglib.models import torchvision_models
 from seglib.runs.preflight import refuse_encoder
+from seglib.zoo import classic, fc_densenet, hrnet
+from seglib.zoo.unet3plus import UNet3Plus
 
 _SMP = {
     name: model
@@ -27,14 +28,14 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
     **_HRNETS,
     **_TORCHVISION,
     **classic.CLASSIC,
-    **densenet.FC_DENSENETS,
+    **fc_densenet.FC_DENSENETS,
 }
 # Architectures that take these encoders only; the others take all that smp and timm can give them.
 OWN_ENCODERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_HRNETS, hrnet.ENCODERS),
     **dict.fromkeys(_TORCHVISION, torchvision_models.ENCODERS),
     **dict.fromkeys(classic.CLASSIC, classic.ENCODERS),
-    **dict.fromkeys(densenet.FC_DENSENETS, densenet.ENCODERS),
+    **dict.fromkeys(fc_densenet.FC_DENSENETS, fc_densenet.ENCODERS),
 }
 
 

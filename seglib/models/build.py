@@ -11,10 +11,10 @@ from seglib.errors import InputError
 from seglib.models.architectures import ARCHITECTURES, check_names, encoder_options, timm_name
 from seglib.models.depthwise import speed_up_dilated_depthwise
 from seglib.models.encoder_weights import IMAGENET_MEAN, IMAGENET_STD, find_normalisation, load_encoder_weights
-from seglib.models.pooling import replace_average_pools
 from seglib.models.refusals import explain_missing_weights, explain_refusal
 from seglib.parts import check_architecture, find_parts, read_architecture
 from seglib.runs.preflight import refuse_encoder, refuse_weights
+from seglib.zoo.classic import replace_average_pools
 
 
 class SegmentationModel(nn.Module):

@@ -50,6 +50,7 @@ class _WholeFiles(LocalHandler):
 
 def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[str, str | None]:
     """Execute a notebook; return (status, error): ok, failed, oom, killed or interrupted, and one line why."""
+    papermill_io.reset()  # papermill takes the last "local" handler of its list, which would be its own
     papermill_io.register("local", _WholeFiles())
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:

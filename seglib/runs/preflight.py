@@ -85,7 +85,8 @@ def _look_up(architecture: str, encoder: str, image_size: int, batch_size: int) 
 
 
 def _ask_child(models: Sequence[dict]) -> list[str]:
-    code = [hash_file(path) for path in sorted(TABLE.parent.glob("*.py"))]
+    zoo = PROJECT / "seglib" / "zoo"
+    code = [hash_file(path) for path in [*sorted(TABLE.parent.glob("*.py")), *sorted(zoo.glob("*.py"))]]
     return ask_child("seglib.models", models, [installed_versions(), code])
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from seglib.errors import InputError
 from seglib.training.device import autocast, move
-from seglib.training.schedule import count_epochs_before_swa, find_cycle_ends
+from seglib.training.optim import count_epochs_before_swa, find_cycle_ends
 
 EMA_DECAY = 0.999
 

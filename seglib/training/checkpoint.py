@@ -1,14 +1,26 @@
-"""Weights and training state on disk: written whole, loaded without pickle's code, hashed."""
+"""Weights and training state on disk: written whole, resumed to the same bits, trained on, transferred."""
 
 import hashlib
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seglib.errors import InputError
 from seglib.files import replacing
+from seglib.models.build import build_model
+from seglib.runs.record import read_record
+from seglib.training.averaging import Averages
+from seglib.training.optim import Schedule
+from seglib.training.step import Trainee
+
+# Weights and training state on disk: written whole, loaded without pickle's code, hashed.
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
@@ -46,3 +58,283 @@ def hash_weights(state_dict: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         digest.update(weight.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+# Where a training is, on disk: last.pt holds all that another process needs to go on to the same bits.
+
+
+OF_A_RUN = ("last.pt", "best.pt", "confusion.npz", "history.csv")  # what training writes
+
+
+@dataclass
+class Position:
+    """How far a training is.
+
+    Attributes
+    ----------
+    rows : one a finished epoch, as in history.csv.
+    best : score of best.pt, higher is better; None while there is none.
+    step : steps done in the epoch that follows; 0 at its beginning.
+    lr : learning rate at the beginning of that epoch.
+    loss : what `EpochLoss` has added up in these, None at its beginning.
+    seconds : that earlier processes spent on these.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best: float | None = None
+    step: int = 0
+    lr: float = 0.0
+    loss: Tensor | None = None
+    seconds: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that follows the finished ones, from 1."""
+        return len(self.rows) + 1
+
+
+class TrainingState:
+    """Saves and loads a training: model, optimizer, scheduler, scaler, averages, generators, position.
+
+    Parameters
+    ----------
+    path : the checkpoint.
+    facts : plain values that it carries; a checkpoint with others is of another run.
+    minutes : between two checkpoints within an epoch; 0 for none.
+    """
+
+    def __init__(self, path: Path, trainee: Trainee, averages: Averages, facts: Mapping[str, Any], minutes: float = 0):
+        self.path, self.trainee, self.facts, self.minutes = path, trainee, facts, minutes
+        self.saved_at = time.monotonic()
+        self.parts = {
+            "model": trainee.model, "optimizer": trainee.optimizer, "scheduler": trainee.scheduler,
+            "scaler": trainee.scaler, "averages": averages,
+        }  # fmt: skip
+
+    def save(self, position: Position) -> None:
+        """Write the checkpoint, whole or not at all."""
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        save_checkpoint(
+            self.path,
+            {**parts, **vars(position), "split": self.trainee.split, "generators": _read_generators(self.trainee.device), **self.facts},
+        )  # fmt: skip
+
+        self.saved_at = time.monotonic()
+
+    def save_now_and_then(self, position: Position) -> None:
+        """Write it if the last time is long ago; not of a training whose loss is lost, which ends with its epoch."""
+        due = self.minutes and time.monotonic() - self.saved_at > 60 * self.minutes
+        if due and bool(position.loss.isfinite()[0]):
+            self.save(position)
+
+    def resume(self) -> Position:
+        """Load where an earlier process stopped; the beginning if there is none.
+
+        A checkpoint that is damaged, or of another run, is named and set aside with what lies beside it.
+        """
+        if not self.path.exists():
+            return self._begin()
+        try:
+            saved = self._read()
+        except InputError as error:
+            print(f"{error}; set aside in {set_aside(self.path.parent)}, training begins anew")
+            return self._begin()
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        self.trainee.split = saved["split"]
+        position = Position(**{name: saved[name] for name in vars(Position())})
+        if position.step:
+            _write_generators(saved["generators"], self.trainee.device)
+        if not position.rows and not position.step:
+            return position
+        step = f" and step {position.step} of the next" if position.step else ""
+        print(f"going on after epoch {len(position.rows)}{step}, where an earlier process stopped")
+        return position
+
+    def _begin(self) -> Position:
+        """Save the beginning: a training that is stopped and started again in one process begins there too."""
+        self.save(Position())
+        return Position()
+
+    def _read(self) -> dict[str, Any]:
+        """The checkpoint, after every check that does not need it loaded."""
+        saved = load_checkpoint(
+            self.path, required=(*self.parts, *vars(Position()), "split", "generators", *self.facts)
+        )
+        different = name_differences(self.facts, saved)
+        if different:
+            raise InputError(f"{self.path}: is of another run, with other {', '.join(different)}")
+        shapes, others = ({name: weight.shape for name, weight in weights.items()}
+                          for weights in (self.trainee.model.state_dict(), saved["model"]))  # fmt: skip
+        if shapes != others:
+            wrong = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
+            raise InputError(f"{self.path}: is of another model, with other {', '.join(wrong[:3])}")
+        return saved
+
+
+def name_differences(facts: Mapping[str, Any], saved: Mapping[str, Any], besides: tuple[str, ...] = ()) -> list[str]:
+    """Names of the facts, or of what is in them, that differ."""
+    names = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and isinstance(saved[name], Mapping):
+            names += [each for each in value if each not in besides and saved[name].get(each) != value[each]]
+        elif saved[name] != value:
+            names.append(name)
+    return names
+
+
+def set_aside(folder: Path) -> Path:
+    """Move what a training has written into a new folder beside it, which is returned: nothing is lost."""
+    number = 1
+    while (aside := folder / f"set_aside.{number}").exists():
+        number += 1
+    aside.mkdir()
+    for name in OF_A_RUN:
+        if (folder / name).exists():
+            shutil.move(folder / name, aside / name)
+    return aside
+
+
+def _read_generators(device: torch.device) -> list[Tensor]:
+    """The states that a step draws from: dropout's on the host and on the device."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def _write_generators(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+# Training a finished run on: more epochs than it had, where its learning rates would have been the same.
+
+
+_WAY_OUT = (
+    "take a schedule that does not depend on epochs (constant, plateau, or step, multistep and cosine_restarts with lengths"
+    " of their own), or start a new run from its weights with init_from"
+)
+
+
+def adopt_shorter_run(
+    source: str, run_dir: Path, facts: Mapping[str, Any], schedule: Schedule, steps_per_epoch: int
+) -> None:
+    """Make the state of a finished run this run's, so that training goes on after its last epoch.
+
+    Nothing happens where this run has a checkpoint of its own. The result is that of a run with all these epochs from
+    the beginning, to the bit.
+
+    Parameters
+    ----------
+    source : folder of the run, or of the grid that has it; "" for none.
+    facts : what this run's checkpoints carry; all but the epochs must be the source's.
+
+    Raises
+    ------
+    InputError
+        No such run, or this run's schedule would have had other learning rates in the epochs that are done.
+    """
+    if not source or (run_dir / "last.pt").exists():
+        return
+    folder = _find_run(Path(source).expanduser(), facts)
+    saved = load_checkpoint(folder / "last.pt", required=("model", "rows", *facts))
+    different = name_differences(facts, saved, besides=("epochs",))
+    if different:
+        raise InputError(
+            f"continue_from {folder}: required a run that differs in epochs alone, got other {', '.join(different)}"
+        )
+    _require_same_rates(folder, saved, facts["params"], schedule, steps_per_epoch)
+    best = load_checkpoint(folder / "best.pt", required=("model", *facts))
+    save_checkpoint(run_dir / "best.pt", best | facts)
+    with replacing(run_dir / "confusion.npz") as temporary:
+        shutil.copyfile(folder / "confusion.npz", temporary)
+    save_checkpoint(run_dir / "last.pt", saved | facts)  # the last: what is not whole is not gone on from
+    print(f"training {folder} on, which has {len(saved['rows'])} epochs")
+
+
+def _find_run(source: Path, facts: Mapping[str, Any]) -> Path:
+    folders = [source] if (source / "last.pt").exists() else sorted(path.parent for path in source.glob("*/last.pt"))
+    found, reasons = {}, []
+    for folder in folders:
+        record = read_record(folder) or {}
+        params = record.get("params", {})
+        different = name_differences({"params": facts["params"]}, {"params": params}, besides=("epochs",))
+        if record.get("status") != "ok":
+            reasons.append("it is not finished")
+        elif different:
+            reasons.append(f"it has other {', '.join(different[:5])}")
+        elif params["epochs"] >= facts["params"]["epochs"]:
+            reasons.append(f"it has {params['epochs']} epochs, and {facts['params']['epochs']} are asked for")
+        else:
+            found[folder] = params["epochs"]
+    if not found:
+        got = reasons[0] if len(reasons) == 1 else f"none of the {len(reasons)} runs there"
+        raise InputError(
+            f"continue_from {source}: required a finished run with fewer epochs and the same other parameters; {got}"
+        )
+    return max(found, key=found.get)
+
+
+def _require_same_rates(
+    folder: Path, saved: Mapping, params: Mapping, schedule: Schedule, steps_per_epoch: int
+) -> None:
+    for name in ("swa", "snapshot"):
+        if name in params.get("averaging", {}):
+            raise InputError(
+                f"continue_from {folder}: {name} was scored at the end of {saved['params']['epochs']} epochs; {_WAY_OUT}"
+            )
+    for row, (before, now) in enumerate(_compare_rates(saved["rows"], schedule, steps_per_epoch), 1):
+        if not math.isclose(before, now, rel_tol=1e-9):
+            raise InputError(
+                f"continue_from {folder}: {params['scheduler']} over {params['epochs']} epochs has a learning rate of {now:.3g}"
+                f" in epoch {row}, where the run with {saved['params']['epochs']} had {before:.3g}: it would jump; {_WAY_OUT}"
+            )
+
+
+def _compare_rates(rows: Sequence[Mapping], schedule: Schedule, steps_per_epoch: int) -> list[tuple[float, float]]:
+    """(rate that was, rate that would be) at the beginning of each epoch; after the first, `plateau` follows the scores."""
+    rows = rows[:1] if schedule.reduce is not None else rows
+    factor, base = schedule.lr_lambdas[0], schedule.base_lrs[0]
+    return [(row["lr"], base * factor((row["epoch"] - 1) * steps_per_epoch)) for row in rows]
+
+
+# Start a model from the best weights of a finished run.
+
+
+def load_from_run(model: nn.Module, run_dir: str | Path, recipe: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Load best.pt of a run; where its classes are others, all but the layers that tell the classes apart.
+
+    Parameters
+    ----------
+    recipe : the arguments that the model was built with: architecture, encoder, num_classes, image_size.
+    class_names : of the model.
+
+    Raises
+    ------
+    InputError
+        No such run, or its model is another one.
+    """
+    path = Path(run_dir).expanduser() / "best.pt"
+    best = load_checkpoint(path, required=("model", "architecture", "encoder", "class_names"))
+    different = [
+        f"{name} {recipe[name]}, got {best[name]}" for name in ("architecture", "encoder") if best[name] != recipe[name]
+    ]
+    if different:
+        raise InputError(f"init_from {path}: required {' and '.join(different)}; take a run of the same model")
+    weights, own = best["model"], model.state_dict()
+    if best["class_names"] != list(class_names):
+        heads = _find_heads(own, recipe)
+        weights = {name: own[name] if name in heads else weight for name, weight in weights.items()}
+        print(f"init_from: {len(heads)} tensors begin anew, because the classes are others: {', '.join(sorted(heads))}")
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"init_from {path}: required weights of this model, got {cause}; is image_size the same?"
+        ) from error
+
+
+def _find_heads(own: Mapping, recipe: Mapping[str, Any]) -> set[str]:
+    """Names of the tensors whose shape depends on the number of classes."""
+    other = build_model(**{**recipe, "num_classes": recipe["num_classes"] + 1}).state_dict()
+    return {name for name, weight in own.items() if weight.shape != other[name].shape}

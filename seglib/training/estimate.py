@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from seglib.runs.text_table import format_seconds
-from seglib.training.device import autocast, forget_peak_memory, move, peak_memory_mb
-from seglib.training.reproducibility import seed_epoch
+from seglib.training.device import autocast, forget_peak_memory, move, peak_memory_mb, seed_epoch
 from seglib.training.step import Trainee, take_step
 
 TIMED = 3  # steps, after one that is not: it fills caches, chooses algorithms and compiles

@@ -1,12 +1,21 @@
-"""Optimizers by name, with a learning rate of the encoder's own and weight decay where it belongs."""
+"""Optimizers and learning-rate schedules by name."""
 
-from collections.abc import Iterable
+import inspect
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
+import numpy as np
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from seglib.errors import InputError
+
+# Optimizers by name, with a learning rate of the encoder's own and weight decay where it belongs.
 
 
 def build_optimizer(
@@ -52,3 +61,193 @@ def _split_by_decay(
     decayed = [parameter for parameter in trained if decay_norms or parameter.ndim > 1]
     groups = [(decayed, weight_decay), (plain, 0.0)]
     return [{"params": some, "lr": lr, "weight_decay": decay} for some, decay in groups if some]
+
+
+# Learning-rate schedules: a linear warm-up, then a named curve; stepped by iteration or by epoch.
+
+
+# Every curve gives the factor of the learning rate at `time` [epochs] of `length` [epochs], both counted from the end
+# of the warm-up. torch's own schedulers cannot be stepped by iteration with options in epochs, put behind a warm-up,
+# and looked at before training; their formulas are theirs, and the tests compare.
+
+
+def constant(time: float, length: float) -> float:
+    """1."""
+    return 1.0
+
+
+def cosine(time: float, length: float, min_factor: float = 0.0) -> float:
+    """Half a cosine from 1 to min_factor (CosineAnnealingLR)."""
+    return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * time / length))
+
+
+def cosine_restarts(time: float, length: float, T_0: float = 0.0, T_mult: int = 2, min_factor: float = 0.0) -> float:
+    """Half cosines of T_0 [epochs], T_0 * T_mult, ... (CosineAnnealingWarmRestarts); 0 is a third of the length.
+
+    With T_mult 2 the default makes two cycles that end with the training.
+    """
+    cycle, start = T_0 or length / 3, 0.0
+    while time >= start + cycle:
+        start, cycle = start + cycle, cycle * T_mult
+    return cosine(time - start, cycle, min_factor)
+
+
+def step(time: float, length: float, step_size: float = 0.0, gamma: float = 0.1) -> float:
+    """gamma more after every step_size [epochs] (StepLR); 0 is a third of the length."""
+    return gamma ** math.floor(time / (step_size or length / 3))
+
+
+def multistep(time: float, length: float, milestones: list | None = None, gamma: float = 0.1) -> float:
+    """gamma more after each of the milestones [epochs] (MultiStepLR); by default after half and three quarters."""
+    return gamma ** bisect_right(sorted(milestones or [length / 2, length * 3 / 4]), time)
+
+
+def polynomial(time: float, length: float, power: float = 0.9) -> float:
+    """(1 - progress)^power (PolynomialLR); DeepLab's power by default."""
+    return (1 - time / length) ** power
+
+
+def onecycle(
+    time: float, length: float, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4
+) -> float:
+    """Up from 1/div_factor to 1 in pct_start of the length, then down to 1/(div_factor * final_div_factor).
+
+    Both ways half a cosine (OneCycleLR; its momentum is not cycled along).
+    """
+    peak, low = pct_start * length, 1 / div_factor
+    if time < peak:
+        return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * time / peak))
+    return cosine(time - peak, length - peak, low / final_div_factor)
+
+
+def plateau(time: float, length: float, patience: int = 2, factor: float = 0.1, min_factor: float = 0.0) -> float:
+    """1, until the score has not become better for more than `patience` epochs: then `factor` more (ReduceLROnPlateau).
+
+    The score is that of `select_by`; `Schedule` keeps it.
+    """
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "cosine_restarts": cosine_restarts,
+    "plateau": plateau,
+    "step": step,
+    "multistep": multistep,
+    "polynomial": polynomial,
+    "onecycle": onecycle,
+}
+
+
+class Schedule(LambdaLR):
+    """A schedule that is stepped after each optimizer step; `end_epoch` tells it the score of an epoch.
+
+    What it has learnt from scores (`scale`, `best`, `waited`) is part of its state dict. From the iteration `held[0]` on
+    the factor is `held[1]`, whatever the curve and the scores say.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        factor: Callable[[int], float],
+        reduce: Mapping[str, float] | None,
+        held: tuple[float, float] = (math.inf, 0.0),
+    ):
+        self.scale, self.best, self.waited, self.reduce = 1.0, -math.inf, 0, reduce
+        begin, level = held
+        super().__init__(optimizer, lambda iteration: level if iteration >= begin else factor(iteration) * self.scale)
+
+    def end_epoch(self, score: float) -> None:
+        """Tell the score of an epoch, higher is better; only `plateau` listens."""
+        if self.reduce is None:
+            return
+        self.waited = 0 if score > self.best else self.waited + 1
+        self.best = max(self.best, score)
+        if self.waited > self.reduce["patience"]:
+            self.scale, self.waited = max(self.scale * self.reduce["factor"], self.reduce["min_factor"]), 0
+            self._last_lr = [base * self.lr_lambdas[0](self.last_epoch) for base in self.base_lrs]
+            for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+                group["lr"] = rate  # the next step is taken with it
+
+
+def build_scheduler(
+    name: str,
+    optimizer: Optimizer,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup_epochs: float,
+    *,
+    per: str = "iteration",
+    options: Mapping[str, Any] | None = None,
+    averaging: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Schedule:
+    """Build a schedule over `epochs * steps_per_epoch` optimizer steps.
+
+    With SWA among `averaging` its last epochs are made with SWA's own learning rate: `lr` of the first parameter group,
+    the other groups in proportion; half of each group's own where it is not given.
+
+    Parameters
+    ----------
+    name : of `SCHEDULES`.
+    warmup_epochs : length of the linear warm-up in front of the curve [epochs]; always stepped by iteration.
+    per : {"iteration", "epoch"}, how often the curve is followed.
+    options : the curve's own, see there.
+    averaging : name -> options, see `seglib.training.averaging`.
+    """
+    factor = partial(
+        compute_factor, name, epochs=epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=warmup_epochs, per=per,
+        options=options or {},
+    )  # fmt: skip
+    reduce = _bind_plateau(options or {}) if name == "plateau" else None
+    swa = (averaging or {}).get("swa")
+    if swa is None:
+        return Schedule(optimizer, factor, reduce)
+    lr = optimizer.param_groups[0]["lr"]
+    begin = count_epochs_before_swa(epochs, **swa) * steps_per_epoch
+    return Schedule(optimizer, factor, reduce, held=(begin, swa.get("lr", lr / 2) / lr))
+
+
+def count_epochs_before_swa(epochs: int, start: float = 0.75, **_: Any) -> int:
+    """Epochs before those whose weights SWA averages: the share `start` of all, fewer where not two would be left."""
+    return max(0, min(math.floor(round(start * epochs, 6)), epochs - 2))
+
+
+def find_cycle_ends(
+    epochs: int, steps_per_epoch: int, warmup_epochs: float, per: str, T_0: float = 0.0, T_mult: int = 2, **_: Any
+) -> list[int]:
+    """Optimizer steps after which each cycle of `cosine_restarts` is over, as far as they end within the training."""
+    warmup = round(warmup_epochs * steps_per_epoch)
+    length = max(1, epochs * steps_per_epoch - warmup)
+    grid = steps_per_epoch if per == "epoch" else 1  # the curve is looked at once in so many steps
+    cycle, end, ends = T_0 * steps_per_epoch or length / 3, 0.0, set()
+    while (end := end + cycle) < length + 1e-6:
+        ends.add(warmup + min(math.ceil(end / grid - 1e-6) * grid, length))
+        cycle *= T_mult
+    return sorted(ends)
+
+
+def compute_factor(
+    name: str, iteration: int, *, epochs: int, steps_per_epoch: int, warmup_epochs: float, per: str, options: Mapping
+) -> float:
+    """Factor of the learning rate in an iteration, counted from 0."""
+    warmup = round(warmup_epochs * steps_per_epoch)
+    if iteration < warmup:
+        return (iteration + 1) / (warmup + 1)
+    length = max(1, epochs * steps_per_epoch - warmup)
+    passed = min(iteration - warmup, length)
+    if per == "epoch":
+        passed = passed // steps_per_epoch * steps_per_epoch
+    return SCHEDULES[name](passed / steps_per_epoch, length / steps_per_epoch, **options)
+
+
+def _bind_plateau(options: Mapping) -> dict[str, float]:
+    bound = inspect.signature(plateau).bind(0, 1, **options)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def preview_schedule(schedule: Schedule, steps: int) -> np.ndarray:
+    """Learning rate of each parameter group at each of the coming steps, (steps, groups) float64, as far as known now."""
+    factors = np.array([schedule.lr_lambdas[0](iteration) for iteration in range(steps)])
+    return factors[:, None] * np.array(schedule.base_lrs)

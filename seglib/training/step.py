@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seglib.errors import InputError
-from seglib.training.batch_mixing import Mix, Targets, keep_apart
-from seglib.training.determinism import explain_nondeterminism
-from seglib.training.device import autocast, describe_device, forget_peak_memory, peak_memory_mb
+from seglib.training.device import autocast, describe_device, explain_nondeterminism, forget_peak_memory, peak_memory_mb
 from seglib.training.losses import Mixture
-from seglib.training.schedule import Schedule
+from seglib.training.mixing import Mix, Targets, keep_apart
+from seglib.training.optim import Schedule
 
 IGNORE_INDEX = 255
 
@@ -25,7 +24,7 @@ class Trainee:
     ----------
     accumulate : micro-batches of a step, see `add_gradients`.
     precision : {"float32", "bfloat16", "float16"}
-    mix : mixes the images of a batch, see `seglib.training.batch_mixing`.
+    mix : mixes the images of a batch, see `seglib.training.mixing`.
     clip_norm : longest gradient of a step, in the Euclidean norm over all weights; 0 for any.
     freeze_epochs : first epochs in which `model.encoder` keeps its weights and its batch-norm statistics.
     on_oom : {"fail", "accumulate"}, what to do when memory runs out, see `add_gradients`.

@@ -9,8 +9,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from seglib.viz.error_panels import list_classes
-from seglib.viz.style import IGNORED, colour_mask, use_font_for
+from seglib.viz.error_plots import list_classes
+from seglib.viz.plots import IGNORED, colour_mask, use_font_for
 
 WON, LOST, MOVED, INK = "#00a0c0", "#b30059", "#4a4a4a", "#333333"  # apart in lightness and hue, and no class's colour
 CHANGES = {"won": WON, "lost": LOST, "wrong before and after": MOVED}

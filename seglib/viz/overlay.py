@@ -1,9 +1,18 @@
-"""Overlays of masks, errors and comparisons as arrays; their blending with an image, crops and encodings."""
+"""Masks over images as pixels: overlays, layers, the words under the pointer, contact sheets."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from seglib.viz.style import IGNORED, class_colours
+from seglib.viz.image_table import MaskSource, Sample, count_confusion, image_miou
+from seglib.viz.plots import IGNORED, class_colours
+
+# Overlays of masks, errors and comparisons as arrays; their blending with an image, crops and encodings.
+
 
 IGNORE_INDEX = 255
 CLEAR = (0, 0, 0, 0)
@@ -96,3 +105,206 @@ def encode_webp(picture: np.ndarray, quality: int = 75) -> bytes:
     """WebP of a picture (H, W, 3) RGB uint8, for what is stored in a notebook: half as large as a JPEG."""
     options = [cv2.IMWRITE_WEBP_QUALITY, quality]
     return cv2.imencode(".webp", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+
+
+# What a pane of the viewer can show, its words, and how it is drawn.
+
+
+class Layer(NamedTuple):
+    """kind: "image"; "mask" of `name`; "error" of `name`; "compare" of `name` with `other`."""
+
+    kind: str
+    name: str = ""
+    other: str = ""
+
+
+class Part(NamedTuple):
+    """A piece of a caption, with a swatch of its colour where it has one."""
+
+    text: str
+    colour: tuple[int, int, int] | None = None
+
+
+def list_layers(source: MaskSource) -> dict[str, Layer]:
+    """Label -> layer, in the order of the menu."""
+    layers = {"image": Layer("image")}
+    for name in [source.reference, *source.compared] if source.reference else []:
+        layers[name] = Layer("mask", name)
+    for name in source.compared:
+        label = f"error of {name}" if source.truth else f"{source.reference} against {name}"
+        layers[label if len(source.compared) > 1 or not source.truth else "error"] = Layer("error", name)
+    if source.truth and len(source.compared) > 1:
+        first, second = source.compared[:2]
+        layers[f"{first} against {second}"] = Layer("compare", first, second)
+    return layers
+
+
+def is_grey(layer: Layer) -> bool:
+    """Whether the layer lies over the image without its colours."""
+    return layer.kind in ("error", "compare")
+
+
+def draw_overlay(
+    layer: Layer, sample: Sample, source: MaskSource, colours: np.ndarray, shown: np.ndarray
+) -> np.ndarray:
+    """Draw what lies over the sample's image: (H, W, 4) uint8 RGBA. `colours` and `shown`: see `overlay_mask`."""
+    masks = sample.masks
+    match layer.kind:
+        case "mask":
+            return overlay_mask(masks[layer.name], colours, shown)
+        case "error":
+            return overlay_errors(masks[source.reference], masks[layer.name], shown)
+        case "compare":
+            return overlay_comparison(masks[source.reference], masks[layer.name], masks[layer.other], shown)
+    return np.zeros((*sample.image.shape[:2], 4), np.uint8)
+
+
+def caption_layer(label: str, layer: Layer, source: MaskSource) -> list[Part]:
+    """The words above a pane: its label, then what its colours mean."""
+    match layer.kind:
+        case "error":
+            return [Part(label), Part("wrong" if source.truth else "different", WRONG)]
+        case "compare":
+            only = [Part(f"{name} right", colour) for name, colour in
+                    ((layer.name, ONLY_FIRST), (layer.other, ONLY_SECOND))]  # fmt: skip
+            return [Part(label), *only, Part("both wrong", WRONG)]
+    return [Part(label)]
+
+
+# The viewer's words: of the open image, of its classes, of one pixel.
+
+
+def describe_image(sample: Sample, source: MaskSource, image_id: str) -> list[str]:
+    """Lines: the id, the size, and each run's own mIoU on this image."""
+    height, width = sample.image.shape[:2]
+    lines = [f"image {image_id}", f"{width} × {height} px"]
+    for name in source.compared:
+        confusion = count_confusion(sample.masks[source.reference], sample.masks[name], len(source.class_names))
+        score = f"mIoU {image_miou(confusion):.3f}"
+        against = "" if source.truth else f" against {source.reference}"
+        lines.append(score if len(source.compared) == 1 and source.truth else f"{name}: {score}{against}")
+    return lines
+
+
+def list_legend(sample: Sample, source: MaskSource, shown: set[int]) -> list[dict]:
+    """One entry a class, and one for ignored pixels where this image has any.
+
+    id, name, colour; share: of the reference's pixels, as text, "" for none; present: in any of the masks; on: shown.
+    """
+    num_classes = len(source.class_names)
+    counts = {name: np.bincount(mask.ravel(), minlength=256) for name, mask in sample.masks.items()}
+    for count in counts.values():
+        count[IGNORE_INDEX] = count[num_classes:].sum()
+    pixels = counts[source.reference] if source.reference else np.zeros(256, np.int64)
+    present = sum(counts.values(), np.zeros(256, np.int64)) > 0
+    names = dict(enumerate(source.class_names)) | ({IGNORE_INDEX: "(ignored)"} if present[IGNORE_INDEX] else {})
+    colours = colour_table(num_classes)
+    return [
+        {"id": class_id, "name": name, "colour": colours[class_id].tolist(), "present": bool(present[class_id]),
+         "share": _percent(pixels[class_id] / max(1, pixels[:num_classes].sum() + pixels[IGNORE_INDEX])),
+         "on": class_id in shown}
+        for class_id, name in names.items()
+    ]  # fmt: skip
+
+
+def describe_pixel(sample: Sample | None, source: MaskSource, x: int, y: int) -> dict:
+    """Class of each mask at a pixel: {"place": text, "rows": [[mask's name, class name, colour], ...]}.
+
+    Outside the image the class names are empty, so that the box keeps its height.
+    """
+    if sample is None or not (0 <= x < sample.image.shape[1] and 0 <= y < sample.image.shape[0]):
+        names = [source.reference, *source.compared] if source.reference else []
+        return {"place": "point at a pixel to read it", "rows": [[name, "", None] for name in names]}
+    colours = colour_table(len(source.class_names))
+    rows = []
+    for name, mask in sample.masks.items():
+        class_id = int(mask[y, x])
+        rows.append([name, _name_class(class_id, source.class_names), colours[class_id].tolist()])
+    return {"place": f"x {x}, y {y}", "rows": rows}
+
+
+def _name_class(class_id: int, class_names: list[str]) -> str:
+    if class_id < len(class_names):
+        return class_names[class_id]
+    return "(ignored)" if class_id == IGNORE_INDEX else f"(id {class_id} is no class)"
+
+
+def _percent(share: float) -> str:
+    if share == 0:
+        return ""
+    return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
+
+
+# Some images with their masks as one piece of HTML: what an executed notebook shows where no kernel answers.
+
+
+TILE = 176  # [px] side of one picture on the page
+OPACITY = 0.65
+# A live viewer right above hides the sheet; a dead one ("model not found") is hidden by it. Where styles are not
+# trusted, both stay, which does no harm.
+_STYLE = """<style>
+.jp-OutputArea-child:has(.seglib-live) + .jp-OutputArea-child:has(.seglib-sheet) { display: none; }
+.jp-OutputArea-child:has(+ .jp-OutputArea-child .seglib-sheet) > .jp-OutputArea-output:not(:has(*)) { display: none; }
+</style>"""
+
+
+def contact_sheet_html(source: MaskSource, positions: Sequence[int], caption: str) -> str:
+    """A table of pictures: a row an image, a column a layer.
+
+    Parameters
+    ----------
+    positions : which images, in their order.
+    caption : a sentence above the table.
+    """
+    layers = _choose_layers(source)
+    captions = ["", *("<br>".join(map(_write_part, caption_layer(*item, source))) for item in layers.items())]
+    head = "".join(f'<th style="text-align:left;vertical-align:bottom">{caption}</th>' for caption in captions)
+    rows = [_row(source, position, layers) for position in positions]
+    return (
+        f'<div class="seglib-sheet">{_STYLE}<p>{escape(caption)}</p><p>{_legend(source)}</p>'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _choose_layers(source: MaskSource) -> dict[str, Layer]:
+    """Image, masks, and one picture of the differences: more would not fit a page."""
+    layers = list(list_layers(source).items())
+    plain = [item for item in layers if item[1].kind in ("image", "mask")]
+    differences = [item for item in layers if item[1].kind in ("error", "compare")]
+    return dict(plain[:4] + differences[-1:])
+
+
+def _row(source: MaskSource, position: int, layers: dict[str, Layer]) -> str:
+    sample = source.read(position)
+    num_classes = len(source.class_names)
+    look = source, colour_table(num_classes), show_table(set(range(1, num_classes)), num_classes)
+    cells = []
+    for label, layer in layers.items():
+        image = make_grey(sample.image) if is_grey(layer) else sample.image
+        cells.append(_picture(blend(image, draw_overlay(layer, sample, *look), OPACITY), label))
+    words = "<br>".join(escape(line) for line in describe_image(sample, source, str(source.image_ids[position])))
+    return f'<tr><td style="text-align:left;vertical-align:top">{words}</td>{"".join(cells)}</tr>'
+
+
+def _picture(picture: np.ndarray, label: str) -> str:
+    scale = TILE / max(picture.shape[:2])
+    if scale < 1:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    data = base64.b64encode(encode_webp(picture)).decode()
+    return f'<td><img alt="{escape(label)}" width="{TILE}" src="data:image/webp;base64,{data}"></td>'
+
+
+def _legend(source: MaskSource) -> str:
+    colours = colour_table(len(source.class_names))
+    return " &nbsp; ".join(
+        _write_part(Part(name, tuple(colour)))
+        for name, colour in zip(source.class_names[1:], colours[1:], strict=False)
+    )
+
+
+def _write_part(part: Part) -> str:
+    if part.colour is None:
+        return escape(part.text)
+    red, green, blue = part.colour
+    square = f'<span style="color:rgb({red},{green},{blue})">&#9632;</span>'
+    return f'<span style="white-space:nowrap;font-weight:normal">{square} {escape(part.text)}</span>'

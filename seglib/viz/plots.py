@@ -1,17 +1,101 @@
-"""Figures of training and predictions: arrays and tables in, a matplotlib Figure out."""
+"""Figures of training, their style, and live progress."""
 
-from collections.abc import Sequence
+import colorsys
+import io
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython import get_ipython
+from IPython.display import DisplayHandle, Image, display
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from seglib.viz.style import IGNORED, class_colours, colour_mask, use_font_for
+from seglib.files import write_json
+from seglib.runs.text_table import format_seconds
+
+# One look for all figures: a fixed colour for each class, and a font that has the class names' letters.
+
+
+IGNORED = (128, 128, 128)
+# Background, then colours that stay apart for colour-blind people (Okabe and Ito 2008, Tol 2021), light and dark mixed.
+_COLOURS = [
+    "202020", "0072b2", "e69f00", "56b4e9", "d55e00", "009e73", "f0e442", "cc79a7", "882255", "88ccee", "aa4499",
+    "999933", "332288", "ddcc77", "661100", "44aa99", "ee99aa", "117733", "994455", "77aadd", "bbcc33",
+]  # fmt: skip
+
+
+def class_colours(num_classes: int) -> np.ndarray:
+    """(num_classes, 3) uint8 RGB, the same for a class id in every figure."""
+    colours = [tuple(bytes.fromhex(colour)) for colour in _COLOURS[:num_classes]]
+    for index in range(len(colours), num_classes):  # golden-ratio hues: neighbours differ most
+        shade = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.45 + 0.2 * (index % 3), 0.95 - 0.25 * (index % 2))
+        colours.append(tuple(round(255 * part) for part in shade))
+    return np.array(colours, np.uint8)
+
+
+def colour_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """Class ids (H, W) uint8 to colours (H, W, 3) uint8; ids that are no class (255: ignored) become grey."""
+    table = np.full((256, 3), IGNORED, np.uint8)
+    table[:num_classes] = class_colours(num_classes)
+    return table[mask]
+
+
+def use_font_for(texts: Sequence[str]) -> None:
+    """Choose an installed font that has all letters of these texts; Korean class names need one.
+
+    Where none has, a warning says which to install.
+    """
+    letters = frozenset(letter for text in texts for letter in text if ord(letter) > 0x2FF)
+    if not letters:
+        return
+    family = _find_family(letters)
+    if family is None:
+        sample = "".join(sorted(letters)[:8])
+        warnings.warn(
+            f"no installed font has the letters {sample!r}; for Korean install NanumGothic (apt-get install fonts-nanum) "
+            "or Noto Sans CJK (fonts-noto-cjk) and restart the notebook",
+            stacklevel=2,
+        )
+        return
+    # by name: of a generic family ("sans-serif") matplotlib takes the first font alone, and boxes for what it lacks
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", family]
+
+
+@cache
+def _find_family(letters: frozenset[str]) -> str | None:
+    """The family of a font with all letters: of those that matplotlib knows, else of those installed since it looked."""
+    family = _search_known(letters)
+    if family is None:
+        known = {font.fname for font in font_manager.fontManager.ttflist}
+        for path in set(font_manager.findSystemFonts()) - known:
+            font_manager.fontManager.addfont(path)
+        family = _search_known(letters)
+    return family
+
+
+def _search_known(letters: frozenset[str]) -> str | None:
+    needed = {ord(letter) for letter in letters}
+    fonts = [font for font in font_manager.fontManager.ttflist if os.path.isfile(font.fname)]
+    for font in sorted(fonts, key=lambda font: (font.name != "NanumGothic", "Noto" not in font.name, font.name)):
+        if needed <= font_manager.get_font(font.fname).get_charmap().keys():
+            return font.name
+    return None
+
+
+# Figures of training and predictions: arrays and tables in, a matplotlib Figure out.
+
 
 PANEL = 2.4  # [inch] side of one image
 TRAIN, VAL = "#0072b2", "#d55e00"
@@ -174,3 +258,94 @@ def _finish(figure: Figure, patches: list[Patch]) -> None:
     figure.tight_layout(pad=0.4, h_pad=1.0)  # a row's titles stay clear of the row above
     figure.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=6, frameon=False, fontsize=8)
     plt.close(figure)
+
+
+# One line that says how far a long step is, updated in place, and told to whoever waits outside the notebook.
+
+
+def show_progress(what: str, folder: Path) -> Callable[[int, int], None]:
+    """A function to call with (done, total), about twice a second at most; it writes folder/progress.json too.
+
+    The line is made with the first call: a step that had nothing to do shows nothing.
+    """
+    began, told, line = time.monotonic(), 0.0, None
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told, line
+        if time.monotonic() - told < 0.5 and done < total:
+            return
+        told = time.monotonic()
+        left = (told - began) / done * (total - done)
+        text = f"{what} {done}/{total}, " + (f"{format_seconds(left)} left" if left else format_seconds(told - began))
+        write_json(folder / "progress.json", {"text": text})
+        if get_ipython() is None:
+            print(f"\r{text}    ", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif line is None:
+            line = display({"text/plain": text}, raw=True, display_id=True)
+        else:
+            line.update({"text/plain": text}, raw=True)
+
+    return tell
+
+
+# What a person sees while a model trains: one progress line and one figure, updated in place, kept as they ended.
+
+
+class LiveTraining:
+    """Shows progress in the notebook, and writes run_dir/progress.json for whoever waits outside.
+
+    Displays are updated in place: an executed notebook holds one line and one picture, however long the training was.
+    """
+
+    def __init__(self, run_dir: Path, epochs: int):
+        self.path, self.epochs = Path(run_dir) / "progress.json", epochs
+        self.began, self.told, self.drawn = time.monotonic(), 0.0, 0.0
+        self.first = None  # epochs, and part of one, that were done before this process
+        self.score = ""
+        self.line: DisplayHandle | None = None
+        self.figure: DisplayHandle | None = None
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Tell where training is, about twice a second."""
+        self.first = epoch - 1 + (step - 1) / steps if self.first is None else self.first
+        if time.monotonic() - self.told < 0.5 and not (epoch == self.epochs and step == steps):
+            return
+        done = epoch - 1 + step / steps
+        spent = time.monotonic() - self.began
+        left = spent / (done - self.first) * (self.epochs - done)
+        self._tell(f"epoch {epoch}/{self.epochs}, step {step}/{steps}{self.score}, {format_seconds(left)} left")
+
+    def epoch(self, history: pd.DataFrame) -> None:
+        """Draw the curves, at most every three seconds."""
+        last = history.iloc[-1]
+        self.score = f", loss {last['train_loss']:.4f}, mIoU {last['miou']:.4f}"
+        if time.monotonic() - self.drawn > 3:
+            self._draw(history)
+            self.drawn = time.monotonic()
+
+    def end(self, history: pd.DataFrame) -> None:
+        """Say how long it took and draw the curves once more, as they stay."""
+        early = f", stopped early of {self.epochs}" if len(history) < self.epochs else ""
+        self._tell(f"{len(history)} epochs in {format_seconds(time.monotonic() - self.began)}{early}{self.score}")
+        self._draw(history)
+
+    def _tell(self, text: str) -> None:
+        self.told = time.monotonic()
+        write_json(self.path, {"text": text})
+        if get_ipython() is None:
+            print(f"\r{text}    ", end="", file=sys.stderr, flush=True)
+        elif self.line is None:
+            self.line = display({"text/plain": text}, raw=True, display_id=True)
+        else:
+            self.line.update({"text/plain": text}, raw=True)
+
+    def _draw(self, history: pd.DataFrame) -> None:
+        if get_ipython() is None:
+            return
+        buffer = io.BytesIO()
+        plot_history(history, self.epochs).savefig(buffer, format="png", dpi=90, bbox_inches="tight")
+        image = Image(buffer.getvalue(), format="png", alt="loss, mIoU, learning rate and memory over the epochs")
+        if self.figure is None:
+            self.figure = display(image, display_id=True)
+        else:
+            self.figure.update(image)

@@ -18,7 +18,7 @@ import torch
 
 from seglib.data.dataset import open_data
 from seglib.data.synthetic import make_synthetic
-from seglib.inference.crf import CrfParams, dense_crf
+from seglib.zoo.crf import CrfParams, dense_crf
 
 CLASSES = 12
 OPTIONS = {

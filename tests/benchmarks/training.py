@@ -33,14 +33,12 @@ from seglib.data.loader import build_loader
 from seglib.data.synthetic import make_synthetic
 from seglib.models import build_model
 from seglib.training.averaging import build_averages
-from seglib.training.device import choose_precision
-from seglib.training.loop import train_one_epoch
+from seglib.training.checkpoint import Position
+from seglib.training.device import choose_precision, seed_everything
 from seglib.training.losses import build_loss
-from seglib.training.optim import build_optimizer
-from seglib.training.reproducibility import seed_everything
-from seglib.training.schedule import build_scheduler
-from seglib.training.state import Position
+from seglib.training.optim import build_optimizer, build_scheduler
 from seglib.training.step import Trainee
+from seglib.training.trainer import train_one_epoch
 
 TARGETS = {"cpu": 2.0, "cuda": 3.0}  # times the plain loop
 SEED = 21

@@ -6,9 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from seglib.data.augment import augment, build_augmentation
-from seglib.data.augment_presets import PRESETS
-from seglib.data.augment_spec import list_transforms
+from seglib.data.augment import PRESETS, augment, build_augmentation, list_transforms
 
 SIZE = 64
 IMAGE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)

@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
+from seglib.data.augment import PRESETS
 from seglib.data.augment_check import find_refusal
-from seglib.data.augment_presets import PRESETS
 
 SOUND = [
     "[{RandomCrop: {height: 32, width: 32}}, Resize]",
@@ -54,7 +54,7 @@ def test_what_only_running_shows_is_refused(text, words):
 
 
 def test_floats_are_refused_with_the_reason(monkeypatch):
-    monkeypatch.setattr("seglib.data.augment_spec._UNUSABLE", {})
+    monkeypatch.setattr("seglib.data.augment._UNUSABLE", {})
     refusal = find_refusal(["flips", "ToFloat", "CLAHE"], 64)
     assert "augmentation > ToFloat: required uint8 images" in refusal
     assert "normalised twice), got float32" in refusal

@@ -7,8 +7,7 @@ import cv2
 import pytest
 import yaml
 
-from seglib.data.augment_presets import PRESETS
-from seglib.data.augment_spec import build_steps, list_transforms
+from seglib.data.augment import PRESETS, build_steps, list_transforms
 from seglib.errors import InputError
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from seglib.data import findings
-from seglib.data.painted import PaintedCounts
-from seglib.data.statistics import ALL
+from seglib.data import eda
+from seglib.data.eda import ALL
+from seglib.data.objects import PaintedCounts
 
 
 def counts(class_pixels=((60, 30, 0, 10),), covered=40, disputed=2):
@@ -21,29 +21,29 @@ def test_errors_are_named_and_training_is_said_to_refuse():
     problems = pd.DataFrame(
         {"severity": ["error", "error", "warning"], "problem": ["rle-sum", "rle-sum", "exif-rotated"]}
     )
-    assert findings.describe_problems(problems) == (
+    assert eda.describe_problems(problems) == (
         "**Annotations:** 2 errors (rle-sum) and 1 warnings; training refuses this data until they are mended."
     )
-    assert findings.describe_problems(problems.iloc[:0]) == "**Annotations:** no errors, 0 warnings."
+    assert eda.describe_problems(problems.iloc[:0]) == "**Annotations:** no errors, 0 warnings."
 
 
 def test_imbalance_is_a_ratio_of_the_classes_that_there_are():
-    told = findings.describe_classes(classes(40, 10), counts())
+    told = eda.describe_classes(classes(40, 10), counts())
     assert "Paper has 40 annotations, 4 times as many as Glass (10); 1 of 2 classes have fewer than 20, 0 none." in told
     assert "60.0 % of all pixels are background, 10.0 % are ignored." in told
-    assert "1 none" in findings.describe_classes(classes(40, 0), counts())
-    assert findings.describe_classes(classes(0, 0), counts()) == "**Classes:** no annotation can be painted."
+    assert "1 none" in eda.describe_classes(classes(40, 0), counts())
+    assert eda.describe_classes(classes(0, 0), counts()) == "**Classes:** no annotation can be painted."
 
 
 def test_sizes_and_vanished_objects_are_counted():
     sizes = pd.DataFrame({"objects": [4], "median": [18.0], "<=8": [0.25], "<=20": [0.5]}, index=[ALL])
-    assert findings.describe_sizes(sizes, 256) == (
+    assert eda.describe_sizes(sizes, 256) == (
         "**Sizes:** at 256 px the median object is 18 px across; 25.0 % are at or under 8 px, 50.0 % are at or under 20 px."
     )
     vanished = pd.DataFrame(
         {"objects": [8, 5, 3], "vanish at 256": [0, 0, 0], "vanish at 128": [2, 0, 2]}, index=[ALL, "Paper", "Glass"]
     )
-    assert findings.describe_vanished(vanished) == (
+    assert eda.describe_vanished(vanished) == (
         "**Resizing:** of 8 objects, at 256 px 0 objects (0.0 %) vanish; "
         "at 128 px 2 objects (25.0 %) vanish, most of them Glass (2)."
     )
@@ -52,11 +52,11 @@ def test_sizes_and_vanished_objects_are_counted():
 def test_overlaps_count_annotations_and_disputed_pixels():
     overlaps = pd.DataFrame({"first": [1, 1], "second": [2, 3]})
     pairs = pd.DataFrame({"class_a": ["Metal", "Paper"], "class_b": ["Metal", "Glass"], "overlaps": [9, 2]})
-    told = findings.describe_overlaps(pd.DataFrame(index=range(6)), overlaps, pairs, counts())
+    told = eda.describe_overlaps(pd.DataFrame(index=range(6)), overlaps, pairs, counts())
     assert "3 of 6 annotations (50.0 %) overlap another" in told
     assert "disagree in 2 px, 5.0 % of the objects' pixels, in 1 images" in told
     assert "Paper and Glass share most pixels (2 pairs of annotations)" in told
-    nothing = findings.describe_overlaps(pd.DataFrame(index=range(6)), overlaps.iloc[:0], pairs, counts())
+    nothing = eda.describe_overlaps(pd.DataFrame(index=range(6)), overlaps.iloc[:0], pairs, counts())
     assert "no two annotations overlap" in nothing
 
 
@@ -68,16 +68,16 @@ def compared(train, val):
 
 def test_split_names_the_divergence_and_classes_that_val_lacks():
     subset = np.array(["train", "train", "val"])
-    told = findings.describe_split(subset, compared([0, 5, 5], [0, 4, 0]))
+    told = eda.describe_split(subset, compared([0, 5, 5], [0, 4, 0]))
     assert "2 images train, 1 validate" in told
     assert "divergence 0.3113 of annotations" in told
     assert told.endswith("; absent from val: Glass.")
-    assert "no validation images" in findings.describe_split(subset[:2], compared([0, 5, 5], [0, 0, 0]))
+    assert "no validation images" in eda.describe_split(subset[:2], compared([0, 5, 5], [0, 0, 0]))
 
 
 def test_copies_across_and_within_are_told_apart():
     near = pd.DataFrame({"exact": [True, False, False], "across": [True, True, False]})
-    told = findings.describe_duplicates(near)
+    told = eda.describe_duplicates(near)
     assert told.startswith(
         "**Copies:** 1 pairs of images with one content stand on both sides of the split, and 1 pairs"
     )
@@ -86,9 +86,9 @@ def test_copies_across_and_within_are_told_apart():
 
 def test_what_needs_pixels_says_so_without_them():
     for told in (
-        findings.describe_duplicates(None),
-        findings.describe_colours(None, None),
-        findings.describe_pipelines({}),
+        eda.describe_duplicates(None),
+        eda.describe_colours(None, None),
+        eda.describe_pipelines({}),
     ):
         assert "there are no pixels" in told
 
@@ -96,6 +96,6 @@ def test_what_needs_pixels_says_so_without_them():
 def test_faults_of_a_pipeline_are_repeated():
     sound = pd.DataFrame({"step": ["HorizontalFlip"], "problem": [""]})
     faulty = pd.DataFrame({"step": ["Normalize"], "problem": ["normalised twice (8 of 8)"]})
-    assert "no fault found in flips and none" in findings.describe_pipelines({"flips": sound, "none": sound})
-    told = findings.describe_pipelines({"flips": faulty, "none": sound})
+    assert "no fault found in flips and none" in eda.describe_pipelines({"flips": sound, "none": sound})
+    told = eda.describe_pipelines({"flips": faulty, "none": sound})
     assert told == "**Augmentation:** flips, Normalize: normalised twice (8 of 8)."

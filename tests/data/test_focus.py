@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from seglib.data.dataset import count_pixels, find_classes_present, open_data
-from seglib.data.mixing import SampleMixing
+from seglib.data.loader import SampleMixing
 from seglib.errors import InputError
 from seglib.evaluation.objects import measure_objects
 from seglib.files import cache_dir

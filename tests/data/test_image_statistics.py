@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from seglib.data.coco import load_coco
-from seglib.data.image_statistics import compute_colour_statistics, measure_images
-from seglib.data.pooled import pool_files
+from seglib.data.dataset import pool_files
+from seglib.data.eda import compute_colour_statistics, measure_images
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from seglib.data.dataset import count_pixels, open_data
-from seglib.data.joined import join
-from seglib.data.loader import build_loader
-from seglib.data.mixing import OtherSamples
+from seglib.data.dataset import count_pixels, join, open_data
+from seglib.data.loader import OtherSamples, build_loader
 from seglib.errors import InputError
 
 OPTIONS = {"folds": 4, "fold": 0, "seed": 1, "paint_order": "class_id", "background": "class", "cache": False}

@@ -12,8 +12,8 @@ from pycocotools import mask as mask_api
 
 from seglib.data.coco import CocoData
 from seglib.data.dataset import Subset, open_data
+from seglib.data.loader import SampleMixing
 from seglib.data.masks import segmentation_to_rle
-from seglib.data.mixing import SampleMixing
 from seglib.errors import InputError
 
 SIZE = 64

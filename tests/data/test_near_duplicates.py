@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seglib.data import near_duplicates
-from seglib.data.near_duplicates import MAX_DISTANCE, find_near_duplicates, hash_picture, tabulate_copies
+from seglib.data import splits
+from seglib.data.splits import MAX_DISTANCE, find_near_duplicates, hash_picture, tabulate_copies
 
 
 def picture(seed: int, side: int = 128) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_the_search_does_not_depend_on_its_block_size(monkeypatch):
     hashes = rng.integers(0, 2**4, 70).astype(np.uint64) * np.uint64(0x0101_0000_0101)
     content, subset = [str(i // 2) for i in range(70)], rng.choice(["train", "val"], 70)
     whole = search(hashes, content, subset)
-    monkeypatch.setattr(near_duplicates, "_BLOCK", 9)
+    monkeypatch.setattr(splits, "_BLOCK", 9)
     pd.testing.assert_frame_equal(whole, search(hashes, content, subset))
     brute = {(i, j) for i in range(70) for j in range(i + 1, 70)
              if bin(int(hashes[i]) ^ int(hashes[j])).count("1") <= 2 or content[i] == content[j]}  # fmt: skip

@@ -9,10 +9,10 @@ import pytest
 from pycocotools import mask as mask_api
 
 from seglib.data.coco import load_coco
+from seglib.data.dataset import pool_files
+from seglib.data.eda import ALL, SIZE_LIMITS, tabulate_sizes
 from seglib.data.objects import resize_rle, tabulate_objects
 from seglib.data.pixels import resize_mask
-from seglib.data.pooled import pool_files
-from seglib.data.statistics import ALL, SIZE_LIMITS, tabulate_sizes
 
 TACO = Path(__file__).parents[3] / "shared" / "data" / "taco" / "annotations.json"
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from seglib.data.coco import load_coco
+from seglib.data.dataset import pool_files
 from seglib.data.masks import PAINT_ORDERS, paint_mask
-from seglib.data.objects import tabulate_objects
-from seglib.data.painted import count_painted, paint_layers
+from seglib.data.objects import count_painted, paint_layers, tabulate_objects
 from seglib.data.pixels import resize_mask
-from seglib.data.pooled import pool_files
 
 SIZE = 24
 SIDES = [(60, 40), (20, 33)]  # (width, height) [px]: one image shrinks, one grows

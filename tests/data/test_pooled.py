@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from seglib.data.coco import load_coco
-from seglib.data.dataset import open_data
+from seglib.data.dataset import assign_subsets, hash_images, open_data, pool_files
+from seglib.data.eda import find_present
 from seglib.data.objects import tabulate_objects
-from seglib.data.pooled import assign_subsets, hash_images, pool_files
-from seglib.data.statistics import find_present
 from seglib.errors import InputError
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import entropy
 
 from seglib.data.coco import load_coco
-from seglib.data.statistics import (
+from seglib.data.eda import (
     ALL,
     compare_subsets,
     compute_divergence,

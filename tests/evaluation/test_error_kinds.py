@@ -2,15 +2,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from seglib.evaluation.boundary import boundary_iou, find_boundary
-from seglib.evaluation.error_kinds import (
+from seglib.evaluation.errors import (
     BOUNDARY,
     EXTENT,
     KINDS,
     SEGMENT,
+    boundary_iou,
     choose_width,
     classify_errors,
     count_error_kinds,
+    find_boundary,
     merge_kinds,
 )
 

@@ -3,7 +3,7 @@ import pandas as pd
 
 from seglib.evaluation import findings
 from seglib.evaluation.errors import choose_images, tabulate_classes, tabulate_confusions, tabulate_images
-from seglib.evaluation.label_quality import tabulate_reliability
+from seglib.evaluation.findings import tabulate_reliability
 
 NAMES = ["Background", "Paper", "Metal", "Glass"]
 CONFUSION = np.array([[90, 10, 0, 0], [30, 20, 0, 0], [5, 0, 0, 0], [0, 0, 0, 0]])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
-from seglib.evaluation.label_quality import (
+from seglib.evaluation.findings import (
     RELIABILITY_BINS,
     calibration_error,
     summarise_probabilities,

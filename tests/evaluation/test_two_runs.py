@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from seglib.evaluation.metrics import pooled_miou
-from seglib.evaluation.two_runs import (
+from seglib.evaluation.compare import (
     OUTCOMES,
     bootstrap_difference,
     choose_duels,
@@ -10,6 +9,7 @@ from seglib.evaluation.two_runs import (
     count_outcomes,
     show_outcomes,
 )
+from seglib.evaluation.metrics import pooled_miou
 
 
 def random_triples(images=4, seed=0):

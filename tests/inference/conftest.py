@@ -13,9 +13,9 @@ from seglib.files import PROJECT, write_json
 from seglib.models import build_model
 from seglib.runs.notebook import read_defaults
 from seglib.training.checkpoint import hash_weights, save_checkpoint
-from seglib.training.loop import evaluate
 from seglib.training.losses import build_loss
 from seglib.training.step import Trainee
+from seglib.training.trainer import evaluate
 
 OVERRIDES = {"encoder_weights": "", "image_size": 64, "batch_size": 4}
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from seglib.errors import InputError
-from seglib.inference.crf import CrfParams, dense_crf
+from seglib.zoo.crf import CrfParams, dense_crf
 
 SIZE, CLASSES = 24, 4
 

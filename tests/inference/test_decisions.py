@@ -10,7 +10,6 @@ import torch
 from seglib.data.dataset import open_data
 from seglib.evaluation.metrics import pooled_miou
 from seglib.inference.components import remove_small_components
-from seglib.inference.crf import CrfParams, dense_crf
 from seglib.inference.decisions import (
     Decisions,
     MaskPairs,
@@ -26,6 +25,7 @@ from seglib.inference.decisions import (
 )
 from seglib.inference.postprocess import Tuned
 from seglib.inference.probability_store import describe_store, open_store, write_store
+from seglib.zoo.crf import CrfParams, dense_crf
 
 CPU = torch.device("cpu")
 SIZE, IMAGES = 64, 3

@@ -11,7 +11,6 @@ from scipy import ndimage
 from seglib.data.coco import CocoData
 from seglib.errors import InputError
 from seglib.inference.components import remove_small_components
-from seglib.inference.crf import CrfParams
 from seglib.inference.postprocess import (
     compare_objects,
     describe_tuned,
@@ -19,6 +18,7 @@ from seglib.inference.postprocess import (
     search_crf,
     tune_min_pixels,
 )
+from seglib.zoo.crf import CrfParams
 
 SIZE, CLASSES = 32, 3
 CRF = CrfParams(smoothness_weight=1, appearance_weight=4, appearance_sigma=8, iterations=3)

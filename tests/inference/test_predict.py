@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seglib.errors import InputError
-from seglib.evaluation.label_quality import summarise_probabilities
+from seglib.evaluation.findings import summarise_probabilities
 from seglib.inference import predict as module
 from seglib.inference.finished_run import load_finished_run
 from seglib.inference.predict import (

@@ -13,7 +13,7 @@ from seglib.data.loader import build_loader
 from seglib.errors import InputError
 from seglib.evaluation.metrics import compute_metrics, load_confusion, save_confusion
 from seglib.files import PROJECT, write_json
-from seglib.inference import soup_scoring
+from seglib.inference import soup
 from seglib.inference.finished_run import load_finished_run
 from seglib.inference.predict import count_confusion, open_predictions
 from seglib.inference.soup import describe_starts, main, make_soup
@@ -22,9 +22,9 @@ from seglib.runs.leaderboard import collect_runs
 from seglib.runs.notebook import read_defaults
 from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
-from seglib.training.loop import Evaluation, evaluate
 from seglib.training.losses import build_loss
 from seglib.training.step import Trainee
+from seglib.training.trainer import Evaluation, evaluate
 
 CPU = torch.device("cpu")
 ARCHITECTURE, ENCODER = "Linknet", "tu-resnet10t"
@@ -143,7 +143,7 @@ def worth(monkeypatch, runs):
             confusion[:, 0, 0], confusion[:, 0, 1] = 100 - pixels, pixels
             return Evaluation(confusion, float(pixels))
 
-        monkeypatch.setattr(soup_scoring, "evaluate", fake)
+        monkeypatch.setattr(soup, "evaluate", fake)
 
     return set_worth
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from seglib.inference.submission import SEND_HELP, main
-from seglib.inference.submission_ledger import read_ledger
-from seglib.inference.submission_send import expand
+from seglib.inference.submission_ledger import expand, read_ledger
 from seglib.inference.submission_write import write_submission
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg"]

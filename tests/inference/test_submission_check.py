@@ -9,7 +9,7 @@ import pytest
 from seglib.data.coco import load_coco
 from seglib.data.masks import paint_mask
 from seglib.errors import InputError, InputErrors
-from seglib.inference.submission_check import count_shares, validate_submission
+from seglib.inference.submission_write import count_shares, validate_submission
 
 SIZE, CLASSES, COUNT, BATCH = 16, 5, 37, 8
 NAMES = [f"batch_{i % 3}/{i:04}.jpg" for i in range(COUNT)]  # not sorted

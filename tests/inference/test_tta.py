@@ -4,8 +4,19 @@ import pytest
 import torch
 
 from seglib.errors import InputError
-from seglib.inference.sliding import check_sliding, find_starts, slide, window_weights
-from seglib.inference.tta import View, apply_turns, build_views, merge_views, predict_view, scale_images, undo_turns
+from seglib.inference.predict import (
+    View,
+    apply_turns,
+    build_views,
+    check_sliding,
+    find_starts,
+    merge_views,
+    predict_view,
+    scale_images,
+    slide,
+    undo_turns,
+    window_weights,
+)
 
 ALL = {"flips": ["none", "horizontal", "vertical", "both"], "rotations": [0, 90, 180, 270]}
 EIGHT = [View(mirrored, turns, 64) for mirrored, turns in itertools.product((False, True), range(4))]

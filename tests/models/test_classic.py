@@ -9,15 +9,23 @@ import torchvision
 from torch import nn
 
 from seglib.errors import InputError
-from seglib.models import vgg
-from seglib.models.classic import CLASSIC, DeepLabV1, DilatedNet, FCN8s, bilinear_doubling, make_context_module
-from seglib.models.unpooling import SegNet, unpool
+from seglib.zoo import classic
+from seglib.zoo.classic import (
+    CLASSIC,
+    DeepLabV1,
+    DilatedNet,
+    FCN8s,
+    SegNet,
+    bilinear_doubling,
+    make_context_module,
+    unpool,
+)
 
 
 @pytest.fixture
 def narrow(monkeypatch):
     """fc6 and fc7 have 256 channels instead of 4,096, which make 120 million weights."""
-    monkeypatch.setattr(vgg, "FC_CHANNELS", 256)
+    monkeypatch.setattr(classic, "FC_CHANNELS", 256)
 
 
 @pytest.mark.parametrize("name", CLASSIC)
@@ -102,7 +110,7 @@ def test_encoder_with_torchvisions_weights_computes_what_torchvision_does():
 
 
 def test_fully_connected_weights_mean_the_same_as_a_convolution():
-    layer = vgg.LinearAsConv(4, 10, kernel_size=7)
+    layer = classic.LinearAsConv(4, 10, kernel_size=7)
     features = torch.rand(2, 4, 7, 7)  # what torchvision flattens in front of fc6
     linear = F.linear(features.flatten(1), layer.weight, layer.bias)
     assert torch.allclose(layer(features)[:, :, 3, 3], linear, atol=1e-5)

@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
-from seglib.models import hrnet
-from seglib.models.hrnet import HRNet, HRNetOCR, ObjectContext, describe_regions
+from seglib.zoo import hrnet
+from seglib.zoo.hrnet import HRNet, HRNetOCR, ObjectContext, describe_regions
 
 
 @pytest.mark.parametrize(

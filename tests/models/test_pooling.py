@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from seglib.models import build_model
-from seglib.models.pooling import FixedSizeAveragePool, replace_average_pools
+from seglib.zoo.classic import FixedSizeAveragePool, replace_average_pools
 
 
 @pytest.mark.parametrize("size", [(12, 18), (7, 5), (4, 60)])  # even bins, overlapping ones, fewer px than bins

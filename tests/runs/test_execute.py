@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,27 @@ def test_how_a_notebook_ends_is_told_in_one_line(execute, tmp_path, body, status
 
 def test_a_notebook_that_saves_no_result_is_ok_when_it_ran_to_its_end(execute):
     assert execute(result="print('looked at it')")["status"] == "ok"
+
+
+def test_a_reader_never_meets_half_a_notebook(execute, tmp_path):
+    """papermill writes the notebook after each cell, here with a megabyte of output."""
+    path, ended, broken, read = tmp_path / "run" / "notebook.ipynb", threading.Event(), [], 0
+
+    def look():
+        nonlocal read
+        while not ended.is_set():
+            if path.is_file():
+                try:
+                    json.loads(path.read_bytes())
+                except ValueError as error:
+                    broken.append(str(error))
+                read += 1
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        assert execute("print('x' * 1_000_000)")["status"] == "ok"
+    finally:
+        ended.set()
+        reader.join()
+    assert read > 20 and not broken

@@ -7,14 +7,13 @@ from seglib.data.dataset import open_data
 from seglib.data.loader import build_loader
 from seglib.models import build_model
 from seglib.training.averaging import build_averages
-from seglib.training.batch_mixing import build_batch_mixing
-from seglib.training.loop import train
+from seglib.training.checkpoint import adopt_shorter_run
+from seglib.training.device import seed_everything
 from seglib.training.losses import build_loss
-from seglib.training.more_epochs import adopt_shorter_run
-from seglib.training.optim import build_optimizer
-from seglib.training.reproducibility import seed_everything
-from seglib.training.schedule import build_scheduler
+from seglib.training.mixing import build_batch_mixing
+from seglib.training.optim import build_optimizer, build_scheduler
 from seglib.training.step import Trainee
+from seglib.training.trainer import train
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from seglib.data.loader import build_loader
 from seglib.errors import InputError
 from seglib.models import build_model
 from seglib.training.averaging import build_averages, estimate_batch_norm
-from seglib.training.schedule import build_scheduler
+from seglib.training.optim import build_scheduler
 
 EPOCHS, STEPS = 4, 3
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from seglib.errors import InputError
-from seglib.training.batch_mixing import (
+from seglib.training.mixing import (
     build_batch_mixing,
     cutmix,
     draw_example,

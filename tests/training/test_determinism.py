@@ -7,9 +7,9 @@ import torch.nn.functional as F
 
 from seglib.models import build_model
 from seglib.models.architectures import ARCHITECTURES, OWN_ENCODERS
-from seglib.training.batch_mixing import BATCH_MIXES, foreground_activation, mix_batch
-from seglib.training.determinism import explain_nondeterminism, find_nondeterministic
+from seglib.training.device import explain_nondeterminism, find_nondeterministic
 from seglib.training.losses import LOSSES, build_loss
+from seglib.training.mixing import BATCH_MIXES, foreground_activation, mix_batch
 
 SMALLEST = {"PAN": 128, "UNet3Plus": 128}  # [px]
 ENCODERS = OWN_ENCODERS | {"DPT": ("tu-test_vit",)}

@@ -10,8 +10,7 @@ from seglib.models import build_model
 from seglib.training.checkpoint import hash_weights
 from seglib.training.estimate import estimate_training
 from seglib.training.losses import build_loss
-from seglib.training.optim import build_optimizer
-from seglib.training.schedule import build_scheduler
+from seglib.training.optim import build_optimizer, build_scheduler
 from seglib.training.step import Trainee, take_step
 
 

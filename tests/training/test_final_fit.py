@@ -4,17 +4,16 @@ import pandas as pd
 import pytest
 import torch
 
-from seglib.data.joined import join
+from seglib.data.dataset import join
 from seglib.data.loader import build_loader
 from seglib.models import build_model
 from seglib.training.checkpoint import hash_weights, load_checkpoint
+from seglib.training.device import seed_everything
 from seglib.training.estimate import estimate_training
-from seglib.training.final_fit import fit_everything
 from seglib.training.losses import build_loss
-from seglib.training.optim import build_optimizer
-from seglib.training.reproducibility import seed_everything
-from seglib.training.schedule import build_scheduler
+from seglib.training.optim import build_optimizer, build_scheduler
 from seglib.training.step import Trainee
+from seglib.training.trainer import fit_everything
 
 OFTEN = 1e-9  # [min] between checkpoints
 

@@ -14,17 +14,13 @@ from seglib.errors import InputError
 from seglib.evaluation.metrics import compute_metrics, load_confusion
 from seglib.models import build_model
 from seglib.training.averaging import build_averages
-from seglib.training.batch_mixing import keep_apart
-from seglib.training.checkpoint import hash_weights, load_checkpoint
-from seglib.training.device import choose_precision
-from seglib.training.epoch_loss import EpochLoss
-from seglib.training.loop import evaluate, require_falling_loss, train_one_epoch
+from seglib.training.checkpoint import Position, hash_weights, load_checkpoint
+from seglib.training.device import choose_precision, seed_everything
 from seglib.training.losses import build_loss
-from seglib.training.optim import build_optimizer
-from seglib.training.reproducibility import seed_everything
-from seglib.training.schedule import build_scheduler
-from seglib.training.state import Position
+from seglib.training.mixing import keep_apart
+from seglib.training.optim import build_optimizer, build_scheduler
 from seglib.training.step import Trainee
+from seglib.training.trainer import EpochLoss, evaluate, require_falling_loss, train_one_epoch
 
 CPU = torch.device("cpu")
 
@@ -66,7 +62,7 @@ def test_where_the_seed_is_set_makes_no_difference(subsets):
 def test_a_score_that_is_no_number_is_not_the_best(subsets, train_small, tmp_path, monkeypatch):
     scores = iter([float("nan"), 0.2, 0.1])
     names = ("miou", "miou_image", "miou_batch", "accuracy")
-    monkeypatch.setattr("seglib.training.loop.compute_metrics", lambda *_: dict.fromkeys(names, next(scores)))
+    monkeypatch.setattr("seglib.training.trainer.compute_metrics", lambda *_: dict.fromkeys(names, next(scores)))
     train_small(subsets, tmp_path, patience=5)
     assert load_checkpoint(tmp_path / "best.pt", required=("epoch",))["epoch"] == 2
 
@@ -285,7 +281,7 @@ def test_training_stops_when_the_score_has_not_become_better_for_long_enough(sub
             told.append(len(history))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seglib.training.loop.compute_metrics", lambda *_: dict.fromkeys(
+        patch.setattr("seglib.training.trainer.compute_metrics", lambda *_: dict.fromkeys(
             ("miou", "miou_image", "miou_batch", "accuracy"), next(scores)))  # fmt: skip
         if kill:
             with pytest.raises(KeyboardInterrupt):

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
-from seglib.training.class_weights import resolve_class_weights
-from seglib.training.losses import build_loss
+from seglib.training.losses import build_loss, resolve_class_weights
 
 NAMES = ["a", "b", "c", "d", "e"]
 WEIGHTS = [0.5, 2.0, 1.0, 1.0, 0.0]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from seglib.errors import InputError
+from seglib.training.loss_terms import focal
 from seglib.training.losses import LOSSES, build_loss
-from seglib.training.pixel_losses import focal
 
 TERMS = list(LOSSES)
 REGIONS = ["dice", "jaccard", "miou", "lovasz", "tversky", "focal_tversky"]

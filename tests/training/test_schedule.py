@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from seglib.training.schedule import SCHEDULES, build_scheduler, preview_schedule
+from seglib.training.optim import SCHEDULES, build_scheduler, preview_schedule
 
 EPOCHS, STEPS, LR = 6, 10, 0.5
 

@@ -7,9 +7,8 @@ import torch
 
 from seglib.errors import InputError
 from seglib.files import write_json
-from seglib.training.checkpoint import hash_weights, load_checkpoint
-from seglib.training.selection import find_best
-from seglib.training.state import Position, TrainingState
+from seglib.training.checkpoint import Position, TrainingState, hash_weights, load_checkpoint
+from seglib.training.trainer import find_best
 
 OFTEN = 1e-9  # [min] between checkpoints: one after every step
 

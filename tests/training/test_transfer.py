@@ -5,8 +5,7 @@ import torch
 
 from seglib.errors import InputError
 from seglib.models import build_model
-from seglib.training.checkpoint import hash_weights
-from seglib.training.transfer import load_from_run
+from seglib.training.checkpoint import hash_weights, load_from_run
 
 RECIPE = {"architecture": "Linknet", "encoder": "tu-resnet10t", "num_classes": 3, "image_size": 64}
 NAMES = ["Background", "a", "b"]

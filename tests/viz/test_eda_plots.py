@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seglib.viz import eda_pictures, eda_plots
+from seglib.viz import eda_plots
 
 FEW = ["Background", "종이", "Glass", "Metal"]
 MANY = ["Background", *(f"A class with a long name {number}" for number in range(60))]
@@ -135,8 +135,8 @@ def test_policies_are_shown_with_the_image_or_alone():
     mask[4:9] = 1
     layers = [(mask.astype(int), {"class_id": mask, "longest": mask, "area": mask * 2})] * 2
     photograph = np.zeros((16, 16, 3), np.uint8)
-    alone = eda_pictures.plot_policies([None] * 2, layers, ["a", "b"], FEW)
-    whole = eda_pictures.plot_policies([photograph] * 2, layers, ["a", "b"], FEW)
+    alone = eda_plots.plot_policies([None] * 2, layers, ["a", "b"], FEW)
+    whole = eda_plots.plot_policies([photograph] * 2, layers, ["a", "b"], FEW)
     assert (len(alone.axes), len(whole.axes)) == (10, 12)
     disagreement = whole.axes[5].images[0].get_array()
     assert np.array_equal((disagreement == [204, 30, 30]).all(axis=-1), mask == 1)
@@ -145,13 +145,13 @@ def test_policies_are_shown_with_the_image_or_alone():
 
 def test_copies_stand_side_by_side():
     image = np.zeros((8, 8, 3), np.uint8)
-    figure = eda_pictures.plot_copies([(image, image)] * 4, [("train\na.jpg", "val\nb.jpg")] * 4, ["same file"] * 4)
+    figure = eda_plots.plot_copies([(image, image)] * 4, [("train\na.jpg", "val\nb.jpg")] * 4, ["same file"] * 4)
     assert len(figure.axes) == 8
     assert figure.axes[0].get_title() == "train\na.jpg"
 
 
 def test_augmented_samples_stand_above_their_masks():
     pair = np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 255, np.uint8)
-    figure = eda_pictures.plot_augmentations([pair] * 2, [[pair] * 3] * 2, FEW)
+    figure = eda_plots.plot_augmentations([pair] * 2, [[pair] * 3] * 2, FEW)
     assert len(figure.axes) == 2 * 2 * 4
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["(ignored)"]

@@ -11,7 +11,7 @@ from seglib.viz.ensemble_plots import (
     plot_members,
     show_changes,
 )
-from seglib.viz.style import IGNORED, class_colours
+from seglib.viz.plots import IGNORED, class_colours
 
 NAMES = ["Background", "Paper", "Metal"]
 

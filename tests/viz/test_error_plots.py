@@ -2,11 +2,17 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 
-from seglib.evaluation.error_kinds import KINDS, count_error_kinds
-from seglib.evaluation.errors import gain_of_confusions, lost_to_confusions, tabulate_classes, tabulate_confusions
-from seglib.evaluation.label_quality import tabulate_reliability
-from seglib.evaluation.two_runs import OUTCOMES, count_outcomes
-from seglib.viz import error_panels
+from seglib.evaluation.compare import OUTCOMES, count_outcomes
+from seglib.evaluation.errors import (
+    KINDS,
+    count_error_kinds,
+    gain_of_confusions,
+    lost_to_confusions,
+    tabulate_classes,
+    tabulate_confusions,
+)
+from seglib.evaluation.findings import tabulate_reliability
+from seglib.viz import error_plots
 from seglib.viz.error_plots import (
     KIND_COLOURS,
     MAX_CLASSES,
@@ -18,7 +24,7 @@ from seglib.viz.error_plots import (
     plot_outcomes,
     plot_reliability,
 )
-from seglib.viz.style import IGNORED, class_colours
+from seglib.viz.plots import IGNORED, class_colours
 
 NAMES = ["Background", "Paper", "Metal"]
 CONFUSION = np.array([[90, 10, 0], [30, 20, 0], [0, 0, 0]])
@@ -112,7 +118,7 @@ def test_outcomes_fill_each_class_s_bar():
 def test_kind_rows_paint_kinds_and_ignored_pixels():
     kinds = np.zeros_like(TRUTH)
     kinds[0, 2:6, 2:6] = 3
-    figure = error_panels.plot_kind_rows(IMAGES, TRUTH, TRUTH * 0, kinds, NAMES, ["one"])
+    figure = error_plots.plot_kind_rows(IMAGES, TRUTH, TRUTH * 0, kinds, NAMES, ["one"])
     error = figure.axes[3].images[0].get_array()
     assert tuple(error[3, 3]) == tuple(round(255 * part) for part in to_rgb(KIND_COLOURS["segment"]))
     assert tuple(error[11, 0]) == IGNORED
@@ -124,19 +130,19 @@ def test_kind_rows_paint_kinds_and_ignored_pixels():
 def test_label_rows_are_dark_where_the_label_is_unlikely():
     given = np.ones(TRUTH.shape)
     given[0, 0, 0] = 0
-    shaded = error_panels.plot_label_rows(IMAGES, TRUTH, TRUTH, given, NAMES, ["one"]).axes[3].images[0].get_array()
+    shaded = error_plots.plot_label_rows(IMAGES, TRUTH, TRUTH, given, NAMES, ["one"]).axes[3].images[0].get_array()
     assert shaded[0, 0].sum() < 30 < 600 < shaded[1, 1].sum()
 
 
 def test_duel_rows_have_a_panel_a_run_and_the_winners():
     winners = np.zeros_like(TRUTH)
     winners[0, 0, 0] = 1
-    figure = error_panels.plot_duel_rows(IMAGES, TRUTH, TRUTH, TRUTH * 0, winners, NAMES, ("A", "B"), ["one"])
+    figure = error_plots.plot_duel_rows(IMAGES, TRUTH, TRUTH, TRUTH * 0, winners, NAMES, ("A", "B"), ["one"])
     assert [axis.get_title() for axis in figure.axes] == ["image", "truth", "A", "B", "who is right"]
     shown = figure.axes[4].images[0].get_array()
     assert tuple(shown[0, 0]) == tuple(round(255 * part) for part in to_rgb(OUTCOME_COLOURS["only_a"]))
 
 
 def test_pictures_are_shown_as_jpeg():
-    figure = error_panels.plot_label_rows(IMAGES, TRUTH, TRUTH, np.ones(TRUTH.shape), NAMES, ["one"])
-    assert error_panels.show_pictures(figure).data.startswith(b"\xff\xd8")
+    figure = error_plots.plot_label_rows(IMAGES, TRUTH, TRUTH, np.ones(TRUTH.shape), NAMES, ["one"])
+    assert error_plots.show_pictures(figure).data.startswith(b"\xff\xd8")

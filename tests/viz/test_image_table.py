@@ -8,6 +8,7 @@ from scipy import ndimage
 from seglib.evaluation.metrics import confusion_matrix, mean_iou
 from seglib.viz.image_table import (
     Choice,
+    MaskSource,
     build_image_table,
     count_confusion,
     image_miou,
@@ -15,7 +16,6 @@ from seglib.viz.image_table import (
     measure_objects,
     select_images,
 )
-from seglib.viz.mask_source import MaskSource
 
 
 class Data:

@@ -21,7 +21,7 @@ from seglib.viz.overlay import (
     overlay_mask,
     show_table,
 )
-from seglib.viz.style import IGNORED, class_colours
+from seglib.viz.plots import IGNORED, class_colours
 
 COLOURS = colour_table(3)
 ALL = show_table({0, 1, 2, 255}, 3)

@@ -5,6 +5,9 @@ import pandas as pd
 import pytest
 
 from seglib.viz.plots import (
+    IGNORED,
+    class_colours,
+    colour_mask,
     plot_batch,
     plot_class_iou,
     plot_history,
@@ -13,7 +16,6 @@ from seglib.viz.plots import (
     save_figure,
     show_errors,
 )
-from seglib.viz.style import IGNORED, class_colours, colour_mask
 
 NAMES = ["Background", "Paper", "Metal"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)

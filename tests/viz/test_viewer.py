@@ -12,7 +12,7 @@ from PIL import Image
 
 from seglib.errors import InputError
 from seglib.viz.overlay import WRONG, blend, make_grey
-from seglib.viz.style import class_colours
+from seglib.viz.plots import class_colours
 from seglib.viz.viewer import MaskViewer
 
 SIZE = 32

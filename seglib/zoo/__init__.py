@@ -1,0 +1,1 @@
+"""Parts that few people need: each is loaded when it is named."""
