@@ -303,7 +303,7 @@ class ErrorAnalysisConfig(NotebookConfig):
     resamples: Whole = Field(ge=100, le=100_000, description="bootstrap draws of the images")
 
 
-WeightChoice = Literal["auto", "greedy", "ascent", "softmax", "mean", "best"]
+WeightChoice = Literal["auto", "greedy", "mean", "best"]
 
 
 class EnsembleConfig(NotebookConfig):
@@ -325,7 +325,6 @@ class EnsembleConfig(NotebookConfig):
         description="a search, or member -> weight"
     )
     tie_break: Text = Field(description='member who decides ties of a hard vote; "" is the surest class')
-    temperature: Switch
     specialist_weight: Number = Field(ge=0)
     specialist_confidence: Number = Field(ge=0, lt=1)
     crf_candidates: Whole = Field(ge=0, le=200, description="parameters tried; 0 is no CRF")

@@ -114,7 +114,10 @@ def _word(model: type[NotebookConfig], name: str, item: Mapping[str, Any]) -> st
         return unknown_name("parameter", name, model.model_fields)
     if item["type"] == "missing":
         return f"{name} is missing; the notebook's parameters cell must set it"
-    path = ".".join(str(part) for part in item["loc"] if part != "[key]") or name
+    # Of a union, pydantic puts the branch that it tried into the path.
+    path = (
+        ".".join(part for part in map(str, item["loc"]) if part != "[key]" and not part.startswith("literal[")) or name
+    )
     return word_value(path, item, model.model_fields[name].description or "")
 
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from seglib import vocabulary
-from seglib.config import TrainConfig
+from seglib.config import EnsembleConfig, TrainConfig
 from seglib.data.augment import PRESETS
 from seglib.data.loader import SAMPLE_MIXES
 from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS
@@ -240,3 +240,9 @@ def test_paths_are_made_absolute_and_words_are_left_alone(tmp_path):
     assert (
         TrainConfig.resolve_paths({"data_dir": "synthetic", "encoder_weights": ""}, tmp_path)["data_dir"] == "synthetic"
     )
+
+
+def test_an_unknown_weight_search_is_named_without_pydantics_path():
+    defaults = read_defaults(PROJECT / "notebooks" / "04_ensemble.ipynb")
+    problem = EnsembleConfig.find_problems(defaults | {"weights": "ascent"})["weights"]
+    assert problem == "unknown weights 'ascent'; choices: auto, greedy, mean, best"

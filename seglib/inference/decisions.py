@@ -57,7 +57,6 @@ class Decisions:
     ----------
     vote : "soft", "geometric" or "hard"
     weights : (M,) of the members
-    temperatures : (M,), or None for none
     tie_break : place of the member who decides ties of a hard vote; None for the surest class
     specialist_weight : of each specialist in a soft vote, on the scale of `weights`; 0 for none
     specialist_confidence : above which a specialist decides; 0 for never
@@ -66,7 +65,6 @@ class Decisions:
 
     vote: str
     weights: np.ndarray
-    temperatures: np.ndarray | None = None
     tie_break: int | None = None
     specialist_weight: float = 0.0
     specialist_confidence: float = 0.0
@@ -76,17 +74,12 @@ class Decisions:
     def for_runs(self, members: Sequence[Member]) -> "Decisions":
         """The same for one store a run, as `predict_test` gives them, where a member may be several folds."""
         counts = [len(member.folders) for member in members]
-        temperatures = None if self.temperatures is None else np.repeat(self.temperatures, counts)
         first = None if self.tie_break is None else sum(counts[: self.tie_break])
-        return replace(self, weights=spread_weights(members, self.weights), temperatures=temperatures, tie_break=first)
+        return replace(self, weights=spread_weights(members, self.weights), tie_break=first)
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a record."""
-        arrays = {
-            "weights": self.weights.tolist(),
-            "temperatures": None if self.temperatures is None else self.temperatures.tolist(),
-        }
-        return asdict(replace(self, weights=0, temperatures=0)) | arrays
+        return asdict(replace(self, weights=0)) | {"weights": self.weights.tolist()}
 
 
 def name_sources(stores: Stores) -> list[dict[str, str]]:
@@ -105,14 +98,13 @@ def average(decisions: Decisions, stores: Stores, specialists: Stores) -> Votes:
 
 
 def gather_voters(decisions: Decisions, stores: Stores, specialists: Stores) -> tuple[Stores, dict[str, Any]]:
-    """All stores that vote by weight, and `weights`, `mean` and `temperatures` as the functions of `ensemble` take them."""
-    weights, temperatures = decisions.weights, decisions.temperatures
+    """All stores that vote by weight, and `weights` and `mean` as the functions of `ensemble` take them."""
+    weights = decisions.weights
     if len(specialists) and decisions.specialist_weight:
         own = np.full(len(specialists), decisions.specialist_weight)
         stores, weights = add_specialists(stores, weights, specialists, own)
-        temperatures = None if temperatures is None else np.concatenate([temperatures, np.ones(len(specialists))])
     mean = "geometric" if decisions.vote == "geometric" else "arithmetic"
-    return stores, {"weights": weights, "mean": mean, "temperatures": temperatures}
+    return stores, {"weights": weights, "mean": mean}
 
 
 def predict_masks(

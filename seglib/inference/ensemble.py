@@ -31,7 +31,6 @@ class _Vote:
     stores: Sequence[ProbabilityStore]
     weights: np.ndarray
     tables: Sequence[np.ndarray]
-    tempered: np.ndarray
     geometric: bool
 
 
@@ -40,11 +39,10 @@ def soft_vote(
     weights: ArrayLike | None = None,
     *,
     mean: str = "arithmetic",
-    temperatures: ArrayLike | None = None,
 ) -> Votes:
     """Most probable class of the members' mean; the lower class where two are equal.
 
-    The arithmetic mean without temperatures is `weighted_argmax`: exact, and fastest. Memory does not grow with images
+    The arithmetic mean is `weighted_argmax`: exact, and fastest. Memory does not grow with images
     or members.
 
     Parameters
@@ -54,7 +52,6 @@ def soft_vote(
         probabilities as they are (arithmetic), so that a class of larger weights is predicted more often; geometric
         means are taken with each class's weights divided by their sum.
     mean : "arithmetic", or "geometric": the product of p to the power of the weight.
-    temperatures : (M,) above 0: p becomes p^(1/T), divided by its sum, before the mean; see `fit_temperatures`.
 
     Yields
     ------
@@ -63,11 +60,11 @@ def soft_vote(
     Raises
     ------
     InputError
-        Stores that do not belong together, weights or temperatures that do not fit them, an unknown mean, or damage.
+        Stores that do not belong together, weights that do not fit them, an unknown mean, or damage.
     """
-    if mean == "arithmetic" and temperatures is None:
+    if mean == "arithmetic":
         return weighted_argmax(stores, weights)
-    vote = _check_vote(stores, weights, mean, temperatures)
+    vote = _check_vote(stores, weights, mean)
     return _stream(vote.stores, lambda files, position: argmax_planes(_merge(vote, files, position)))
 
 
@@ -76,10 +73,9 @@ def average_probabilities(
     weights: ArrayLike | None = None,
     *,
     mean: str = "arithmetic",
-    temperatures: ArrayLike | None = None,
 ) -> Votes:
     """As `soft_vote`, yielding one image at a time with its probabilities (1, C, S, S) float32, which add up to 1."""
-    vote = _check_vote(stores, weights, mean, temperatures)
+    vote = _check_vote(stores, weights, mean)
 
     def average(files: list, position: int) -> np.ndarray:
         merged = _merge(vote, files, position)
@@ -103,7 +99,7 @@ def hard_vote(
 
     Yields and errors are those of `soft_vote`.
     """
-    vote = _check_vote(stores, check_weights(weights, len(stores)), "arithmetic", None)
+    vote = _check_vote(stores, check_weights(weights, len(stores)), "arithmetic")
     return _vote_hard(vote, order_ties(vote.weights[:, 0], tie_break), tie_break is None)
 
 
@@ -161,20 +157,15 @@ def count_votes(
     return result.reshape(preds.shape[1:])
 
 
-def _check_vote(
-    stores: Sequence[ProbabilityStore], weights: ArrayLike | None, mean: str, temperatures: ArrayLike | None
-) -> _Vote:
+def _check_vote(stores: Sequence[ProbabilityStore], weights: ArrayLike | None, mean: str) -> _Vote:
     require_alike(stores)
     if mean not in MEANS:
         raise InputError(f"ensemble: {unknown_name('mean', mean, MEANS)}")
     given, geometric = check_weights(weights, len(stores), len(stores[0].class_names)), mean == "geometric"
     if geometric:
         given = np.divide(given, given.sum(0), out=np.full(given.shape, np.nan), where=given.sum(0) > 0)
-    heats = np.ones(len(stores)) if temperatures is None else np.asarray(temperatures, np.float64)
-    if heats.shape != (len(stores),) or not (np.isfinite(heats) & (heats > 0)).all():
-        raise InputError(f"temperatures: required {len(stores)} numbers above 0, one a member, got {heats.tolist()}")
-    tables = [_tabulate(store.data.dtype, heat, geometric) for store, heat in zip(stores, heats, strict=True)]
-    return _Vote(stores, given.astype(np.float32), tables, heats != 1, geometric)
+    tables = [_tabulate(store.data.dtype, geometric) for store in stores]
+    return _Vote(stores, given.astype(np.float32), tables, geometric)
 
 
 def argmax_planes(planes: np.ndarray) -> np.ndarray:
@@ -222,27 +213,20 @@ def index_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.uint8 if dtype == np.uint8 else np.uint16)
 
 
-def _tabulate(dtype: np.dtype, temperature: float, logarithm: bool) -> np.ndarray:
-    """p^(1/T), or its logarithm, of each number that a store can hold: a look-up is faster than a power."""
-    p = decode_table(dtype).astype(np.float64)
-    if not logarithm:
-        return (p if temperature == 1 else np.maximum(p, SMALLEST[dtype.name]) ** (1 / temperature)).astype(np.float32)
-    return (np.log(np.maximum(p, SMALLEST[dtype.name])) / temperature).astype(np.float32)
+def _tabulate(dtype: np.dtype, logarithm: bool) -> np.ndarray:
+    """p, or its logarithm, of each number that a store can hold."""
+    p = decode_table(dtype)
+    return np.log(np.maximum(p.astype(np.float64), SMALLEST[dtype.name])).astype(np.float32) if logarithm else p
 
 
 def _merge(vote: _Vote, files: list, position: int) -> np.ndarray:
     """(C, S, S) float32: the weighted sum of what the tables say."""
     total = np.zeros(vote.stores[0].data.shape[1:], np.float32).reshape(len(vote.stores[0].class_names), -1)
-    for store, file, weights, table, tempered in zip(
-        vote.stores, files, vote.weights, vote.tables, vote.tempered, strict=True
-    ):
+    for store, file, weights, table in zip(vote.stores, files, vote.weights, vote.tables, strict=True):
         if not np.nan_to_num(weights).any():
             continue
         raw = _read(store, file, position).reshape(total.shape)
-        values = table[raw.view(index_dtype(raw.dtype))]
-        if tempered:
-            values = values - np.log(np.exp(values).sum(0)) if vote.geometric else values / values.sum(0)
-        total += weights[:, None] * values
+        total += weights[:, None] * table[raw.view(index_dtype(raw.dtype))]
     total[np.isnan(vote.weights[0])] = -np.inf  # a class for which nobody votes, of a geometric mean
     return total.reshape(vote.stores[0].data.shape[1:])
 

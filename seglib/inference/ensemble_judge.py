@@ -18,7 +18,7 @@ from seglib.inference.store_views import take_images
 from seglib.inference.weighted_sum import score_weighted
 
 MEAN = "mean"
-Find = Callable[[PixelSample, int], np.ndarray]
+Find = Callable[[PixelSample], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +71,13 @@ def judge_searches(
         if name not in SEARCHES:
             raise InputError(f"ensemble: {unknown_name('search', name, SEARCHES)}")
     fold_of_image = deal_images(truth, folds, seed)
-    weights = {MEAN: find_mean(sample)} | {name: SEARCHES[name](sample, seed) for name in searches}
+    weights = {MEAN: find_mean(sample)} | {name: SEARCHES[name](sample) for name in searches}
     confusions = {name: score_weighted(stores, truth, given) for name, given in weights.items()}
     rows = [[MEAN, pooled_miou(confusions[MEAN]), pooled_miou(confusions[MEAN]), 0.0, 0.0, 0.0]]
     for name in searches:
         judged = [np.nan] * 4
         if len(truth) > 1:
-            held_out = cross_validate(SEARCHES[name], stores, truth, sample, fold_of_image, seed)
+            held_out = cross_validate(SEARCHES[name], stores, truth, sample, fold_of_image)
             judged = [pooled_miou(held_out), *bootstrap_difference(held_out, confusions[MEAN], resamples, seed)]
         rows.append([name, pooled_miou(confusions[name]), *judged])
     table = pd.DataFrame(rows, columns=["weights", "searched", "held_out", "gain", "low", "high"])
@@ -90,12 +90,11 @@ def cross_validate(
     truth: Subset,
     sample: PixelSample,
     fold_of_image: np.ndarray,
-    seed: int,
 ) -> np.ndarray:
     """Confusion (N, C, C) int64 of all pixels, each image with the weights that were found on the other folds."""
     counts = np.zeros((len(truth), *sample.agreed.shape[1:]), np.int64)
     for fold in np.unique(fold_of_image):
-        weights, held = find(sample.take_images(fold_of_image != fold), seed), np.flatnonzero(fold_of_image == fold)
+        weights, held = find(sample.take_images(fold_of_image != fold)), np.flatnonzero(fold_of_image == fold)
         images = Subset(truth.data, truth.pixels, truth.indices[held])
         counts[held] = score_weighted([take_images(store, held) for store in stores], images, weights)
     return counts

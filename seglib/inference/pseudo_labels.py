@@ -36,7 +36,6 @@ def make_pseudo_labels(
     confidence: float | Mapping[str, float],
     weights: ArrayLike | None = None,
     mean: str = "arithmetic",
-    temperatures: ArrayLike | None = None,
     min_pixels: int = 0,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -54,7 +53,7 @@ def make_pseudo_labels(
 
     Parameters
     ----------
-    stores, weights, mean, temperatures : M stores of the unlabelled images and how to average them, see
+    stores, weights, mean : M stores of the unlabelled images and how to average them, see
         `average_probabilities`; with specialists, what `add_specialists` returns.
     images : the images' file with the training data's categories: `load_coco(test_dir, "test.json")`, or
         `open_test_images(...).data`. It may list more images than the stores have.
@@ -80,7 +79,7 @@ def make_pseudo_labels(
     path = Path(path)
     if not overwrite:
         _require_absent(path)
-    averages = average_probabilities(stores, weights, mean=mean, temperatures=temperatures)
+    averages = average_probabilities(stores, weights, mean=mean)
     _require_classes(stores[0], images)
     rows, thresholds = _find_rows(stores[0], images), _list_thresholds(confidence, images.class_names)
     tally = _Tally(images.class_names, thresholds)
@@ -102,7 +101,6 @@ def choose_confidence(
     *,
     precision: float = 0.9,
     mean: str = "arithmetic",
-    temperatures: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Lowest probability by class name from which on the predicted pixels have a wanted precision on validation images.
 
@@ -111,7 +109,7 @@ def choose_confidence(
 
     Parameters
     ----------
-    stores, weights, mean, temperatures : as for `make_pseudo_labels`, of validation images that no member has seen.
+    stores, weights, mean : as for `make_pseudo_labels`, of validation images that no member has seen.
     truth : these images with their masks; ignored pixels do not count. See `predict_validation`.
     precision : share of a class's labelled pixels that are right, above 0 and at most 1.
 
@@ -122,7 +120,7 @@ def choose_confidence(
     """
     if not 0 < precision <= 1:
         raise InputError(f"precision: required above 0 and at most 1, got {precision}")
-    averages = average_probabilities(stores, weights, mean=mean, temperatures=temperatures)
+    averages = average_probabilities(stores, weights, mean=mean)
     _require_classes(stores[0], truth.data)
     if stores[0].image_ids.tolist() != truth.image_ids.tolist():
         got = f"{len(stores[0])} or others; score stores with the images that they were made of"

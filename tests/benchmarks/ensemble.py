@@ -17,7 +17,7 @@ from seglib.data.dataset import Subset
 from seglib.inference.ensemble import hard_vote, soft_vote
 from seglib.inference.ensemble_judge import deal_images, judge_searches, trace_selection
 from seglib.inference.ensemble_sample import correlate_errors, survey_members
-from seglib.inference.ensemble_weights import SEARCHES, fit_temperatures
+from seglib.inference.ensemble_weights import SEARCHES
 from seglib.inference.probability_store import ProbabilityStore, open_store
 
 
@@ -32,14 +32,12 @@ def main() -> None:
         f"  {len(survey.sample.truth)} pixels drawn, {survey.disputed.sum() / survey.confusions[0].sum():.0%} disputed"
     )
     measure("correlation", lambda: correlate_errors(survey))
-    heats = measure("temperatures", lambda: fit_temperatures(survey.sample))
     for name, find in SEARCHES.items():
-        measure(f"search: {name}", lambda find=find: find(survey.sample, 0))
+        measure(f"search: {name}", lambda find=find: find(survey.sample))
     measure("curve", lambda: trace_selection(survey.sample, deal_images(truth, 5, 0), names))
     measure("judge best and greedy", lambda: judge_searches(stores, truth, survey.sample))
     measure("hard vote", lambda: exhaust(hard_vote(stores)))
     measure("geometric mean", lambda: exhaust(soft_vote(stores, mean="geometric")))
-    measure("mean with temperatures", lambda: exhaust(soft_vote(stores, temperatures=heats)))
 
 
 def draw_truth(store: ProbabilityStore) -> Subset:

@@ -125,10 +125,10 @@ def test_other_votes_are_taken(stores, truth, vote):
     assert preds.shape == soft.shape and 0.3 < (preds == soft).mean() < 1
 
 
-def test_folds_of_a_member_share_its_weight_and_its_temperature():
+def test_folds_of_a_member_share_its_weight():
     members = [SimpleNamespace(folders=["a"]), SimpleNamespace(folders=["b", "c"])]
-    decisions = Decisions("soft", np.array([1.0, 3.0]), np.array([1.5, 2.0])).for_runs(members)
-    assert decisions.weights.tolist() == [1.0, 1.5, 1.5] and decisions.temperatures.tolist() == [1.5, 2.0, 2.0]
+    decisions = Decisions("soft", np.array([1.0, 3.0])).for_runs(members)
+    assert decisions.weights.tolist() == [1.0, 1.5, 1.5]
 
 
 def test_kept_masks_are_counted_and_named(stores, truth, tmp_path):

@@ -36,19 +36,16 @@ def stores(tmp_path):
     return [make_store(tmp_path / f"m{seed}", seed, dtype=("uint8", "float16")[seed % 2]) for seed in range(3)]
 
 
-def average_slowly(stores, weights, mean, temperatures):
+def average_slowly(stores, weights, mean):
     """Image by image, pixel by pixel, in double precision."""
     members, floors = [read_all(store) for store in stores], {"uint8": 0.5 / 255, "float16": 2.0**-25}
     result = np.zeros(members[0].shape)
     for n, y, x in np.ndindex(COUNT, SIZE, SIZE):
         total = np.zeros(len(CLASSES))
-        for store, member, weight, heat in zip(stores, members, weights, temperatures, strict=True):
+        for store, member, weight in zip(stores, members, weights, strict=True):
             p = member[n, :, y, x]
-            if heat != 1 or mean == "geometric":
-                p = np.maximum(p, floors[store.data.dtype.name])
-            if heat != 1:
-                p = p ** (1 / heat) / (p ** (1 / heat)).sum()
-            total += weight * (np.log(p) if mean == "geometric" else p)
+            floor = floors[store.data.dtype.name]
+            total += weight * (np.log(np.maximum(p, floor)) if mean == "geometric" else p)
         if mean == "geometric":
             total = np.exp(total / np.sum(weights, axis=0))
         result[n, :, y, x] = total / total.sum()
@@ -56,14 +53,13 @@ def average_slowly(stores, weights, mean, temperatures):
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
-@pytest.mark.parametrize("temperatures", [(1, 1, 1), (0.5, 2, 1)])
 @pytest.mark.parametrize("weights", [(1, 1, 1), (0.7, 0, 0.3), [(1, 2, 0.5), (0.2, 1, 1), (1, 0.5, 2)]])
-def test_soft_votes_equal_slow_arithmetic(stores, mean, temperatures, weights):
-    slow = average_slowly(stores, np.asarray(weights), mean, temperatures)
-    parts = list(average_probabilities(stores, weights, mean=mean, temperatures=temperatures))
+def test_soft_votes_equal_slow_arithmetic(stores, mean, weights):
+    slow = average_slowly(stores, np.asarray(weights), mean)
+    parts = list(average_probabilities(stores, weights, mean=mean))
     assert [start for start, _ in parts] == list(range(COUNT))
     np.testing.assert_allclose(gather(parts), slow, atol=2e-6)
-    preds = gather(soft_vote(stores, weights, mean=mean, temperatures=temperatures))
+    preds = gather(soft_vote(stores, weights, mean=mean))
     top = np.sort(slow, axis=1)
     clear = top[:, -1] - top[:, -2] > 1e-5
     assert clear.mean() > 0.9
@@ -71,9 +67,7 @@ def test_soft_votes_equal_slow_arithmetic(stores, mean, temperatures, weights):
 
 
 def test_the_plain_soft_vote_is_the_mean_of_probabilities(stores):
-    np.testing.assert_array_equal(
-        gather(soft_vote(stores)), average_slowly(stores, [1] * 3, "arithmetic", [1] * 3).argmax(1)
-    )
+    np.testing.assert_array_equal(gather(soft_vote(stores)), average_slowly(stores, [1] * 3, "arithmetic").argmax(1))
 
 
 def vote_slowly(preds, weights, decide):
@@ -118,8 +112,6 @@ def test_what_does_not_fit_is_refused(stores):
             vote()
     with pytest.raises(InputError, match="unknown mean 'geometrc'; did you mean 'geometric'"):
         soft_vote(stores, mean="geometrc")
-    with pytest.raises(InputError, match="temperatures: required 3 numbers above 0"):
-        soft_vote(stores, temperatures=[1, 0, 1])
     with pytest.raises(InputError, match="tie_break: required the place of a member, 0 to 2, got 3"):
         hard_vote(stores, tie_break=3)
 

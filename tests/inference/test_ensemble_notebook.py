@@ -27,7 +27,7 @@ def ensemble(two_runs, tmp_path_factory):
     folder.mkdir()
     parameters = {
         "members": [str(grid / run.name) for run in two_runs], "output_dir": str(folder), "tta": {"flips": ["none", "horizontal"]},
-        "temperature": True, "weights": "greedy", "crf_candidates": 2, "crf_images": 2, "test_json": "test.json",
+        "weights": "greedy", "crf_candidates": 2, "crf_images": 2, "test_json": "test.json",
         "submission_size": 32, "pseudo_precision": 0.9, "resamples": 100, "debug": True,
     }  # fmt: skip
     papermill.execute_notebook(str(NOTEBOOK), str(folder / "out.ipynb"), parameters, kernel_name="python3",
@@ -59,14 +59,13 @@ def test_each_step_is_scored_beside_the_last_and_says_whether_it_is_used(ensembl
     record = json.loads((ensemble / "record.json").read_text())
     steps = pd.read_csv(ensemble / "steps.csv")
     names = [step.split(",")[0] for step in steps["step"]]
-    assert names == ["TTA", "plain mean", "weights: greedy", "temperatures", "CRF", "components"]
+    assert names == ["TTA", "plain mean", "weights: greedy", "CRF", "components"]
     assert np.allclose(steps["points"], 100 * (steps["after"] - steps["before"]))
     used = dict(zip(names, steps["used"], strict=True))
     assert (record["decisions"]["crf"]["on"], record["decisions"]["components"]["on"]) == (
         used["CRF"],
         used["components"],
     )
-    assert (record["decisions"]["temperatures"] is not None) == used["temperatures"]
     assert bool(record["merging"]["tta"]) == used["TTA"]
 
 

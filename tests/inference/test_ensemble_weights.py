@@ -14,9 +14,6 @@ from seglib.inference.ensemble_judge import deal_images, judge_searches, trace_s
 from seglib.inference.ensemble_sample import correlate_errors, survey_members, tabulate_members
 from seglib.inference.ensemble_weights import (
     SEARCHES,
-    find_greedy,
-    find_softmax,
-    fit_temperatures,
     score_weights,
     select_greedily,
     weigh_path,
@@ -125,50 +122,20 @@ def test_weights_of_a_path_end_at_its_best_draw():
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_beats_the_mean_where_a_member_is_worse_than_chance(scene, name):
     stores, truth, survey = scene
-    weights = SEARCHES[name](survey.sample, 0)
+    weights = SEARCHES[name](survey.sample)
     assert weights.sum() == pytest.approx(1)
     assert (weights >= 0).all()
     assert weights[3] < 0.05
     mean, found = (pooled_miou(score_weighted(stores, truth, given)) for given in ([1] * 4, weights))
     assert found > mean + 0.02
-    np.testing.assert_array_equal(SEARCHES[name](survey.sample, 0), weights)
-
-
-def test_softmax_weights_are_the_minimum_of_the_nll(scene):
-    sample = scene[2].sample
-    p = np.maximum(sample.planes[:, sample.truth, np.arange(len(sample.truth))] / 255, 0.5 / 255)
-
-    def nll(weights):
-        return -np.average(np.log(weights @ p), weights=sample.stands_for)
-
-    weights = find_softmax(sample)
-    for change in np.random.default_rng(0).dirichlet(np.ones(4), 20):
-        assert nll(0.98 * weights + 0.02 * change) >= nll(weights) - 1e-6
-
-
-def test_bags_give_members_a_chance_that_the_best_would_take(scene):
-    weights = find_greedy(scene[2].sample, seed=0, bags=6)
-    assert weights.sum() == pytest.approx(1)
-    assert np.count_nonzero(weights) >= np.count_nonzero(find_greedy(scene[2].sample))
-
-
-def test_temperatures_undo_what_heated_the_logits(tmp_path):
-    """With labels drawn from a member's own probabilities its temperature is 1; sharpened ones need what sharpened them."""
-    p = guess(np.zeros((COUNT, SIZE, SIZE)), 0.5, 1)
-    draws = np.random.default_rng(3).random((COUNT, 1, SIZE, SIZE))
-    masks = (p.cumsum(1) < draws).sum(1).clip(0, 2).astype(np.uint8)
-    masks[0, :4] = 255
-    sharp = p**2 / (p**2).sum(1, keepdims=True)
-    stores = [make_store(tmp_path / "calibrated", p), make_store(tmp_path / "sharp", sharp)]
-    heats = fit_temperatures(survey_members(stores, make_truth(masks), pixels=10**6).sample)
-    assert heats == pytest.approx([1, 2], rel=0.12)
+    np.testing.assert_array_equal(SEARCHES[name](survey.sample), weights)
 
 
 def test_a_searchs_gain_is_judged_on_images_that_it_did_not_see(scene):
     stores, truth, survey = scene
-    verdict = judge_searches(stores, truth, survey.sample, ("greedy", "softmax"), folds=3, resamples=200)
+    verdict = judge_searches(stores, truth, survey.sample, ("greedy", "best"), folds=3, resamples=200)
     table = verdict.table.set_index("weights")
-    assert table.index.tolist() == ["mean", "greedy", "softmax"]
+    assert table.index.tolist() == ["mean", "greedy", "best"]
     assert table.loc["greedy", "searched"] == pytest.approx(pooled_miou(verdict.confusions["greedy"]))
     assert table.loc["greedy", "gain"] == pytest.approx(table.loc["greedy", "held_out"] - table.loc["mean", "held_out"])
     assert table.loc["greedy", "low"] < table.loc["greedy", "gain"] < table.loc["greedy", "high"]
@@ -190,7 +157,7 @@ def test_a_search_that_only_fits_its_images_is_told_apart(scene, monkeypatch):
 def test_held_out_images_take_no_part_in_their_own_weights(scene, monkeypatch):
     stores, truth, survey = scene
     seen = []
-    monkeypatch.setitem(ensemble_judge.SEARCHES, "greedy", lambda sample, seed: seen.append(sample) or np.ones(4) / 4)
+    monkeypatch.setitem(ensemble_judge.SEARCHES, "greedy", lambda sample: seen.append(sample) or np.ones(4) / 4)
     judge_searches(stores, truth, survey.sample, folds=3, resamples=100)
     folds = deal_images(truth, 3, 0)
     for fold, sample in enumerate(seen[1:]):

@@ -201,8 +201,8 @@ def test_photographs_of_half_the_size_keep_every_second_label(small_data, tmp_pa
     np.testing.assert_array_equal(masks, labels[:, 1::2, 1::2])
 
 
-def test_means_and_temperatures_are_those_of_the_vote(small_data, test_set, make_stores, tmp_path):
-    stores, options = make_stores(), {"weights": (2, 1), "mean": "geometric", "temperatures": (2.0, 0.5)}
+def test_means_are_those_of_the_vote(small_data, test_set, make_stores, tmp_path):
+    stores, options = make_stores(), {"weights": (2, 1), "mean": "geometric"}
     make_pseudo_labels(stores, test_set, tmp_path / "labels.json", confidence=0.8, **options)
     averages = np.concatenate([average for _, average in average_probabilities(stores, **options)])
     expected = np.where(averages.max(1) >= 0.8, averages.argmax(1), 255)
