@@ -73,7 +73,7 @@ def build_model(
 
     Parameters
     ----------
-    architecture : a name in `ARCHITECTURES`, such as "FPN" or "FCN8s"; `python -m seglib.models --list` prints them; or
+    architecture : a name in `ARCHITECTURES`, such as "FPN" or "FCN8s"; `python -m seglib list models` prints them; or
         a model that you registered, `{"TinyNet": {"width": 32}}` with options, which takes encoder "" and no weights.
     encoder : any encoder name that smp accepts, `tu-` names from timm included; some architectures take only their own
         (FCN8s: "vgg16"), and FC-DenseNets have none ("").
