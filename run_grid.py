@@ -17,14 +17,12 @@ from pathlib import Path
 
 from seglib.errors import InputError
 from seglib.files import outputs_dir
+from seglib.runs.engine import keep_finished, repeat_run, run_grid, write_results
 from seglib.runs.grid import Grid, Run, load_grid
+from seglib.runs.grid_file import parse_yaml, shorten
 from seglib.runs.keys import explain_run
-from seglib.runs.lock import only_runner
-from seglib.runs.naming import shorten
-from seglib.runs.repeat import repeat_run
-from seglib.runs.run import keep_finished, run_grid, write_results
-from seglib.runs.strict_yaml import parse_yaml
-from seglib.runs.text_table import fit
+from seglib.runs.leaderboard import fit
+from seglib.runs.record import only_runner
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from seglib.extra_sets import check_extra_data, list_json, resolve_extra_data
 from seglib.parameters import NotebookConfig, Number, PathParameter, Switch, Text, Whole, make_absolute
 from seglib.parts import check_architecture, find_parts, read_architecture, read_parts, require_options
 from seglib.runs.preflight import refuse_encoder
-from seglib.runs.tracker_packages import refuse_missing
+from seglib.runs.trackers import refuse_missing
 from seglib.vocabulary import (
     AVERAGES,
     LOSS_NUMBER,

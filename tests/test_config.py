@@ -14,7 +14,7 @@ from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS
 from seglib.data.splits import SPLITS
 from seglib.errors import InputErrors
 from seglib.files import PROJECT
-from seglib.runs.notebook import find_config, read_defaults
+from seglib.runs.keys import find_config, read_defaults
 from seglib.training.losses import LOSSES
 from seglib.training.mixing import BATCH_MIXES
 from seglib.training.optim import SCHEDULES

@@ -9,7 +9,7 @@ from seglib.data.class_names import SYNTHETIC
 from seglib.data.synthetic import CLASSES
 from seglib.errors import InputErrors
 from seglib.files import PROJECT
-from seglib.runs.notebook import read_defaults
+from seglib.runs.keys import read_defaults
 
 DEFAULTS = read_defaults(PROJECT / "notebooks" / "02_train.ipynb")
 

@@ -32,7 +32,7 @@ from seglib.data.splits import SPLITS, make_split
 from seglib.data.synthetic import make_synthetic
 from seglib.files import PROJECT
 from seglib.inference.ensemble import hard_vote, soft_vote
-from seglib.inference.probability_store import describe_store, open_store, write_store
+from seglib.inference.stores import describe_store, open_store, write_store
 from seglib.inference.submission_write import write_submission
 from seglib.runs.leaderboard import collect_runs, write_leaderboard
 

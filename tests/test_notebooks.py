@@ -16,7 +16,7 @@ from seglib.evaluation.metrics import load_confusion
 from seglib.files import PROJECT
 from seglib.inference.predict import predict
 from seglib.models import build_model
-from seglib.runs.notebook import find_config, read_defaults
+from seglib.runs.keys import find_config, read_defaults
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))

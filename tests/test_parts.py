@@ -14,7 +14,7 @@ from torch import nn
 from seglib import parts, register
 from seglib.errors import InputError
 from seglib.files import PROJECT
-from seglib.inference.finished_run import load_finished_run
+from seglib.inference.runs import load_finished_run
 from seglib.models import build_model
 from seglib.parts import find_parts, hash_parts, load_parts, read_parts
 from seglib.runs.grid import load_grid

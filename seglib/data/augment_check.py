@@ -1,7 +1,7 @@
 """What is wrong with an augmentation, found by running each of its steps: `python -m seglib.data.augment_check --check`.
 
 The runner of grids, which imports neither albumentations nor torch, asks here in a child process (see
-`seglib.runs.child_check`). Importing torch would take longer than the checks, so it is kept out.
+`seglib.runs.preflight`). Importing torch would take longer than the checks, so it is kept out.
 """
 
 import json

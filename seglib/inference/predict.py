@@ -20,7 +20,7 @@ from seglib.errors import InputError, unknown_name
 from seglib.evaluation.findings import RELIABILITY_BINS, summarise_probabilities
 from seglib.evaluation.metrics import confusion_per_image, mean_iou
 from seglib.files import replacing, write_json
-from seglib.inference.finished_run import FinishedRun
+from seglib.inference.runs import FinishedRun
 from seglib.training.device import autocast, move, seed_everything
 
 # Test-time augmentation: an image predicted flipped, turned and scaled; the predictions turned back and merged.

@@ -1,10 +1,10 @@
-"""Probabilities of a finished run for a set of images: predicted once, and found again as long as nothing changed."""
+"""A finished run's probabilities, predicted once and kept."""
 
 import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -12,22 +12,141 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from seglib.data.coco import load_coco, resolve_image
 from seglib.data.dataset import Subset
 from seglib.data.fingerprint import hash_files
 from seglib.data.pixels import open_pixels
 from seglib.data.verify import refuse_errors, verify_coco
-from seglib.errors import InputError
+from seglib.errors import InputError, unknown_name
 from seglib.files import hash_text
-from seglib.inference.finished_run import FinishedRun, choose_weights
-from seglib.inference.predict import predict_batches
-from seglib.inference.probability_store import ProbabilityStore, describe_store, open_store, write_store
-from seglib.inference.recipe import Recipe, check_recipe, compute_probabilities, quantise
+from seglib.inference.predict import MERGES, View, build_views, check_sliding, merge_views, predict_batches, slide
+from seglib.inference.runs import FinishedRun, Member, choose_weights, load_finished_run
+from seglib.inference.stores import (
+    DTYPES,
+    ProbabilityStore,
+    average_stores,
+    describe_store,
+    join_stores,
+    open_store,
+    write_store,
+)
 from seglib.models.refusals import explain_refusal
 from seglib.training.device import autocast, describe_device
+
+# From images to stored probabilities: which views of an image are predicted, how they are merged, resized and rounded.
+
+
+RESIZES = ("nearest", "smooth")
+LARGEST = 4096  # [px]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is asked for, checked; two that give the same bytes are equal. See `predict_run` for the meaning.
+
+    Attributes
+    ----------
+    window : the model's own side [px]
+    views : at least one
+    sliding : {}, or with every option
+    size : side of what is stored [px]
+    """
+
+    window: int
+    views: tuple[View, ...]
+    merge: str
+    sliding: Mapping[str, Any]
+    size: int
+    resize: str
+    dtype: str
+
+    @property
+    def side(self) -> int:
+        """Side that images are opened at [px]."""
+        return self.sliding.get("size", self.window)
+
+    def describe(self) -> dict[str, Any]:
+        """In texts and numbers, for a store's facts."""
+        names = ("merge", "size", "resize", "dtype")
+        return {name: getattr(self, name) for name in names} | {
+            "tta": [str(view) for view in self.views],
+            "sliding": dict(self.sliding),
+        }
+
+
+def check_recipe(
+    image_size: int,
+    tta: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    merge: str,
+    sliding: Mapping[str, Any],
+    size: int,
+    resize: str,
+    dtype: str,
+) -> Recipe:
+    """Build a recipe for a model of `image_size` [px]; the parameters are those of `predict_run`.
+
+    Raises
+    ------
+    InputError
+        Unknown names or values out of range.
+    """
+    for name, value, choices in (("merge", merge, MERGES), ("resize", resize, RESIZES), ("dtype", dtype, DTYPES)):
+        if value not in choices:
+            raise InputError(f"predict_run: {unknown_name(name, value, choices)}")
+    size = size or image_size
+    if not 1 <= size <= LARGEST:
+        raise InputError(f"predict_run: size must be 1 to {LARGEST} px, or 0 for the model's {image_size}, got {size}")
+    sliding = check_sliding(sliding, image_size)
+    side = sliding.get("size", image_size)
+    views = tuple(build_views(tta, side))
+    return Recipe(
+        window=image_size,
+        views=views,
+        merge=merge if len(views) > 1 else "mean",
+        sliding=sliding,
+        size=size,
+        resize="smooth" if size > side else "nearest" if size == side else resize,
+        dtype=dtype,
+    )
+
+
+def compute_probabilities(recipe: Recipe, model: nn.Module, images: Tensor) -> Tensor:
+    """(N, C, size, size) float32 of images (N, 3, side, side) uint8."""
+    forward = model
+    if recipe.sliding:
+        forward = partial(slide, model, recipe.window, recipe.sliding["overlap"], recipe.sliding["blend"])
+    probabilities = merge_views(forward, images, recipe.views, recipe.merge)
+    return resize_probabilities(probabilities, recipe.size, recipe.resize)
+
+
+def resize_probabilities(probabilities: Tensor, size: int, resize: str) -> Tensor:
+    """(N, C, S, S) -> (N, C, size, size), see `predict_run`; a whole factor k and "nearest" give [..., ::k, ::k]."""
+    side = probabilities.shape[-1]
+    if side == size:
+        return probabilities
+    if resize == "smooth":
+        return F.interpolate(probabilities, (size, size), mode="bilinear", antialias=True)
+    index = torch.arange(size, device=probabilities.device) * side // size
+    return probabilities[:, :, index][..., index]
+
+
+def quantise(probabilities: Tensor, dtype: str) -> Tensor:
+    """(N, C, S, S) float32 in 0..1 -> float16, or uint8 255 p rounded with its argmax kept, see `predict_run`."""
+    if dtype == "float16":
+        return probabilities.half()
+    top = probabilities.argmax(dim=1, keepdim=True)
+    stored = (probabilities * 255).round().to(torch.uint8)
+    lost = stored.argmax(dim=1, keepdim=True) != top
+    classes = torch.arange(stored.shape[1], device=top.device).view(1, -1, 1, 1)
+    return stored + (lost & (classes == top)).to(torch.uint8)
+
+
+# Probabilities of a finished run for a set of images: predicted once, and found again as long as nothing changed.
+
 
 VERSION = 1  # of how probabilities are computed and stored: those of another one are made again
 NOTHING = MappingProxyType({})
@@ -219,3 +338,93 @@ def _predict_from(
         if not torch.isfinite(probabilities).all():
             raise InputError(f"{run.folder}: required probabilities, got NaN from the model; train it again")
         yield quantise(probabilities, recipe.dtype).cpu().numpy()
+
+
+# Predictions of an ensemble's members: out-of-fold on the validation images, of each fold on test images.
+
+
+def choose_size(members: Sequence[Member], size: int = 0) -> int:
+    """Side at which members are merged [px]: `size`, or with 0 the largest input size among them."""
+    return size or max(member.image_size for member in members)
+
+
+def predict_validation(
+    members: Sequence[Member], *, device: torch.device, size: int = 0, data_dir: str = "", **options: Any
+) -> tuple[list[ProbabilityStore], Subset]:
+    """Predict the images that members are scored on, each by models that have not seen it; one model in memory at a time.
+
+    Parameters
+    ----------
+    size : see `choose_size`.
+    data_dir : where the runs' data is now; "" where it was.
+    options : of `predict_run`: tta, merge, sliding, resize, dtype, batch_size, progress.
+
+    Returns
+    -------
+    stores : one a member, of the same images in the same order.
+    truth : these images with their masks, at the largest input size among the members that know all classes.
+
+    Raises
+    ------
+    InputError
+        Runs that cannot be opened or predicted, or that have other images.
+    """
+    size, predicted = choose_size(members, size), []
+    for member in members:
+        parts = []
+        for folder in member.folders:
+            run = load_finished_run(folder, data_dir)
+            store = predict_run(run, run.val_images, device=device, size=size, **options)
+            parts.append((store, run.val_images))
+            del run  # and its model
+        predicted.append(_join(parts))
+    _require_same_files([store for store, _ in predicted])
+    full = [subset for member, (_, subset) in zip(members, predicted, strict=True) if not member.focus_classes]
+    return [store for store, _ in predicted], max(full or [predicted[0][1]], key=lambda subset: subset.image_size)
+
+
+def predict_test(
+    members: Sequence[Member], json_name: str, *, device: torch.device, size: int = 0, data_dir: str = "",
+    test_dir: str = "", **options: Any,
+) -> list[ProbabilityStore]:  # fmt: skip
+    """Predict other images by all runs of all members, one store a run: `spread_weights` gives their weights.
+
+    A run that was fitted to all images at the end predicts with these weights, its final.pt.
+
+    Parameters
+    ----------
+    json_name : see `open_test_images`; in `test_dir`, or with "" beside the validation images.
+    size, data_dir, options : those of `predict_validation`.
+    """
+    size, stores = choose_size(members, size), []
+    for folder in [folder for member in members for folder in member.folders]:
+        run = load_finished_run(folder, data_dir)
+        images = open_test_images(run, json_name, test_dir)
+        stores.append(predict_run(run, images, device=device, final=True, size=size, **options))
+        del run
+    _require_same_files(stores)
+    return stores
+
+
+def average_folds(members: Sequence[Member], stores: Sequence[ProbabilityStore]) -> list[ProbabilityStore]:
+    """One store a member of the stores a run that `predict_test` gives: the mean of a member's folds, read as it is asked for.
+
+    For specialists: a threshold that was chosen on one prediction an image is no threshold for the highest of five.
+    """
+    remaining = iter(stores)
+    return [average_stores([next(remaining) for _ in member.folders]) for member in members]
+
+
+def _join(parts: Sequence[tuple[ProbabilityStore, Subset]]) -> tuple[ProbabilityStore, Subset]:
+    if len(parts) == 1:
+        return parts[0]
+    subset = parts[0][1]
+    images = Subset(subset.data, subset.pixels, np.sort(np.concatenate([each.indices for _, each in parts])))
+    return join_stores([store for store, _ in parts], images.image_ids), images
+
+
+def _require_same_files(stores: Sequence[ProbabilityStore]) -> None:
+    """Ids may be alike by chance, of two data sets that both count from 1."""
+    for store in stores[1:]:
+        if store.file_names != stores[0].file_names:
+            raise InputError(f"{store.folder}: required the images of {stores[0].folder}, got others, or another order")

@@ -18,9 +18,8 @@ from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import resize_mask
 from seglib.errors import InputError, unknown_name
 from seglib.files import replacing
-from seglib.inference.ensemble import Votes, argmax_planes, average_probabilities
-from seglib.inference.ensemble_sample import read_mask
-from seglib.inference.probability_store import ProbabilityStore
+from seglib.inference.ensemble import Votes, argmax_planes, average_probabilities, read_mask
+from seglib.inference.stores import ProbabilityStore
 
 BINS = 1024  # of probabilities; a power of two, so that thresholds and the bins of float32 are exact
 LEAST_PIXELS = 100  # labelled on validation, or a precision is chance

@@ -23,10 +23,10 @@ from seglib.data.dataset import Subset, count_pixels, open_data
 from seglib.data.loader import build_loader
 from seglib.errors import InputError, InputErrors
 from seglib.evaluation.metrics import compute_metrics, save_confusion
-from seglib.inference.finished_run import FinishedRun, load_finished_run
+from seglib.inference.runs import FinishedRun, load_finished_run
 from seglib.parts import find_kept_parts, load_parts
+from seglib.runs.leaderboard import align
 from seglib.runs.record import open_run, save_result
-from seglib.runs.text_table import align
 from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 from seglib.training.device import describe_device, peak_memory_mb, seed_everything

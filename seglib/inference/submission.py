@@ -24,7 +24,7 @@ from seglib.inference.submission_ledger import (
     send_submission,
 )
 from seglib.inference.submission_write import Verdict, count_shares, validate_submission
-from seglib.runs.text_table import align
+from seglib.runs.leaderboard import align
 
 PER_DAY, UTC_OFFSET, SEND = "SEGLIB_SUBMISSIONS_PER_DAY", "SEGLIB_SUBMISSIONS_UTC_OFFSET", "SEGLIB_SEND"
 SEND_HELP = (

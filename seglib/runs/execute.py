@@ -1,6 +1,6 @@
 """Executes one notebook with papermill, in a process of its own, and says in record.json how it ended.
 
-Started by schedule.py as `python -m seglib.runs.execute`, with the job as one line of JSON on standard input, which
+Started by engine.py as `python -m seglib.runs.execute`, with the job as one line of JSON on standard input, which
 stays open for as long as the runner lives.
 """
 
@@ -23,11 +23,10 @@ from papermill.iorw import LocalHandler, papermill_io
 from traitlets.config import Config
 
 from seglib.files import clear_parts, write_text
-from seglib.runs.notebook import saves_result
-from seglib.runs.processes import UNDER_RUNNER, kill_family
-from seglib.runs.record import read_record, start_record, update_record
-from seglib.runs.tracking import NAME as TRACKING
-from seglib.runs.tracking import finish_tracking
+from seglib.runs.keys import saves_result
+from seglib.runs.record import UNDER_RUNNER, kill_family, read_record, start_record, update_record
+from seglib.runs.trackers import NAME as TRACKING
+from seglib.runs.trackers import finish_tracking
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 _DIED = "the kernel died: killed from outside, or by the system when memory ran out"

@@ -11,11 +11,9 @@ from typing import Any
 
 from seglib.errors import InputError, InputErrors
 from seglib.parameters import NotebookConfig, make_absolute
-from seglib.runs.checks import check_values, find_grid_problems, find_run_problems
-from seglib.runs.grid_file import GRID_DIR, GridFile, read_grid_file
-from seglib.runs.keys import compute_keys
-from seglib.runs.naming import name_runs
-from seglib.runs.notebook import find_config, find_notebook, read_defaults
+from seglib.runs.check import check_values, find_grid_problems, find_run_problems
+from seglib.runs.grid_file import GRID_DIR, GridFile, name_runs, read_grid_file
+from seglib.runs.keys import compute_keys, find_config, find_notebook, read_defaults
 
 MOST_RUNS = 20_000
 _STEP_PATHS = ("compare_with", "data_dir", "sample_submission")  # marked as paths by their config or not

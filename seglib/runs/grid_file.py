@@ -1,9 +1,12 @@
-"""Reads a grid file: YAML to a checked specification, each mistake of its form in one line."""
+"""The grid file: strict YAML, the names of runs."""
 
+import itertools
 import json
+import math
 import re
 import reprlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,145 @@ from typing import Any
 import yaml
 
 from seglib.errors import InputError, InputErrors, unknown_name
-from seglib.runs.strict_yaml import parse_yaml, read_text
+from seglib.files import hash_text
+
+# Reads YAML as a person means it, refuses what PyYAML takes in silence; each mistake is one line with its place.
+
+
+_LARGEST = 300_000  # characters of a grid file, and values in it once its aliases are followed
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what PyYAML takes in silence: a name that stands twice (the last wins) or is no text (`no` is false)."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            key = "<<" if key_node.tag.endswith(":merge") else self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                what = f"the name {reprlib.repr(key)}, which is no text; quote it"
+                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def get_single_node(self):
+        node = super().get_single_node()
+        if node is not None and _count_values(node, {}) > _LARGEST:
+            raise yaml.composer.ComposerError(None, None, "more values than a grid can have", node.start_mark)
+        return node
+
+
+# YAML 1.1, as PyYAML reads it, takes `1e-3` for a text; a person means a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), [*"-+.0123456789"]
+)
+
+
+def _count_values(node: yaml.Node, counts: dict[int, float]) -> float:
+    """Values below a node, those behind an alias each time that it is used; infinite where an alias contains itself."""
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # until it is known
+        parts = itertools.chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+        below = [] if isinstance(node, yaml.ScalarNode) else [_count_values(part, counts) for part in parts]
+        counts[id(node)] = 1 + sum(below)
+    return counts[id(node)]
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Load YAML safely; a mistake becomes one line with its place."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"{where}{place}: required YAML, got: {getattr(error, 'problem', None) or error}") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: required YAML, got nesting without end") from error
+    except ValueError as error:  # a date such as 2026-13-45, a whole number of 5,000 digits
+        raise InputError(f"{where}: required YAML, got: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a grid file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LARGEST + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such grid file") from error
+    except OSError as error:
+        raise InputError(f"{path}: required a file that can be read, got: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: required a text file (UTF-8), got something else") from error
+    if len(text) > _LARGEST:
+        raise InputError(f"{path}: required a grid file of at most {_LARGEST:,} characters, got more")
+    return text
+
+
+# Names of run folders: what varies, safe as a file name, unique.
+
+
+_SHORT = {"cross_entropy": "ce"}
+_LONGEST = 120  # characters; file systems allow 255 bytes, and folders get suffixes
+
+
+def name_runs(varied: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name each run by what varies: `loss=ce0.9+focal0.1,seed=21`; a run in which nothing varies is `run`."""
+    names = [
+        _safe(",".join(f"{name}={shorten(value)}" for name, value in values.items()) or "run") for values in varied
+    ]
+    counts = Counter(name.casefold() for name in names)  # some file systems take upper and lower case for the same
+    return [
+        name if counts[name.casefold()] == 1 else _mark(name, values)
+        for name, values in zip(names, varied, strict=True)
+    ]
+
+
+def shorten(value: object) -> str:
+    """A parameter's value in few characters: `{cross_entropy: 0.9, focal: 0.1}` is `ce0.9+focal0.1`."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, dict):
+        if "data_dir" in value:
+            return _shorten_set(value)
+        if len(value) == 1 and next(iter(value.values())) in (1, {}):
+            return shorten(next(iter(value)))
+        return "+".join(f"{shorten(name)}{_shorten_item(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, list):
+        return "-".join(map(shorten, value)) or "none"
+    return _SHORT.get(str(value), str(value).rstrip("/").rsplit("/", 1)[-1]) or "none"
+
+
+def _shorten_item(value: object) -> str:
+    """What a name in a mapping stands for; options follow their name: `focal@weight0.1@gamma3`."""
+    if isinstance(value, dict):
+        return "".join(f"@{name}{shorten(item)}" for name, item in value.items())
+    return shorten(value)
+
+
+def _shorten_set(value: dict) -> str:
+    """An extra data set by its folder and file, `taco.annotations@weight0.5`; a class map, which is long, by its hash."""
+    options = {name: item for name, item in value.items() if name not in ("data_dir", "json")}
+    if options.get("classes"):
+        options["classes"] = hash_text(json.dumps(options["classes"], sort_keys=True, default=str))[:4]
+    file = str(value.get("json", "")).removesuffix(".json")
+    return f"{shorten(value['data_dir'])}.{file}{_shorten_item(options)}"
+
+
+def _safe(name: str) -> str:
+    safe = re.sub(r"[^\w.+=,@-]+", "_", name)
+    return safe if len(safe.encode()) <= _LONGEST else _mark(safe.encode()[:_LONGEST].decode(errors="ignore"), name)
+
+
+def _mark(name: str, values: object) -> str:
+    return f"{name}~{hash_text(json.dumps(values, sort_keys=True, default=str))[:6]}"
+
+
+# Reads a grid file: YAML to a checked specification, each mistake of its form in one line.
+
 
 GRID_DIR = "{grid_dir}"
 

@@ -23,7 +23,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from seglib.files import write_json
-from seglib.runs.text_table import format_seconds
+from seglib.runs.leaderboard import format_seconds
 
 # One look for all figures: a fixed colour for each class, and a font that has the class names' letters.
 

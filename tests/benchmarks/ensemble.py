@@ -14,11 +14,17 @@ import numpy as np
 import pandas as pd
 
 from seglib.data.dataset import Subset
-from seglib.inference.ensemble import hard_vote, soft_vote
-from seglib.inference.ensemble_judge import deal_images, judge_searches, trace_selection
-from seglib.inference.ensemble_sample import correlate_errors, survey_members
-from seglib.inference.ensemble_weights import SEARCHES
-from seglib.inference.probability_store import ProbabilityStore, open_store
+from seglib.inference.ensemble import (
+    SEARCHES,
+    correlate_errors,
+    deal_images,
+    hard_vote,
+    judge_searches,
+    soft_vote,
+    survey_members,
+    trace_selection,
+)
+from seglib.inference.stores import ProbabilityStore, open_store
 
 
 def main() -> None:

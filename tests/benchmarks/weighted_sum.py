@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seglib.inference.probability_store import describe_store, open_store, write_store
-from seglib.inference.weighted_sum import weighted_argmax
+from seglib.inference.stores import describe_store, open_store, weighted_argmax, write_store
 
 
 def main() -> None:

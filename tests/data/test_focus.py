@@ -11,7 +11,7 @@ from seglib.data.loader import SampleMixing
 from seglib.errors import InputError
 from seglib.evaluation.objects import measure_objects
 from seglib.files import cache_dir
-from seglib.inference.finished_run import _take_arguments
+from seglib.inference.runs import _take_arguments
 
 OPTIONS = {"split": "given", "folds": 4, "fold": 0, "seed": 1, "paint_order": "class_id", "background": "class",
            "image_size": 64, "cache": False}  # fmt: skip

@@ -9,8 +9,7 @@ import torch
 
 from seglib.data.dataset import open_data
 from seglib.evaluation.metrics import pooled_miou
-from seglib.inference.components import remove_small_components
-from seglib.inference.decisions import (
+from seglib.inference.ensemble import (
     Decisions,
     MaskPairs,
     Samples,
@@ -23,8 +22,8 @@ from seglib.inference.decisions import (
     remove_components,
     split_masks,
 )
-from seglib.inference.postprocess import Tuned
-from seglib.inference.probability_store import describe_store, open_store, write_store
+from seglib.inference.postprocess import Tuned, remove_small_components
+from seglib.inference.stores import describe_store, open_store, write_store
 from seglib.zoo.crf import CrfParams, dense_crf
 
 CPU = torch.device("cpu")

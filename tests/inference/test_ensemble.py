@@ -4,11 +4,24 @@ import numpy as np
 import pytest
 
 from seglib.errors import InputError
-from seglib.inference.ensemble import average_probabilities, count_votes, hard_vote, soft_vote
-from seglib.inference.member_predictions import average_folds
-from seglib.inference.probability_store import describe_store, open_store, write_store
-from seglib.inference.specialists import add_specialists, follow_confident
-from seglib.inference.store_views import average_stores, join_stores, name_classes, take_images
+from seglib.inference.ensemble import (
+    add_specialists,
+    average_probabilities,
+    count_votes,
+    follow_confident,
+    hard_vote,
+    soft_vote,
+)
+from seglib.inference.predict_run import average_folds
+from seglib.inference.stores import (
+    average_stores,
+    describe_store,
+    join_stores,
+    name_classes,
+    open_store,
+    take_images,
+    write_store,
+)
 
 COUNT, SIZE, CLASSES = 3, 6, ["Background", "Paper", "Metal"]
 

@@ -8,19 +8,30 @@ from sklearn.metrics import matthews_corrcoef
 from seglib.data.dataset import Subset
 from seglib.errors import InputError
 from seglib.evaluation.metrics import pooled_miou
-from seglib.inference import ensemble_judge
-from seglib.inference.ensemble_changes import choose_changes, tabulate_changes
-from seglib.inference.ensemble_judge import deal_images, judge_searches, trace_selection
-from seglib.inference.ensemble_sample import correlate_errors, survey_members, tabulate_members
-from seglib.inference.ensemble_weights import (
+from seglib.inference import ensemble
+from seglib.inference.ensemble import (
     SEARCHES,
+    choose_changes,
+    correlate_errors,
+    deal_images,
+    judge_searches,
     score_weights,
     select_greedily,
+    survey_members,
+    tabulate_changes,
+    tabulate_members,
+    trace_selection,
     weigh_path,
 )
-from seglib.inference.probability_store import describe_store, open_store, write_store
-from seglib.inference.store_views import take_images
-from seglib.inference.weighted_sum import score_store, score_weighted, weighted_argmax
+from seglib.inference.stores import (
+    describe_store,
+    open_store,
+    score_store,
+    score_weighted,
+    take_images,
+    weighted_argmax,
+    write_store,
+)
 
 CLASSES, COUNT, SIZE = ["Background", "Paper", "Metal"], 12, 16
 
@@ -157,7 +168,7 @@ def test_a_search_that_only_fits_its_images_is_told_apart(scene, monkeypatch):
 def test_held_out_images_take_no_part_in_their_own_weights(scene, monkeypatch):
     stores, truth, survey = scene
     seen = []
-    monkeypatch.setitem(ensemble_judge.SEARCHES, "greedy", lambda sample: seen.append(sample) or np.ones(4) / 4)
+    monkeypatch.setitem(ensemble.SEARCHES, "greedy", lambda sample: seen.append(sample) or np.ones(4) / 4)
     judge_searches(stores, truth, survey.sample, folds=3, resamples=100)
     folds = deal_images(truth, 3, 0)
     for fold, sample in enumerate(seen[1:]):

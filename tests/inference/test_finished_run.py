@@ -9,7 +9,7 @@ from seglib.data.dataset import Subset
 from seglib.errors import InputError
 from seglib.evaluation.metrics import load_confusion, save_confusion
 from seglib.files import write_json
-from seglib.inference.finished_run import find_newest_run, load_finished_run, prepare_output_dir, require_same_images
+from seglib.inference.runs import find_newest_run, load_finished_run, prepare_output_dir, require_same_images
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 
 

@@ -9,10 +9,10 @@ import torch
 from seglib.data.dataset import Subset
 from seglib.errors import InputError
 from seglib.evaluation.metrics import save_confusion
-from seglib.inference import member_predictions
-from seglib.inference.member_predictions import choose_size, predict_validation
-from seglib.inference.members import find_index, find_members, spread_weights
-from seglib.inference.probability_store import describe_store, open_store, write_store
+from seglib.inference import predict_run
+from seglib.inference.predict_run import choose_size, predict_validation
+from seglib.inference.runs import find_index, find_members, spread_weights
+from seglib.inference.stores import describe_store, open_store, write_store
 
 CLASSES = ["Background", "Paper", "Metal"]
 
@@ -152,8 +152,8 @@ def test_folds_predict_all_images_each_by_the_model_that_did_not_see_it(tmp_path
         write_store(tmp_path / f"store{run.fold}", about, lambda start: iter([array]), 4)
         return open_store(tmp_path / f"store{run.fold}")
 
-    monkeypatch.setattr(member_predictions, "load_finished_run", load)
-    monkeypatch.setattr(member_predictions, "predict_run", predict)
+    monkeypatch.setattr(predict_run, "load_finished_run", load)
+    monkeypatch.setattr(predict_run, "predict_run", predict)
     members, _ = find_members([str(tmp_path / "fold=0"), str(tmp_path / "fold=1")])
     (store,), truth = predict_validation(members, device=torch.device("cpu"), size=4)
     assert truth.image_ids.tolist() == store.image_ids.tolist() == [0, 1, 2, 3]

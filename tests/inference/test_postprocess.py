@@ -10,11 +10,11 @@ from scipy import ndimage
 
 from seglib.data.coco import CocoData
 from seglib.errors import InputError
-from seglib.inference.components import remove_small_components
 from seglib.inference.postprocess import (
     compare_objects,
     describe_tuned,
     draw_crf_candidates,
+    remove_small_components,
     search_crf,
     tune_min_pixels,
 )

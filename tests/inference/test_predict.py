@@ -7,7 +7,6 @@ import torch
 from seglib.errors import InputError
 from seglib.evaluation.findings import summarise_probabilities
 from seglib.inference import predict as module
-from seglib.inference.finished_run import load_finished_run
 from seglib.inference.predict import (
     choose_spread,
     count_confusion,
@@ -18,6 +17,7 @@ from seglib.inference.predict import (
     probability_of_labels,
     take_images,
 )
+from seglib.inference.runs import load_finished_run
 
 CPU = torch.device("cpu")
 

@@ -13,14 +13,18 @@ from seglib.data.pixels import resize_image
 from seglib.errors import InputError, InputErrors
 from seglib.files import write_json
 from seglib.inference import predict_run as module
-from seglib.inference.finished_run import load_finished_run
-from seglib.inference.member_predictions import predict_test, predict_validation
 from seglib.inference.predict import count_confusion, predict_logits
-from seglib.inference.predict_run import open_test_images, predict_run
-from seglib.inference.probability_store import open_store
-from seglib.inference.recipe import quantise, resize_probabilities
+from seglib.inference.predict_run import (
+    open_test_images,
+    predict_run,
+    predict_test,
+    predict_validation,
+    quantise,
+    resize_probabilities,
+)
+from seglib.inference.runs import load_finished_run
+from seglib.inference.stores import open_store, score_store, score_weighted
 from seglib.inference.submission_file import read_file_names
-from seglib.inference.weighted_sum import score_store, score_weighted
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seglib.errors import InputError
-from seglib.inference.probability_store import checksum, describe_store, open_store, write_store
+from seglib.inference.stores import checksum, describe_store, open_store, write_store
 
 COUNT, CLASSES, SIZE, BATCH = 7, 3, 6, 2  # planes of 36 bytes: no whole number of words
 

@@ -14,8 +14,8 @@ from seglib.data.dataset import Subset, join_extra, open_data
 from seglib.data.verify import verify_coco
 from seglib.errors import InputError
 from seglib.inference.ensemble import average_probabilities
-from seglib.inference.probability_store import describe_store, open_store, write_store
 from seglib.inference.pseudo_labels import NEVER, choose_confidence, make_pseudo_labels
+from seglib.inference.stores import describe_store, open_store, write_store
 
 SIZE = 64
 POLICY = {"paint_order": "area", "background": "class", "cache": False}

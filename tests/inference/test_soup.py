@@ -14,12 +14,12 @@ from seglib.errors import InputError
 from seglib.evaluation.metrics import compute_metrics, load_confusion, save_confusion
 from seglib.files import PROJECT, write_json
 from seglib.inference import soup
-from seglib.inference.finished_run import load_finished_run
 from seglib.inference.predict import count_confusion, open_predictions
+from seglib.inference.runs import load_finished_run
 from seglib.inference.soup import describe_starts, main, make_soup
 from seglib.models import build_model
+from seglib.runs.keys import read_defaults
 from seglib.runs.leaderboard import collect_runs
-from seglib.runs.notebook import read_defaults
 from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 from seglib.training.losses import build_loss

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from seglib.errors import InputError
-from seglib.inference import weighted_sum as module
-from seglib.inference.probability_store import describe_store, open_store, write_store
-from seglib.inference.weighted_sum import weighted_argmax
+from seglib.inference import stores as module
+from seglib.inference.stores import describe_store, open_store, weighted_argmax, write_store
 
 COUNT, SIZE = 5, 9
 

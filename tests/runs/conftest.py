@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs import schedule
+from seglib.runs import engine
 
 PARAMETERS = 'do: str = "ok"  # what happens\nweight: float = 0.0\nseed: int = 21\nrun_dir: str = ""\n'
 IMPORTS = "import os, sys, time\nfrom pathlib import Path\nfrom seglib.runs.record import save_result\n"
@@ -17,7 +17,7 @@ RESULT = 'save_result(run_dir, metrics={"miou": 0.5})\n'
 
 STAND_IN = """
 import json, os, signal, sys, time
-from seglib.runs.processes import UNDER_RUNNER
+from seglib.runs.record import UNDER_RUNNER
 from seglib.runs.record import save_result, start_record, update_record
 os.environ[UNDER_RUNNER] = "1"
 job = json.loads(sys.stdin.readline())
@@ -100,8 +100,8 @@ def stand_in(tmp_path, monkeypatch):
     """Runs are executed by a short script, which does to the record what a notebook does, and not by papermill."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(schedule, "COMMAND", (sys.executable, str(script)))
-    monkeypatch.setattr(schedule, "POLL", 0.02)
+    monkeypatch.setattr(engine, "COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(engine, "POLL", 0.02)
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 
 from seglib.config import TrainConfig
 from seglib.files import PROJECT
-from seglib.runs.class_check import find_class_problems
-from seglib.runs.notebook import read_defaults
+from seglib.runs.check import find_class_problems
+from seglib.runs.keys import read_defaults
 
 DEFAULTS = read_defaults(PROJECT / "notebooks" / "02_train.ipynb")
 

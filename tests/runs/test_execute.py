@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from seglib.runs.execute import run_job
-from seglib.runs.processes import UNDER_RUNNER
-from seglib.runs.record import read_record
+from seglib.runs.record import UNDER_RUNNER, read_record
 
 
 @pytest.fixture

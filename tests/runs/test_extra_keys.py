@@ -11,8 +11,7 @@ import pytest
 
 from seglib.config import TrainConfig
 from seglib.files import PROJECT
-from seglib.runs.keys import compute_keys
-from seglib.runs.notebook import read_defaults
+from seglib.runs.keys import compute_keys, read_defaults
 from seglib.runs.record import summarise_key
 
 NOTEBOOK = PROJECT / "notebooks" / "02_train.ipynb"

@@ -10,7 +10,7 @@ import pytest
 from seglib.errors import InputError
 from seglib.files import PROJECT
 from seglib.runs.grid import load_grid
-from seglib.runs.notebook import find_notebook
+from seglib.runs.keys import find_notebook
 
 TRAIN = f"notebook: {PROJECT}/notebooks/02_train.ipynb\n"
 

@@ -3,8 +3,7 @@ import time
 import pytest
 
 from seglib.errors import InputError
-from seglib.runs.grid_file import read_grid_file
-from seglib.runs.strict_yaml import parse_yaml
+from seglib.runs.grid_file import parse_yaml, read_grid_file
 
 WHOLE = """\
 # One condition at a time.

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 import matplotlib
 import pytest
 
-from seglib.runs import pictures
-from seglib.runs.index_page import read_history, write_index
+from seglib.runs import page as page_module
 from seglib.runs.leaderboard import collect_runs, summarise_conditions
+from seglib.runs.page import read_history, write_index
 
 EVIL = '<script>alert("x")</script>'
 VOID = {"meta", "input", "img", "wbr", "link", "br"}
@@ -180,7 +180,7 @@ def test_curves_say_their_ends_and_the_best_epoch(tmp_path):
     page = render(tmp_path, ["a"])
     assert "train loss 0.5 to 2.5, val mIoU 0.100 to 0.400, best epoch 3 of 4" in [e[2] for e in page.all("title")]
     (circle,) = page.all("circle")
-    assert float(circle[1]["cy"]) == pictures.PLOT[2]  # the highest value touches the top
+    assert float(circle[1]["cy"]) == page_module.PLOT[2]  # the highest value touches the top
 
 
 @pytest.mark.parametrize("history", [None, "", "epoch\n", "a,b\n1,2\n", "epoch,miou\nx,y\n", "\x00\xff,\n"])
@@ -199,14 +199,14 @@ def test_history_without_losses_still_gives_the_score(tmp_path):
 def test_a_thinned_curve_keeps_its_lowest_and_highest_point():
     series = [(epoch, 0.5 + 0.001 * math.sin(epoch)) for epoch in range(1000)]
     series[501], series[777] = (501, 0.1), (777, 0.9)
-    svg = pictures.draw_curve([], series, None)
+    svg = page_module.draw_curve([], series, None)
     heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", svg)]
-    assert len(heights) <= pictures.POINTS + 2
-    assert (min(heights), max(heights)) == pictures.PLOT[2:]
+    assert len(heights) <= page_module.POINTS + 2
+    assert (min(heights), max(heights)) == page_module.PLOT[2:]
 
 
 def test_the_strip_follows_the_class_order_and_hatches_absent_classes():
-    page = Page(pictures.draw_strip({"캔": 1.0, "cup": None, "bag": 0.0}, ["bag", "cup", "캔", "new"]))
+    page = Page(page_module.draw_strip({"캔": 1.0, "cup": None, "bag": 0.0}, ["bag", "cup", "캔", "new"]))
     cells = [(e[1]["class"], e[1]["title"]) for e in page.all("i")]
     assert cells == [("v0", "bag 0.000"), ("absent", "cup -"), ("v20", "캔 1.000"), ("absent", "new -")]
     assert page.all("span")[0][1]["aria-label"] == "lowest bag 0.000, highest 캔 1.000"
@@ -215,7 +215,7 @@ def test_the_strip_follows_the_class_order_and_hatches_absent_classes():
 @pytest.mark.parametrize("value", [0.0, 0.3, 0.55, 1.0])
 def test_colours_are_viridis(value):
     expected = matplotlib.colormaps["viridis"](value)[:3]
-    ours = [int(pictures.viridis(value)[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    ours = [int(page_module.viridis(value)[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     assert ours == pytest.approx(expected, abs=0.015)
 
 
@@ -236,7 +236,7 @@ def test_a_thousand_runs_stay_a_small_file(tmp_path):
 
 def test_results_of_a_grid_load_no_heavy_library():
     code = (
-        "import sys, seglib.runs.leaderboard, seglib.runs.index_page;"
+        "import sys, seglib.runs.leaderboard, seglib.runs.page;"
         "print(sorted({'torch', 'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
     )
     assert (

@@ -5,13 +5,13 @@ import time
 import pytest
 
 from seglib.errors import InputError
-from seglib.runs.lock import only_runner
+from seglib.runs.record import only_runner
 
 # Takes the lock, starts a process that inherits it as a run does, and ends without it.
 KILLED_RUNNER = """
 import os, subprocess, sys
 from pathlib import Path
-from seglib.runs.lock import only_runner
+from seglib.runs.record import only_runner
 with only_runner(Path(sys.argv[1]), print):
     subprocess.Popen(["sleep", "1"], close_fds=False, stdout=subprocess.DEVNULL)
     os._exit(0)

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from seglib.runs.naming import name_runs, shorten
+from seglib.runs.grid_file import name_runs, shorten
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from seglib.config import TrainConfig
 from seglib.errors import InputError
 from seglib.files import PROJECT
-from seglib.runs.notebook import find_config, hash_code, read_defaults, saves_result
+from seglib.runs.keys import find_config, hash_code, read_defaults, saves_result
 
 
 def as_notebook(*cells):

@@ -10,7 +10,7 @@ from seglib.files import PROJECT, cache_dir
 from seglib.models.__main__ import list_models
 from seglib.models.architectures import ARCHITECTURES, OWN_ENCODERS
 from seglib.models.trial import find_refusal
-from seglib.runs import child_check, preflight
+from seglib.runs import preflight
 from seglib.runs.preflight import TABLE, find_model_refusals, installed_versions
 
 
@@ -21,7 +21,7 @@ def model(architecture, encoder, image_size=128, batch_size=2):
 @pytest.fixture
 def no_child(monkeypatch):
     monkeypatch.setattr(
-        child_check, "_run_child", lambda module, models: pytest.fail(f"a child was asked about {models}")
+        preflight, "_run_child", lambda module, models: pytest.fail(f"a child was asked about {models}")
     )
 
 
@@ -35,7 +35,7 @@ def count_children(monkeypatch, tmp_path):
         asked.extend(models)
         return [f"no {item['encoder']}" for item in models]
 
-    monkeypatch.setattr(child_check, "_run_child", answer)
+    monkeypatch.setattr(preflight, "_run_child", answer)
     return asked
 
 
@@ -131,7 +131,7 @@ def test_encoders_of_timm_are_built_in_a_child_and_remembered(tmp_path, monkeypa
         "unknown encoder 'tu-resnet10x'; did you mean 'tu-resnet10t'"
     )
     assert answers[3] != ""
-    monkeypatch.setattr(child_check, "_run_child", lambda module, models: pytest.fail("asked twice"))
+    monkeypatch.setattr(preflight, "_run_child", lambda module, models: pytest.fail("asked twice"))
     assert find_model_refusals(asked) == answers
 
 
@@ -168,8 +168,8 @@ def test_damaged_answers_are_asked_for_again(count_children, content):
 
 def test_four_processes_at_once_get_their_answers_and_leave_a_whole_file(tmp_path, monkeypatch):
     script = (
-        "import sys\nfrom seglib.runs import child_check, preflight\n"
-        "child_check._run_child = lambda module, models: [item['encoder'] for item in models]\n"
+        "import sys\nfrom seglib.runs import preflight\n"
+        "preflight._run_child = lambda module, models: [item['encoder'] for item in models]\n"
         "for number in range(40):\n"
         "    name = f'tu-{sys.argv[1]}-{number}'\n"
         "    asked = {'architecture': 'FPN', 'encoder': name, 'image_size': 64, 'batch_size': 2}\n"
@@ -184,7 +184,7 @@ def test_four_processes_at_once_get_their_answers_and_leave_a_whole_file(tmp_pat
 
 def test_a_child_that_fails_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("SEGLIB_CACHE", str(tmp_path))
-    monkeypatch.setattr(child_check, "PROJECT", tmp_path)
+    monkeypatch.setattr(preflight, "PROJECT", tmp_path)
     (tmp_path / "seglib").mkdir()
     (tmp_path / "seglib" / "__init__.py").write_text("raise ImportError('no torch here')")
     with pytest.raises(InputError, match="--check` could not run: ImportError: no torch here") as caught:

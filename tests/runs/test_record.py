@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from seglib.errors import InputError
-from seglib.runs.processes import UNDER_RUNNER, is_alive
-from seglib.runs.record import open_run, read_record, save_result, start_record, update_record
+from seglib.runs.record import UNDER_RUNNER, is_alive, open_run, read_record, save_result, start_record, update_record
 
 
 @pytest.fixture(autouse=True)

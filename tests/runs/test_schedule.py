@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs import schedule
+from seglib.runs import engine
+from seglib.runs.engine import Job, run_jobs
 from seglib.runs.record import read_record
-from seglib.runs.schedule import Job, run_jobs
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -106,13 +106,13 @@ def test_code_that_changes_while_the_grid_runs_is_told_and_recorded(
     call, write_grid, write_notebook, records, tmp_path, monkeypatch
 ):
     path = write_grid("grid: {seed: [1, 2]}")
-    start = schedule._start
+    start = engine._start
 
     def start_and_edit(*arguments):
         write_notebook(tmp_path / "notebook.ipynb", "print('another idea')")
         return start(*arguments)
 
-    monkeypatch.setattr(schedule, "_start", start_and_edit)
+    monkeypatch.setattr(engine, "_start", start_and_edit)
     result = call(path)
     assert result.code == 0 and result.out.count("changed since the grid was checked") == 1
     assert "seed=2: notebook changed" in result.out
@@ -194,7 +194,7 @@ def test_ctrl_c_while_a_process_is_being_started_leaves_no_process_and_a_record(
         signal.raise_signal(signal.SIGINT)
         return process
 
-    monkeypatch.setattr(schedule.subprocess, "Popen", interrupt_at_once)
+    monkeypatch.setattr(engine.subprocess, "Popen", interrupt_at_once)
     with pytest.raises(KeyboardInterrupt):
         run_jobs([make_job(tmp_path / "a", "sleep")], 1, False, lambda job: job, ignore, ignore, ignore)
     assert read_record(tmp_path / "a")["status"] == "interrupted"
@@ -213,7 +213,7 @@ def test_an_error_of_the_runner_itself_leaves_no_process(tmp_path):
 
 
 def test_a_process_that_ends_before_it_hears_of_its_job_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "COMMAND", ("sh", "-c", "echo no such module >&2; exit 3"))
+    monkeypatch.setattr(engine, "COMMAND", ("sh", "-c", "echo no such module >&2; exit 3"))
     assert not run_jobs([make_job(tmp_path / "a", "x" * 1_000_000)], 1, False, lambda job: job, ignore, ignore, ignore)
     assert read_record(tmp_path / "a")["error"] == f"no such module; see {tmp_path / 'a' / 'run.log'}"
 
@@ -227,8 +227,8 @@ def test_a_dry_run_into_head_is_quiet(tmp_path, write_grid):
 
 def test_the_time_that_is_left_counts_down_from_what_runs_took_so_far(tmp_path, monkeypatch):
     job = make_job(tmp_path / "a", "ok")
-    runs = [schedule._Active(job, None, f"[{n}/5]", began) for n, began in ((2, 100.0), (3, 104.0))]
-    monkeypatch.setattr(schedule.time, "monotonic", lambda: 106.0)
-    assert schedule._describe(runs, 2, [], 2) == "[2/5] starting 6s | [3/5] starting 2s"
+    runs = [engine._Active(job, None, f"[{n}/5]", began) for n, began in ((2, 100.0), (3, 104.0))]
+    monkeypatch.setattr(engine.time, "monotonic", lambda: 106.0)
+    assert engine._describe(runs, 2, [], 2) == "[2/5] starting 6s | [3/5] starting 2s"
     # 2 waiting runs of 10 s, 4 s and 8 s of those that run, by two workers
-    assert schedule._describe(runs, 2, [9.0, 11.0], 2).startswith("about 16s left | [2/5] starting 6s")
+    assert engine._describe(runs, 2, [9.0, 11.0], 2).startswith("about 16s left | [2/5] starting 6s")

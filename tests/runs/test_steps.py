@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs import run
+from seglib.runs import engine
 from seglib.runs.grid import load_grid
 
 pytestmark = pytest.mark.usefixtures("stand_in")
@@ -142,9 +142,9 @@ def test_steps_that_read_made_again_runs_are_made_again(call, loop_grid, grid_fo
 def test_a_step_reads_the_leaderboard_of_the_grid_as_it_is_now(call, write_grid_with_steps, grid_folder, monkeypatch):
     call(write_grid_with_steps("grid: {seed: [1, 2, 3]}"))
     seen = []
-    plan = run.plan_step
+    plan = engine.plan_step
     monkeypatch.setattr(
-        run, "plan_step", lambda *a: seen.append((grid_folder / "leaderboard.csv").read_text()) or plan(*a)
+        engine, "plan_step", lambda *a: seen.append((grid_folder / "leaderboard.csv").read_text()) or plan(*a)
     )
     call(write_grid_with_steps("grid: {seed: [1, 2]}"))
     assert "seed=2," in seen[0] and "seed=3," not in seen[0]

@@ -16,10 +16,8 @@ import torch
 from PIL import Image
 
 from seglib.runs.execute import run_job
-from seglib.runs.processes import UNDER_RUNNER
-from seglib.runs.record import read_record
-from seglib.runs.tracker_packages import refuse_missing
-from seglib.runs.tracking import Tracking, finish_tracking, open_trackers
+from seglib.runs.record import UNDER_RUNNER, read_record
+from seglib.runs.trackers import Tracking, finish_tracking, open_trackers, refuse_missing
 
 METRICS = {"miou": 0.5, "loss": float("nan"), "iou": {"일반 쓰레기": 0.5, "bag & box": 0.25, "absent": float("nan")}}
 PARAMETERS = {"lr": 1e-3, "loss": {"focal": 1.0}, "encoder": "resnet18"}
@@ -28,7 +26,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import pandas as pd
-from seglib.runs.tracking import open_trackers
+from seglib.runs.trackers import open_trackers
 run_dir, name, parameters = Path(sys.argv[1]), sys.argv[2], eval(sys.argv[3])
 history = pd.DataFrame({"epoch": [1, 2, 3], "miou": [0.1, 0.2, 0.3]})
 tracking = open_trackers([name], run_dir, parameters)
@@ -187,7 +185,7 @@ def test_no_tracker_asked_for_means_no_file_and_no_words(tmp_path, capsys):
 
 
 def test_trackers_are_imported_only_when_asked_for():
-    code = "import sys, seglib.config, seglib.runs.tracking; print({'torch', 'pandas', 'wandb', 'mlflow'} & {*sys.modules})"
+    code = "import sys, seglib.config, seglib.runs.trackers; print({'torch', 'pandas', 'wandb', 'mlflow'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
@@ -206,7 +204,7 @@ def test_a_tracker_without_an_answer_leaves_a_run_ok_and_the_record_says_so(tmp_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (tmp_path / "run").mkdir()
     parameters = {"run_dir": str(tmp_path / "run"), "track": ["mlflow"]}
-    body = "from seglib.runs.tracking import open_trackers\nopen_trackers(track, run_dir, {})"
+    body = "from seglib.runs.trackers import open_trackers\nopen_trackers(track, run_dir, {})"
     notebook = write_notebook(tmp_path / "notebook.ipynb", body)
     run_job(
         {

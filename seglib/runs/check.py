@@ -1,21 +1,84 @@
-"""Words what is wrong with the runs of a grid, all of it, before any starts."""
+"""Every run is checked before any starts: parameters, data, classes."""
 
+import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from seglib.data.class_names import BACKGROUND, SYNTHETIC, refuse_class_map
 from seglib.errors import InputError, unknown_name
 from seglib.extra_sets import list_json
+from seglib.files import PROJECT, hash_file
 from seglib.parameters import NotebookConfig
 from seglib.parts import find_parts, read_architecture
-from seglib.runs.augmentation_check import find_augmentation_refusals
-from seglib.runs.class_check import find_class_problems
-from seglib.runs.grid_file import GridFile, Step
-from seglib.runs.naming import shorten
-from seglib.runs.notebook import find_config, find_notebook, read_defaults
-from seglib.runs.preflight import find_model_refusals, refuse_weights
+from seglib.runs.grid_file import GridFile, Step, shorten
+from seglib.runs.keys import find_config, find_notebook, read_defaults
+from seglib.runs.preflight import ask_child, find_model_refusals, refuse_weights
+
+# Whether augmentations written as lists of steps can be built, known before a grid starts.
+
+
+def find_augmentation_refusals(specs: Sequence[dict]) -> list[str]:
+    """Say for each {"augmentation": steps, "image_size": [px]} why it cannot be built, "" where it can.
+
+    albumentations is asked in a child process, and its answers are remembered.
+    """
+    if not specs:
+        return []
+    folder = PROJECT / "seglib" / "data"
+    code = [hash_file(path) for path in [*sorted(folder.glob("augment*.py")), folder / "pipeline_check.py"]]
+    return ask_child("seglib.data.augment_check", specs, [importlib.metadata.version("albumentations"), code])
+
+
+# Whether the classes that parameters name are classes of the data, known before a grid starts.
+
+
+def find_class_problems(config: type[NotebookConfig], values: Mapping) -> dict[str, str]:
+    """Word the class names that the data does not have: parameter name -> one line."""
+    used, extra_data = config.class_names_used(values), values.get("extra_data", [])
+    known = _read_class_names(values["data_dir"], values["train_json"]) if any(used.values()) or extra_data else ()
+    if not known:  # nothing to check, or a file that cannot be read: the data's own check says so
+        return {}
+    focused = tuple(used.get("focus_classes", ())) or known[1:]
+    usable = {"focus_classes": known[1:], "mixing": focused}  # the background cannot be pasted
+    problems = {
+        name: _find_unknown(name, names, usable.get(name, (BACKGROUND, *focused))) for name, names in used.items()
+    }
+    found = (
+        _find_map_problem(place, {"data_dir": values["data_dir"]} | extra_set, known)
+        for place, extra_set in enumerate(extra_data)
+    )
+    problems["extra_data"] = next(filter(None, found), "")
+    return {name: problem for name, problem in problems.items() if problem}
+
+
+def _find_map_problem(place: int, extra_set: Mapping, known: Sequence[str]) -> str:
+    """What is wrong with the classes of an extra set; a file that cannot be read is left to the data's own check."""
+    theirs = _read_class_names(extra_set["data_dir"], extra_set["json"])[1:]
+    return refuse_class_map(f"extra_data[{place}]", extra_set.get("classes", {}), theirs, known) if theirs else ""
+
+
+def _find_unknown(parameter: str, names: Sequence[str], known: Sequence[str]) -> str:
+    unknown = [name for name in names if name not in known]
+    return unknown_name(f"class in {parameter}", unknown[0], known, limit=20) if unknown else ""
+
+
+@cache
+def _read_class_names(data_dir: str, train_json: str) -> tuple[str, ...]:
+    if data_dir == "synthetic":
+        return (BACKGROUND, *SYNTHETIC)
+    try:
+        content = json.loads((Path(data_dir).expanduser() / train_json).read_text(encoding="utf-8"))
+        return (BACKGROUND, *(str(category["name"]) for category in content["categories"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+# Words what is wrong with the runs of a grid, all of it, before any starts.
+
 
 _OF_RUNNER = ("run_dir", "grid_dir", "output_dir")  # in a step, which reads and writes where it is told
 _MODEL = ("architecture", "encoder", "image_size", "batch_size")

@@ -1,0 +1,447 @@
+"""Finished runs: opened, checked against each other."""
+
+import csv
+import inspect
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from seglib.data.dataset import Subset, open_data
+from seglib.data.loader import choose_batch_size
+from seglib.errors import InputError, unknown_name
+from seglib.evaluation.metrics import load_confusion
+from seglib.files import outputs_dir
+from seglib.models import build_model
+from seglib.models.architectures import ARCHITECTURES
+from seglib.parts import find_kept_parts, find_parts, load_parts, read_architecture
+from seglib.runs.record import read_record
+from seglib.training.checkpoint import hash_weights, load_checkpoint
+
+# Open a finished training run again: its validation images, its best model, and what it was scored with.
+
+
+FACTS = ("model", "epoch", "architecture", "encoder", "num_classes", "class_names", "image_size")
+FIELDS = ("params", "weights_sha256", "precision", "threads", "train_images")  # of record.json
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A run whose record says ok.
+
+    Attributes
+    ----------
+    folder : Path
+    record : dict, the content of record.json
+    val_images : Subset, the images that the run was scored on
+    model : the best epoch's model, on the CPU
+    class_names : list of str
+    confusion : (images, classes, classes) int64, as the run counted it
+    """
+
+    folder: Path
+    record: Mapping[str, Any]
+    val_images: Subset
+    model: nn.Module
+    class_names: list[str]
+    confusion: np.ndarray
+
+    @property
+    def image_size(self) -> int:
+        """Side of images and masks [px]."""
+        return int(self.record["params"]["image_size"])
+
+    @property
+    def batch_size(self) -> int:
+        """Images that were predicted at a time: another number may change the last bits of a logit."""
+        params = self.record["params"]
+        return choose_batch_size(params["batch_size"], self.record["train_images"], params["debug"])
+
+    def pair_masks(self, preds: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(truth, pred) of each image, (S, S) uint8 both, one at a time."""
+        for position, pred in enumerate(preds):
+            yield self.val_images.read(position)[1], np.asarray(pred)
+
+
+def find_newest_run(folder: Path | None = None) -> Path:
+    """The training run that ended last under `folder` (default: outputs/).
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    folder = folder or outputs_dir()
+    finished = {}
+    for weights in folder.glob("*/*/best.pt"):
+        record = read_record(weights.parent) or {}
+        if record.get("status") == "ok":
+            finished[weights.parent] = record.get("finished_at", "")
+    if not finished:
+        raise InputError(
+            f"{folder}: required a finished training run, got none; train one, or set run_dir to its folder"
+        )
+    return max(finished, key=finished.get)
+
+
+def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
+    """Open a run from its record.json, best.pt and confusion.npz.
+
+    Parameters
+    ----------
+    data_dir : where the run's data is now; "" where it was.
+
+    Raises
+    ------
+    InputError
+        The run is not finished, files are missing, or data or weights are not those of the run.
+    """
+    folder = Path(run_dir).expanduser().resolve()
+    record = _read_finished(folder)
+    best = load_checkpoint(folder / "best.pt", required=FACTS)
+    if hash_weights(best["model"]) != record.get("weights_sha256"):
+        raise InputError(
+            f"{folder / 'best.pt'}: required the weights that record.json names, got others; train it again"
+        )
+    params = record["params"] | ({"data_dir": data_dir} if data_dir else {})
+    _, val_images = open_data(**_take_arguments(open_data, params))
+    if params["debug"]:
+        val_images = val_images.take_debug_share()
+    confusion, image_ids, class_names = load_confusion(folder / "confusion.npz")
+    _require_same_data(folder, val_images, image_ids, class_names)
+    return FinishedRun(folder, record, val_images, _rebuild_model(folder / "best.pt", best), class_names, confusion)
+
+
+def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, Callable[[], nn.Module]]:
+    """The weights to predict with: final.pt, fitted to all images at the end, where it may be and is; else best.pt.
+
+    Returns
+    -------
+    File name, SHA-256 of the weights, and a function that gives the model, on the CPU where it is built anew.
+
+    Raises
+    ------
+    InputError
+        final.pt is damaged, or of other classes.
+    """
+    path = run.folder / "final.pt"
+    if not (may_be_final and path.is_file()):
+        return "best.pt", run.record["weights_sha256"], lambda: run.model
+    final = load_checkpoint(path, required=FACTS)
+    if list(final["class_names"]) != run.class_names:
+        got = ", ".join(final["class_names"])
+        raise InputError(
+            f"{path}: required the run's classes ({', '.join(run.class_names)}), got {got}; train it again"
+        )
+    return path.name, hash_weights(final["model"]), lambda: _rebuild_model(path, final)
+
+
+def require_same_images(run: FinishedRun, other: FinishedRun) -> None:
+    """Refuse two runs whose predictions cannot be laid upon each other.
+
+    Raises
+    ------
+    InputError
+        Other validation images, classes, or masks (size, paint order, background).
+    """
+    names = ("image_size", "paint_order", "background")
+    facts, others = (
+        {"classes": each.class_names, "validation images": each.val_images.image_ids.tolist()}
+        | {name: each.record["params"][name] for name in names}
+        for each in (run, other)
+    )
+    differing = [name for name in facts if facts[name] != others[name]]
+    if differing:
+        raise InputError(
+            f"compare_with {other.folder}: required the {' and '.join(differing)} of {run.folder}, got others;"
+            " compare runs that were scored on the same masks"
+        )
+
+
+def prepare_output_dir(output_dir: str, run_dir: Path, name: str) -> Path:
+    """Make the folder that an analysis writes to; "" is `run_dir/name`.
+
+    Raises
+    ------
+    InputError
+        It is a training run's own folder, whose record would be written over.
+    """
+    folder = Path(output_dir).expanduser().resolve() if output_dir else Path(run_dir) / name
+    if (folder / "best.pt").exists():
+        raise InputError(
+            f'output_dir {folder} is the folder of a training run; required another folder, or "" for one in it'
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def find_free_dir(folder: Path) -> Path:
+    """`folder`, or `folder`.2, ...: the first that holds no finished result."""
+    names = itertools.chain([folder.name], (f"{folder.name}.{number}" for number in itertools.count(2)))
+    return next(free for name in names if (read_record(free := folder.with_name(name)) or {}).get("status") != "ok")
+
+
+def _read_finished(folder: Path) -> dict[str, Any]:
+    record = read_record(folder)
+    if record is None:
+        raise InputError(f"run_dir {folder}: required a run's folder, got one without record.json; check run_dir")
+    if record.get("status") != "ok":
+        got = f"{record.get('status')} ({record.get('error') or 'still going on'})"
+        raise InputError(f"run_dir {folder}: required a run that is ok, got {got}; run it again")
+    missing = [name for name in ("best.pt", "confusion.npz") if not (folder / name).is_file()]
+    missing += [f"`{name}` in record.json" for name in FIELDS if name not in record]
+    if missing:
+        raise InputError(f"run_dir {folder}: required a training run, got a folder without {' and '.join(missing)}")
+    return record
+
+
+def _rebuild_model(path: Path, checkpoint: Mapping[str, Any]) -> nn.Module:
+    load_parts(find_kept_parts(path.parent))
+    name, _ = read_architecture(checkpoint["architecture"])
+    if name not in ARCHITECTURES and name not in find_parts("model"):
+        raise InputError(
+            f"{path}: required a file with @register('model') {name} in {path.parent / 'parts'}, got none; put it there"
+        )
+    model = build_model(**_take_arguments(build_model, checkpoint))
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError as error:
+        got = str(error).partition("\n")[2].strip()[:160]
+        raise InputError(
+            f"{path}: required weights of {name} as it is built now, got others ({got}); a model that was made in a cell"
+            " needs a file of `parts` that registers it, so that it can be built again"
+        ) from error
+    return model.eval()
+
+
+def _take_arguments(function: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the values a function takes: records grow with the notebook, and name things as functions do."""
+    return {name: values[name] for name in inspect.signature(function).parameters if name in values}
+
+
+def _require_same_data(folder: Path, val_images: Subset, image_ids: np.ndarray, class_names: list[str]) -> None:
+    if list(val_images.data.class_names) != class_names:
+        raise InputError(
+            f"{folder}: required data with the run's classes ({', '.join(class_names)}), got"
+            f" {', '.join(val_images.data.class_names)}; set data_dir to the run's data"
+        )
+    if not np.array_equal(val_images.image_ids, image_ids):
+        raise InputError(
+            f"{folder}: required the {len(image_ids)} validation images that the run was scored on, got {len(val_images)}"
+            " or others; set data_dir to the run's data"
+        )
+
+
+# Who takes part in an ensemble: finished runs by folder, the best of a grid, folds as one member, specialists apart.
+
+
+BOARD = "leaderboard.csv"
+UNDIVIDED = ("given", "holdout")  # splits that have one validation set, whatever `fold` says
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One voter: a run, or all folds of one, whose models together predict each image without having seen it.
+
+    Attributes
+    ----------
+    name : short, its own within a team
+    folders, records : one of each run, in the order of folds
+    """
+
+    name: str
+    folders: tuple[Path, ...]
+    records: tuple[Mapping[str, Any], ...]
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Parameters of the first run; those of other folds differ in `fold` alone."""
+        return self.records[0]["params"]
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's input [px]."""
+        return int(self.params["image_size"])
+
+    @property
+    def focus_classes(self) -> list[str]:
+        """The classes of a specialist; empty for a member that knows all."""
+        return list(self.params.get("focus_classes") or [])
+
+    @property
+    def miou(self) -> float:
+        """As its runs recorded it, mean over folds; -1 where one has none."""
+        scores = [record.get("metrics", {}).get("miou") for record in self.records]
+        return -1.0 if None in scores else fmean(scores)
+
+    @cached_property
+    def scored(self) -> tuple[dict[int, tuple[int, ...]], list[str]]:
+        """Truth's pixels of each class by validation image, and the class names: what confusion.npz says."""
+        truth = {}
+        for folder in self.folders:
+            confusion, image_ids, class_names = load_confusion(folder / "confusion.npz")
+            truth |= dict(zip(image_ids.tolist(), map(tuple, confusion.sum(2).tolist()), strict=True))
+        return truth, class_names
+
+
+def find_members(members: str | Sequence[str], top: int = 0) -> tuple[list[Member], list[Member]]:
+    """Find the runs that vote together, and refuse those that cannot.
+
+    Parameters
+    ----------
+    members : folders of finished runs, and of grids, of which every run that is ok in leaderboard.csv takes part.
+        Runs that differ in `fold` alone are one member; all folds must be there, or only one.
+    top : only so many of the best by recorded mIoU; 0 is all.
+
+    Returns
+    -------
+    members, specialists : best first where a grid was named or `top` given, else in the order given. Specialists are
+        the runs with `focus_classes`; `top` does not count them.
+
+    Raises
+    ------
+    InputError
+        Folders without a finished run, folds that are missing or there twice, or members whose classes, validation
+        images or masks differ from the first's: all of them in one line.
+    """
+    given = [members] if isinstance(members, str) else list(members)
+    folders = [run for text in given for run in _list_runs(Path(text).expanduser().resolve())]
+    _require("no run twice", [folder.name for folder, count in Counter(folders).items() if count > 1])
+    found = _join_folds([(folder, _read_ok(folder)) for folder in folders])
+    if top or any((Path(text).expanduser() / BOARD).is_file() for text in given):
+        found.sort(key=lambda member: -member.miou)
+    voters = [member for member in found if not member.focus_classes][: top or None]
+    specialists = [member for member in found if member.focus_classes]
+    if not voters:
+        raise InputError(f"members: required a run of all classes, got {len(specialists)} specialists and no other run")
+    _require_alike(voters, specialists)
+    named = _name_apart([*voters, *specialists])
+    return named[: len(voters)], named[len(voters) :]
+
+
+def find_index(members: Sequence[Member], name: str) -> int:
+    """Place of a member by name, as for a tie-break.
+
+    Raises
+    ------
+    InputError
+        There is none of that name.
+    """
+    names = [member.name for member in members]
+    if name not in names:
+        raise InputError(f"members: {unknown_name('member', name, names)}")
+    return names.index(name)
+
+
+def _list_runs(folder: Path) -> list[Path]:
+    if not (folder / BOARD).is_file():
+        return [folder]
+    with open(folder / BOARD, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    runs = [folder / row["run"] for row in rows if row.get("status") == "ok" and row.get("run")]
+    if not runs:
+        raise InputError(f"{folder / BOARD}: required a run that is ok, got none of {len(rows)}; run the grid again")
+    return runs
+
+
+def _read_ok(folder: Path) -> Mapping[str, Any]:
+    record = read_record(folder)
+    if record is None:
+        raise InputError(
+            f"members: required the folder of a run or of a grid, got {folder} without {BOARD} or record.json"
+        )
+    if record.get("status") != "ok":
+        raise InputError(f"members: required runs that are ok, got {folder} ({record.get('status')}); run it again")
+    if "image_size" not in record.get("params", {}):
+        raise InputError(f"members: required training runs, got {folder}, whose record has no image_size; leave it out")
+    return record
+
+
+def _join_folds(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Member]:
+    groups: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
+    for folder, record in runs:
+        params = record["params"]
+        divided = params.get("split", "given") not in UNDIVIDED
+        key = {name: value for name, value in params.items() if name not in ("fold", "run_dir")}
+        groups.setdefault(json.dumps(key, sort_keys=True) if divided else str(folder), []).append((folder, record))
+    return [_make_member(group) for group in groups.values()]
+
+
+def _make_member(group: list[tuple[Path, Mapping[str, Any]]]) -> Member:
+    folder, record = group[0]
+    if len(group) == 1:
+        return Member(folder.name, (folder,), (record,))
+    group = sorted(group, key=lambda pair: pair[1]["params"]["fold"])
+    there, wanted = [pair[1]["params"]["fold"] for pair in group], list(range(record["params"]["folds"]))
+    if there != wanted:
+        raise InputError(
+            f"members: required the folds {wanted} of {folder.name}, each once, or one alone, got {there}; run those that"
+            " are missing, or name one run of each fold"
+        )
+    name = re.sub(r",?\bfold=\d+", "", folder.name).strip(",") or folder.parent.name
+    return Member(f"{name} ({len(group)} folds)", *zip(*group, strict=True))
+
+
+def _require_alike(voters: Sequence[Member], specialists: Sequence[Member]) -> None:
+    """Specialists may know other classes, and count other truths."""
+    first = voters[0]
+    refused = [
+        f"{member.name} ({', '.join(differing)})"
+        for member in [*voters[1:], *specialists]
+        if (differing := _find_differences(first, member))
+    ]
+    _require(f"the classes, validation images and masks of {first.name}", refused)
+
+
+def _find_differences(first: Member, member: Member) -> list[str]:
+    (truth, names), (other_truth, other_names) = first.scored, member.scored
+    special = bool(member.focus_classes)
+    same_names = set(other_names) <= set(names) if special else other_names == names
+    differing = [] if same_names else [f"classes {', '.join(other_names)}"]
+    painted = [name for name in ("paint_order", "background") if first.params.get(name) != member.params.get(name)]
+    if other_truth.keys() != truth.keys():
+        differing.append(
+            f"{len(other_truth)} validation images" + (" others" if len(other_truth) == len(truth) else "")
+        )
+    elif painted:
+        differing.append(f"masks: {', '.join(f'{name} {member.params.get(name)}' for name in painted)}")
+    elif not special and member.image_size == first.image_size and same_names and other_truth != truth:
+        differing.append("masks: other pixels")
+    return differing
+
+
+def _require(what: str, refused: Sequence[str]) -> None:
+    if refused:
+        raise InputError(f"members: required {what}; refused: {'; '.join(refused)}; leave them out")
+
+
+def _name_apart(members: Sequence[Member]) -> list[Member]:
+    """The grid's name in front where two runs are called alike, a number behind where that does not help."""
+    count = Counter(member.name for member in members)
+    named = [
+        replace(member, name=f"{member.folders[0].parent.name}/{member.name}") if count[member.name] > 1 else member
+        for member in members
+    ]
+    count = Counter(member.name for member in named)
+    numbers: Counter[str] = Counter()
+    for place, member in enumerate(named):
+        numbers[member.name] += 1
+        if count[member.name] > 1:
+            named[place] = replace(member, name=f"{member.name} #{numbers[member.name]}")
+    return named
+
+
+def spread_weights(members: Sequence[Member], weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Weights of all runs, (R,) or (R, C), for members' (M,) or (M, C): each fold has an equal part of its member's."""
+    counts = [len(member.folders) for member in members]
+    parts = [np.asarray(weight, np.float64) / count for weight, count in zip(weights, counts, strict=True)]
+    return np.repeat(np.array(parts), counts, axis=0)
