@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "list":
         return _list(options.kind, options.works_with)
     if options.command == "submission":
-        from seglib.inference.submission import main as run
+        from seglib.ledger import main as run
     else:
         from seglib.inference.soup import main as run
     return run(arguments[1:]) or 0

@@ -33,8 +33,8 @@ from seglib.data.synthetic import make_synthetic
 from seglib.files import PROJECT
 from seglib.inference.ensemble import hard_vote, soft_vote
 from seglib.inference.stores import describe_store, open_store, write_store
-from seglib.inference.submission_write import write_submission
 from seglib.runs.leaderboard import collect_runs, write_leaderboard
+from seglib.submission import write_submission
 
 REFERENCES = Path(__file__).with_name("golden.json")
 PARAMETERS = {

@@ -14,7 +14,7 @@ from seglib.data.coco import load_coco
 from seglib.data.dataset import open_data
 from seglib.data.verify import verify_coco
 from seglib.files import PROJECT
-from seglib.inference.submission_file import read_submission
+from seglib.submission import validate_submission
 
 NOTEBOOK = PROJECT / "notebooks" / "04_ensemble.ipynb"
 TABLES = ["changes", "class_gains", "member_curve", "members", "objects", "steps", "weights"]
@@ -79,8 +79,7 @@ def test_the_expected_score_is_the_means_and_the_held_out_gains_of_what_is_used(
 
 def test_the_submission_has_every_test_image_in_order(ensemble, small_data):
     wanted = [image["file_name"] for image in json.loads((small_data / "test.json").read_text())["images"]]
-    names, masks = read_submission(ensemble / "submission.csv", size=32)
-    assert names == wanted and masks.max() < 12
+    assert validate_submission(ensemble / "submission.csv", wanted, 12, size=32).errors == []
     record = json.loads((ensemble / "record.json").read_text())
     assert [source["run"] for source in record["submission"]["sources"]] == ["grid/seed=1", "grid/seed=2"]
     assert record["submission"]["val_score"] == record["miou_held_out"]

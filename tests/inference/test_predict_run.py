@@ -24,7 +24,7 @@ from seglib.inference.predict_run import (
 )
 from seglib.inference.runs import load_finished_run
 from seglib.inference.stores import open_store, score_store, score_weighted
-from seglib.inference.submission_file import read_file_names
+from seglib.submission import read_file_names
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")

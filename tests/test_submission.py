@@ -1,15 +1,28 @@
-"""A broken submission is refused with the words that say what broke it; a sound one passes."""
+"""Submissions are written as a reference writer would; a broken one is refused with the words that say what broke it."""
 
+import json
 import re
+import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from seglib.data.coco import load_coco
 from seglib.data.masks import paint_mask
 from seglib.errors import InputError, InputErrors
-from seglib.inference.submission_write import count_shares, validate_submission
+from seglib.files import hash_file
+from seglib.submission import (
+    count_shares,
+    encode_mask,
+    read_file_names,
+    resize_nearest,
+    resize_probabilities,
+    validate_submission,
+    write_rows,
+    write_submission,
+)
 
 SIZE, CLASSES, COUNT, BATCH = 16, 5, 37, 8
 NAMES = [f"batch_{i % 3}/{i:04}.jpg" for i in range(COUNT)]  # not sorted
@@ -234,12 +247,12 @@ def test_a_sound_submission_passes_however_its_csv_is_written(tmp_path, masks, o
     path = tmp_path / "submission.csv"
     pd.DataFrame(to_rows(masks), columns=["image_id", "PredictionString"]).to_csv(path, index=False, **options)
     verdict = check(path)
-    assert (verdict.errors, verdict.doubts, verdict.notes) == ((), (), ())
+    assert verdict[:3] == ([], [], [])
     np.testing.assert_allclose(verdict.shares, np.bincount(masks.ravel()) / masks.size)
     verdict.refuse(path)
 
 
-def test_all_problems_are_told_together(tmp_path, masks):
+def test_all_problems_are_reported_together(tmp_path, masks):
     rows = replace(replace(to_rows(masks), 4, lambda text: "x"), 6, lambda text: text[:-2])
     path = tmp_path / "submission.csv"
     path.write_text(to_csv([*rows[:-5], ("new.jpg", rows[0][1]), rows[2]]))
@@ -303,7 +316,7 @@ def test_an_unknown_batch_size_is_guessed(masks):
 
 
 def test_shares_that_do_not_fit_the_classes_are_refused(masks):
-    with pytest.raises(InputError, match=r"train_shares: required 5 numbers from 0, one a class, got \[1\.0, 2\.0\]"):
+    with pytest.raises(InputError, match=r"train_shares: required 5 numbers from 0, one per class, got \[1\.0, 2\.0\]"):
         validate_submission(to_rows(masks), NAMES, CLASSES, size=SIZE, train_shares=[1, 2])
 
 
@@ -315,3 +328,200 @@ def test_shares_are_those_of_the_painted_masks(small_data):
         counts += np.bincount(paint_mask(own, image.height, image.width, "area", "class").ravel(), minlength=256)
     np.testing.assert_allclose(count_shares(data), counts[: data.num_classes] / counts.sum())
     assert count_shares(data, max_images=3).sum() == pytest.approx(1)
+
+
+def write_reference(path, rows):
+    pd.DataFrame(rows, columns=["image_id", "PredictionString"]).to_csv(path, index=False)
+    return path
+
+
+def test_bytes_equal_those_of_pandas(tmp_path, masks):
+    names = ["batch/0001.jpg", "with space.jpg", "a,b.jpg", 'quo"te.jpg', "사진.jpg"]
+    write_rows(tmp_path / "own.csv", zip(names, masks, strict=False))
+    rows = [(name, " ".join(map(str, mask.ravel()))) for name, mask in zip(names, masks, strict=False)]
+    write_reference(tmp_path / "reference.csv", rows)
+    assert (tmp_path / "own.csv").read_bytes() == (tmp_path / "reference.csv").read_bytes()
+
+
+def test_every_id_has_its_text():
+    mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert encode_mask(mask).decode() == " ".join(map(str, range(256)))
+
+
+def test_writing_holds_one_row_at_a_time(tmp_path):
+    def peak(count):
+        tracemalloc.start()
+        write_rows(tmp_path / "s.csv", ((str(i), np.full((64, 64), i % 12, np.uint8)) for i in range(count)))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(300) < 1.2 * peak(30)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, masks):
+    def rows():
+        yield "a.jpg", masks[0]
+        raise RuntimeError("out of memory")
+
+    (tmp_path / "s.csv").write_text("old")
+    with pytest.raises(RuntimeError):
+        write_rows(tmp_path / "s.csv", rows())
+    assert [path.name for path in tmp_path.iterdir()] == ["s.csv"] and (tmp_path / "s.csv").read_text() == "old"
+
+
+def test_nearest_takes_every_second_pixel_from_512():
+    mask = np.random.default_rng(0).integers(0, 12, (512, 512), dtype=np.uint8)
+    assert (resize_nearest(mask, 256) == mask[::2, ::2]).all()
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (384, 384), (128, 128), (500, 333), (1, 7), (1024, 1024)])
+def test_nearest_is_that_of_torch(shape):
+    mask = np.random.default_rng(0).integers(0, 12, shape, dtype=np.uint8)
+    expected = torch.nn.functional.interpolate(torch.from_numpy(mask)[None, None], size=(256, 256), mode="nearest")
+    assert (resize_nearest(mask, 256) == expected[0, 0].numpy()).all()
+
+
+@pytest.mark.parametrize("side", [64, 48, 33, 16])
+def test_resized_probabilities_are_those_of_torch(side):
+    probabilities = torch.rand(12, side, side, generator=torch.Generator().manual_seed(0)).softmax(dim=0)
+    expected = torch.nn.functional.interpolate(probabilities[None], size=(32, 32), mode="bilinear")[0].argmax(dim=0)
+    pred = resize_probabilities(probabilities.numpy(), 32)
+    assert pred.dtype == np.uint8 and (pred == expected.numpy()).mean() > 0.999  # float32 rounding may break a tie
+
+
+def test_wanted_names_come_from_the_sample_or_the_test_set_in_its_order(tmp_path):
+    write_reference(tmp_path / "sample.csv", [("b.jpg", ""), ("NA", ""), ("a.jpg", "0")])
+    assert read_file_names(tmp_path / "sample.csv") == ["b.jpg", "NA", "a.jpg"]
+    images = [{"id": i, "file_name": name, "width": 8, "height": 8} for i, name in [(5, "b/2.jpg"), (1, "a/1.jpg")]]
+    content = {"images": images, "categories": [{"id": 1, "name": "Paper"}]}
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    assert read_file_names(tmp_path / "test.json") == ["b/2.jpg", "a/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "required at least one image, got none"),
+        ([("a.jpg", "")] * 2, r"required each image once, got a\.jpg twice"),
+    ],
+)
+def test_a_list_of_wanted_names_is_checked(tmp_path, rows, words):
+    with pytest.raises(InputError, match=words):
+        read_file_names(write_reference(tmp_path / "sample.csv", rows))
+
+
+WRITTEN = [f"batch/{i:04}.jpg" for i in (4, 2, 9, 1, 7, 0)]
+
+
+@pytest.fixture
+def large():
+    return np.random.default_rng(0).integers(0, 12, (len(WRITTEN), 32, 32), dtype=np.uint8)
+
+
+def write(path, masks, names=WRITTEN, **options):
+    predictions = [*zip(names, masks, strict=True)][::-1]
+    return write_submission(path, predictions, WRITTEN, 12, size=SIZE, **options)
+
+
+def read_masks(path):
+    texts = pd.read_csv(path)["PredictionString"]
+    return np.array([text.split() for text in texts], dtype=int).reshape(-1, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_predictions_in_any_order_are_written_in_the_wanted_one(tmp_path, large, dtype):
+    write(tmp_path / "s.csv", large.astype(dtype))
+    rows = [(name, " ".join(map(str, mask[::2, ::2].ravel()))) for name, mask in zip(WRITTEN, large, strict=True)]
+    expected = pd.DataFrame(rows, columns=["image_id", "PredictionString"]).to_csv(index=False)
+    assert (tmp_path / "s.csv").read_text() == expected
+
+
+def test_probabilities_can_be_resized_before_the_argmax(tmp_path):
+    probabilities = np.zeros((len(WRITTEN), 12, 32, 32), np.float16)
+    probabilities[:, 1] = 0.5
+    probabilities[:, 2, ::2, ::2] = 0.9  # the pixel that nearest looks at; its three neighbours are class 1
+    probabilities[:, np.arange(6) + 3, :2, :2] += 5 * np.eye(6, dtype=np.float16)[:, :, None, None]
+    record = write(tmp_path / "s.csv", probabilities, resizing="probabilities", force=True)
+    preds = read_masks(tmp_path / "s.csv")
+    assert (preds[:, 1:, 1:] == 1).all()
+    assert preds[:, 0, 0].tolist() == [3, 4, 5, 6, 7, 8]
+    assert record["resizing"] == "probabilities resized bilinearly, then argmax"
+
+
+def test_the_record_says_what_is_behind_the_file(tmp_path, large):
+    sources = [{"run": "outputs/kfold/fold=0", "weights_sha256": "ab"}]
+    large[2] = 0
+    record = write(tmp_path / "s.csv", large, sources=sources, val_score=0.61)
+    assert json.loads((tmp_path / "s.json").read_text()) == json.loads(json.dumps(record))
+    assert record["hash"] == hash_file(tmp_path / "s.csv")
+    assert record["sources"] == sources and record["val_score"] == 0.61 and record["images"] == 6
+    assert record["resizing"] == "argmax at the model's size, then nearest"
+    assert record["notes"][0].startswith("1 of 6 masks hold one class alone") and record["doubts"] == []
+    assert len(record["class_shares"]) == 12 and sum(record["class_shares"]) == pytest.approx(1)
+
+
+def test_a_bad_submission_is_not_put_in_place(tmp_path, large):
+    (tmp_path / "s.csv").write_text("old")
+    names = ["other.jpg", *WRITTEN[1:]]
+    large[3, 0, 0] = 12
+    with pytest.raises(InputErrors) as caught:
+        write(tmp_path / "s.csv", large, names)
+    assert [line.removeprefix(f"{tmp_path}/s.csv: ") for line in caught.value.lines] == [
+        "1 row missing: batch/0004.jpg",
+        "1 row of images that are not asked for: other.jpg; leave them out",
+        "batch/0001.jpg: ids from 0 to 12 where 0 to 11 are required",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.csv"] and (tmp_path / "s.csv").read_text() == "old"
+
+
+def test_a_dropped_batch_and_a_squeezed_one_are_named(tmp_path, large):
+    with pytest.raises(
+        InputErrors, match=r"the last 2 rows of 6 missing, .* the last incomplete batch \(drop_last=True"
+    ):
+        write_submission(
+            tmp_path / "s.csv", zip(WRITTEN[:4], large, strict=False), WRITTEN, 12, size=SIZE, batch_size=4
+        )
+    rows = [
+        *zip(WRITTEN, [*large[:5], *large[5:6].squeeze()], strict=False)
+    ]  # the last batch's mask lost its first axis
+    with pytest.raises(InputErrors, match=r"batch/0000\.jpg: a mask of shape \(32,\): one line .* squeeze\(\)"):
+        write_submission(tmp_path / "s.csv", rows, WRITTEN, 12, size=SIZE)
+
+
+def test_what_stops_the_prediction_is_reported_as_it_is(tmp_path, large):
+    def predict():
+        yield WRITTEN[0], large[0]
+        raise InputError("grid/seed=1: required best.pt, got no such file")
+
+    with pytest.raises(InputError, match=r"^grid/seed=1: required best\.pt, got no such file$"):
+        write_submission(tmp_path / "s.csv", predict(), WRITTEN, 12, size=SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_doubts_are_overridden_and_recorded(tmp_path, large):
+    with pytest.raises(InputErrors, match=r"6 of 6 masks hold one class alone.*force=True"):
+        write(tmp_path / "s.csv", np.zeros_like(large))
+    assert not list(tmp_path.iterdir())
+    record = write(tmp_path / "s.csv", np.zeros_like(large), force=True)
+    assert record["doubts"] == ["6 of 6 masks hold one class alone (class 0: 6): batch/0000.jpg, batch/0007.jpg, "
+                                "batch/0001.jpg and 3 more"]  # fmt: skip
+
+
+def test_shares_far_from_those_of_train_refuse(tmp_path, large):
+    with pytest.raises(InputErrors, match="class shares are far from train's"):
+        write(tmp_path / "s.csv", large, train_shares=[0.9, *[0.1 / 11] * 11])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("s.csv", {"resizing": "nearst"}, "unknown resizing 'nearst'; did you mean 'nearest'"),
+        ("s.csv", {"resizing": "probabilities"}, r"required finite floats \(C, H, W\), got uint8 \(32, 32\)"),
+        ("s.csv", {"val_score": 61.0}, "val_score: required a number from 0 to 1, or None, got 61.0"),
+        ("s.json", {}, r"required a name that ends in \.csv"),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, large, name, options, words):
+    with pytest.raises(InputError, match=words):
+        write(tmp_path / name, large, **options)
