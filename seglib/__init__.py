@@ -1,5 +1,6 @@
 """Semantic-segmentation experiments as notebooks: a thin library under the notebooks."""
 
+import importlib
 import importlib.abc
 import os
 import sys
@@ -29,13 +30,23 @@ class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):
         # None: the ordinary finders find the module
 
 
-def __getattr__(name: str) -> object:
-    """Public names, imported when they are first used: `import seglib` stays light."""
-    if name == "register":
-        from seglib.parts import register
+# The public names and their modules, which are imported when a name is first used: `import seglib` stays light.
+_PUBLIC = {
+    "open_run": "seglib.runs.record",
+    "read_parameters": "seglib.parameters",
+    "register": "seglib.parts",
+    "save_result": "seglib.runs.record",
+}
 
-        return register
-    raise AttributeError(f"module 'seglib' has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'seglib' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
 
 
 if "torchvision" not in sys.modules:

@@ -1,7 +1,7 @@
 """What a notebook's parameters may be: names, types, ranges, help. Their defaults live in the notebook alone."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -383,3 +383,17 @@ def _above(values: Mapping[str, Any], name: str, bound: str, or_equal: bool = Fa
     if name not in values or bound not in values:
         return False
     return values[name] >= values[bound] if or_equal else values[name] > values[bound]
+
+
+def find_class(names: Iterable[str]) -> type[NotebookConfig] | None:
+    """The class of a shipped notebook, whose parameters are all among the names; None for any other notebook."""
+    shipped = (TrainConfig, EdaConfig, EnsembleConfig, ErrorAnalysisConfig)
+    return next((each for each in shipped if each.model_fields.keys() <= set(names)), None)
+
+
+def check_parameters(names: Iterable[str], values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Check a notebook's values; return them (whole numbers as floats where floats are meant) and name -> problem."""
+    found = find_class(names)
+    known = {name: value for name, value in values.items() if found and name in found.model_fields}
+    problems = found.find_problems(known) if found else {}
+    return dict(values) | (found(**known).model_dump() if found and not problems else {}), problems

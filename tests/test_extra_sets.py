@@ -9,6 +9,7 @@ from seglib.data.class_names import SYNTHETIC
 from seglib.data.synthetic import CLASSES
 from seglib.errors import InputErrors
 from seglib.files import PROJECT
+from seglib.parameters import Parameters
 from seglib.runs.keys import read_defaults
 
 DEFAULTS = read_defaults(PROJECT / "notebooks" / "02_train.ipynb")
@@ -113,7 +114,7 @@ def test_what_has_no_folder_is_left_to_the_check(tmp_path, extra_data):
 def test_a_notebook_hears_of_both(folder):
     values = DEFAULTS | {"extra_data": [{"data_dir": str(folder)}], "focus_classes": ["Background"]}
     with pytest.raises(InputErrors) as caught:
-        TrainConfig.from_notebook(values)
+        Parameters(values, lambda: DEFAULTS).to_dict()
     assert len(caught.value.lines) == 2
 
 

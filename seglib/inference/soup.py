@@ -171,7 +171,7 @@ def make_soup(
     warning = describe_starts([record["params"] for record in records])
     if warning:
         report(warning)
-    output = open_run(str(output), {})
+    output = open_run({}, output)
     scorer = open_scorer(first, records, 1 if uniform else len(folders) - 1, select_by, data_dir, output)
     members = [_score_member(scorer, folder) for folder in folders]
     ranked = sorted(members, key=lambda each: -each.rank)

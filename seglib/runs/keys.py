@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -53,12 +52,8 @@ def find_notebook(notebook: str, grid_path: Path) -> Path:
 
 
 def find_config(path: Path) -> type[NotebookConfig] | None:
-    """The config class that the notebook checks itself with; None for a notebook that has none."""
-    for cell in _code_cells(path):
-        match = re.search(r"\b(\w+Config)\.from_notebook\(", _source(cell))
-        if match and isinstance(getattr(config, match[1], None), type):
-            return getattr(config, match[1])
-    return None
+    """The config class of a shipped notebook; None for a notebook that has none."""
+    return config.find_class(read_defaults(path))
 
 
 def saves_result(path: Path) -> bool:

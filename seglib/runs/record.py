@@ -1,6 +1,7 @@
 """A run's record, and the lock on its folder."""
 
 import contextlib
+import copy
 import fcntl
 import importlib.metadata
 import json
@@ -18,6 +19,7 @@ import psutil
 
 from seglib.errors import InputError
 from seglib.files import PROJECT, clear_parts, hash_text, outputs_dir, write_json
+from seglib.parameters import Parameters
 
 # Processes of runs: which still live, and which belong to one run.
 
@@ -114,6 +116,8 @@ def _read_holder(handle: int) -> dict:
 
 
 NAME = "record.json"
+_RESULTS_GO = ("run_dir", "output_dir")  # parameters that say where results go, and decide none
+_opened: dict[Path, tuple[Any, dict[str, Any]]] = {}  # of this process: folder -> its parameters, and as they were
 _PACKAGES = (
     "torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "opencv-python-headless",
     "numpy", "pandas", "pycocotools", "papermill", "ipykernel",
@@ -136,32 +140,55 @@ def read_record(run_dir: str | Path) -> dict[str, Any] | None:
     return record
 
 
-def open_run(run_dir: str, parameters: Mapping[str, Any]) -> Path:
+def open_run(parameters: Parameters | Mapping[str, Any], run_dir: str | Path | None = None) -> Path:
     """Make ready the folder that a notebook writes to; under the runner it is ready already.
+
+    The parameters in force now are those of the record: `save_result` refuses if one of them changed since.
 
     Parameters
     ----------
-    run_dir : the folder; "" makes a new one under outputs/notebooks.
+    parameters : the view `p = read_parameters()`, or a mapping.
+    run_dir : the folder; "" makes a new one under outputs/notebooks. None: the parameter `run_dir`.
 
     Raises
     ------
     InputError
         The folder holds a finished run, or one that is going on: results are never written over.
     """
-    if os.environ.get(UNDER_RUNNER):
-        return Path(run_dir)
-    folder = Path(run_dir or outputs_dir() / "notebooks" / time.strftime("%Y-%m-%d_%H-%M-%S")).expanduser().resolve()
-    record = read_record(folder) or {}
+    values = copy.deepcopy(dict(parameters))
+    folder = str(values.get("run_dir", "") if run_dir is None else run_dir)
+    path = Path(folder) if os.environ.get(UNDER_RUNNER) else _start_by_hand(folder, values)
+    _opened[path] = (parameters, values)
+    return path
+
+
+def _start_by_hand(folder: str, values: Mapping[str, Any]) -> Path:
+    """Begin the record of a run that no runner began."""
+    path = Path(folder or outputs_dir() / "notebooks" / time.strftime("%Y-%m-%d_%H-%M-%S")).expanduser().resolve()
+    record = read_record(path) or {}
     if record.get("status") == "ok":
-        raise InputError(f'run_dir {folder} holds a finished run; required a new folder; choose another name or ""')
+        raise InputError(f'run_dir {path} holds a finished run; required a new folder; choose another name or ""')
     if record.get("status") == "running" and record["process"]["pid"] != os.getpid():
         raise InputError(
-            f'run_dir {folder} is written to by process {record["process"]["pid"]}; choose another name or ""'
+            f'run_dir {path} is written to by process {record["process"]["pid"]}; choose another name or ""'
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    clear_parts(folder)
-    start_record(folder, None, parameters, {})
-    return folder
+    path.mkdir(parents=True, exist_ok=True)
+    clear_parts(path)
+    start_record(path, None, {name: value for name, value in values.items() if name not in _RESULTS_GO}, {})
+    return path
+
+
+def _refuse_changes(run_dir: Path) -> None:
+    """Refuse a result where a parameter is another than the one that the record says."""
+    parameters, before = _opened.get(run_dir, ({}, {}))
+    now = dict(parameters)
+    changed = [name for name in now if now[name] != before.get(name) and name not in _RESULTS_GO]
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"save_result: {name} was {before.get(name)!r} when the run was opened and is {now[name]!r} now;"
+            f" run the cell with open_run and those after it again, or set {name} back"
+        )
 
 
 def summarise_key(key: Any) -> str | None:
@@ -202,7 +229,13 @@ def save_result(run_dir: str | Path, **fields: Any) -> None:
     """The last line of a notebook: write its results (metrics, best_epoch, ...) into the record.
 
     Under the runner the status stays `running` until the executed notebook is on disk too.
+
+    Raises
+    ------
+    InputError
+        A parameter changed since `open_run`: the record would say what is not true.
     """
+    _refuse_changes(Path(run_dir))
     status = "running" if os.environ.get(UNDER_RUNNER) else "ok"
     update_record(run_dir, status=status, error=None, finished_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields)
 

@@ -129,7 +129,7 @@ def test_a_run_of_an_earlier_version_goes_again_where_data_notebook_or_results_c
     images[0].write_bytes(images[1].read_bytes())
     assert plan() == "data"
     executed = old_run / TRAIN.name
-    executed.write_text(executed.read_text().replace("choose_batch_size(config", "choose_batch(config"))
+    executed.write_text(executed.read_text().replace("choose_batch_size(p", "choose_batch(p"))
     assert plan() == "data, notebook"
     monkeypatch.setattr(seglib, "RESULTS", seglib.RESULTS + 1)
     assert plan() == "data, notebook, results version"

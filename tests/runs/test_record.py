@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from seglib.errors import InputError
+from seglib.parameters import Parameters
 from seglib.runs.record import UNDER_RUNNER, is_alive, open_run, read_record, save_result, start_record, update_record
 
 
@@ -16,7 +17,7 @@ def _interactive(monkeypatch):
 
 
 def test_a_notebook_on_its_own_opens_a_folder_and_its_last_line_says_ok(tmp_path):
-    folder = open_run(str(tmp_path / "mine"), {"lr": 0.1})
+    folder = open_run({"lr": 0.1}, tmp_path / "mine")
     assert read_record(folder)["status"] == "running"
     save_result(folder, metrics={"miou": float("nan")}, best_epoch=3)
     record = read_record(folder)
@@ -28,7 +29,7 @@ def test_a_notebook_on_its_own_opens_a_folder_and_its_last_line_says_ok(tmp_path
 def test_under_the_runner_the_last_line_leaves_the_last_word_to_it(tmp_path, monkeypatch):
     start_record(tmp_path, "key", {}, {})
     monkeypatch.setenv(UNDER_RUNNER, "1")
-    assert open_run(str(tmp_path), {}) == tmp_path
+    assert open_run({"run_dir": str(tmp_path)}) == tmp_path
     save_result(tmp_path, metrics={"miou": 0.5})
     assert read_record(tmp_path)["status"] == "running" and read_record(tmp_path)["metrics"] == {"miou": 0.5}
     update_record(tmp_path, status="ok")
@@ -36,21 +37,21 @@ def test_under_the_runner_the_last_line_leaves_the_last_word_to_it(tmp_path, mon
 
 
 def test_results_are_never_written_over(tmp_path):
-    save_result(open_run(str(tmp_path / "a"), {}), metrics={})
+    save_result(open_run({}, tmp_path / "a"), metrics={})
     with pytest.raises(InputError, match="holds a finished run; required a new folder"):
-        open_run(str(tmp_path / "a"), {})
-    assert open_run(str(tmp_path / "b"), {}) == open_run(str(tmp_path / "b"), {})  # the same kernel, once more
+        open_run({}, tmp_path / "a")
+    assert open_run({}, tmp_path / "b") == open_run({}, tmp_path / "b")  # the same kernel, once more
 
-    script = "import sys, time; from seglib.runs.record import open_run; print(open_run(sys.argv[1], {}), flush=True)"
+    script = "import sys, time; from seglib.runs.record import open_run; print(open_run({}, sys.argv[1]), flush=True)"
     command = [sys.executable, "-c", f"{script}; time.sleep(60)", str(tmp_path / "c")]
     other = subprocess.Popen(command, stdout=subprocess.PIPE)
     other.stdout.readline()
     with pytest.raises(InputError, match=f"is written to by process {other.pid}"):
-        open_run(str(tmp_path / "c"), {})
+        open_run({}, tmp_path / "c")
     other.kill()
     other.wait()
     assert read_record(tmp_path / "c")["status"] == "killed"
-    open_run(str(tmp_path / "c"), {})
+    open_run({}, tmp_path / "c")
 
 
 def test_a_running_record_of_a_process_that_is_gone_reads_as_killed(tmp_path):
@@ -86,3 +87,14 @@ def test_a_damaged_record_is_no_finished_run(tmp_path, content):
 )
 def test_what_signs_nothing_is_not_alive(signed):
     assert not is_alive(signed)
+
+
+def test_a_parameter_that_changed_since_the_run_was_opened_is_not_recorded_as_the_old_one(tmp_path):
+    notebook = {"lr": 0.1, "seed": 1, "run_dir": str(tmp_path / "run")}
+    folder = open_run(Parameters(notebook, lambda: ("lr", "seed", "run_dir")))
+    notebook["lr"] = 0.5
+    with pytest.raises(InputError, match=r"lr was 0.1 when the run was opened and is 0.5 now; run the cell with open_"):
+        save_result(folder, metrics={})
+    notebook |= {"lr": 0.1, "run_dir": ""}
+    save_result(folder, metrics={})
+    assert read_record(folder)["status"] == "ok" and read_record(folder)["params"] == {"lr": 0.1, "seed": 1}
