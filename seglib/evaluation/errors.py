@@ -1,4 +1,4 @@
-"""Where predictions are wrong: by confusion, image, boundary and cause.
+"""Where predictions are wrong: by confusion, image, boundary, cause and object.
 
 Two answers, for two questions:
 
@@ -8,8 +8,8 @@ Two answers, for two questions:
   as p loses 1 / union_t as missed and 1 / union_p as invented, divided by the number of classes present. Over all
   confusions these add up to 1 - mIoU exactly.
 
-Bernhard et al., "What's Outside the Intersection?" (WACV 2024). For each class alone, a wrong pixel of it (missed: the
-class is there and not predicted; invented: predicted and not there) is one of
+Kinds are those of Bernhard et al., "What's Outside the Intersection?" (WACV 2024). For each class alone, a wrong pixel of
+it (missed: the class is there and not predicted; invented: predicted and not there) is one of
 
 - boundary: it belongs to a strip between what is right with the class (true positives) and right without it (true
   negatives). Strips are made of the wrong pixels within `width` of both kinds, and of the wrong pixels within `width` of
@@ -28,14 +28,22 @@ import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 
+from seglib.data.coco import CocoData
+from seglib.data.masks import IGNORE_INDEX, segmentation_to_rle
+from seglib.data.objects import resize_rle
+from seglib.evaluation.compare import draw_images
 from seglib.evaluation.metrics import iou_per_class, mean_iou, precision_per_class, recall_per_class
 
-# Boundary IoU: the IoU of what lies close to the contours, where a large object's IoU no longer sees mistakes.
-
-
-BOUNDARY_SHARE = 0.02  # d, of the image's diagonal: Cheng et al. (2021)
+KINDS = ("boundary", "extent", "segment")
+BOUNDARY, EXTENT, SEGMENT = 1, 2, 3
+WIDTH = 0.01  # of boundary strips, of the image's diagonal, as in the paper
+BOUNDARY_SHARE = 0.02  # d of Boundary IoU, of the image's diagonal: Cheng et al. (2021)
+SIZE_BINS = {"≤ 8 px": 8, "8–20 px": 20, "20–32 px": 32, "32–96 px": 96, "> 96 px": np.inf}  # upper ends of sqrt(area)
+FOUND_AT = 0.5  # IoU
 _OUTSIDE = 254  # no class: beyond the image's border
+_NEIGHBOURS = np.ones((3, 3), np.uint8)
 
 
 def find_boundary(mask: np.ndarray, distance: int) -> np.ndarray:
@@ -50,7 +58,7 @@ def find_boundary(mask: np.ndarray, distance: int) -> np.ndarray:
 
 
 def boundary_iou(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, ignore_index: int = 255
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, ignore_index: int = IGNORE_INDEX
 ) -> tuple[np.ndarray, float]:
     """Boundary IoU of each class, and the share of wrong pixels that lie at the boundaries of the truth.
 
@@ -78,21 +86,11 @@ def boundary_iou(
     return iou, wrong_near / wrong_all if wrong_all else float("nan")
 
 
-# What each confusion, each class and each image costs in mIoU, computed from confusion matrices alone.
-
-
 def gain_of_confusions(confusion: ArrayLike) -> np.ndarray:
     """Rise of the mIoU if the pixels of one confusion alone were right: all of cell (t, p) moved to (t, t).
 
-    A class that was never more than invented leaves the mean with its last pixel. The diagonal is 0.
-
-    Parameters
-    ----------
-    confusion : (C, C) counts, truth in rows.
-
-    Returns
-    -------
-    (C, C) float64.
+    (C, C) counts, truth in rows -> (C, C) float64, 0 on the diagonal. A class that was never more than invented leaves
+    the mean with its last pixel.
     """
     moved = np.asarray(confusion, dtype=np.float64)
     hits, unions, iou, total, present = _parts(moved)
@@ -109,14 +107,8 @@ def gain_of_confusions(confusion: ArrayLike) -> np.ndarray:
 def lost_to_confusions(confusion: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Share the missing mIoU out over the confusions: (missed + invented).sum() == 1 - mIoU.
 
-    Parameters
-    ----------
-    confusion : (C, C) counts, truth in rows.
-
-    Returns
-    -------
-    missed, invented : (C, C) float64
-        What the pixels of cell (t, p) cost class t, which they are taken from, and class p, which they are added to.
+    (C, C) counts, truth in rows -> two (C, C) float64: what the pixels of cell (t, p) cost class t, which they are taken
+    from, and class p, which they are added to.
     """
     wrong = np.array(confusion, dtype=np.float64)
     _, unions, _, _, present = _parts(wrong)
@@ -129,64 +121,56 @@ def gain_of_images(per_image: ArrayLike) -> np.ndarray:
     """Rise of the pooled mIoU if one image alone were predicted perfectly. (images, C, C) -> (images,) float64."""
     per_image = np.asarray(per_image)
     pooled = per_image.sum(0)
-    gains = np.empty(len(per_image))
-    for index, matrix in enumerate(per_image):
-        gains[index] = mean_iou(pooled - matrix + np.diag(matrix.sum(1)))
-    return gains - mean_iou(pooled)
+    perfect = np.eye(len(pooled), dtype=per_image.dtype) * per_image.sum(2, keepdims=True)
+    return mean_iou(pooled - per_image + perfect) - mean_iou(pooled)
 
 
 def tabulate_classes(confusion: ArrayLike, class_names: Sequence[str]) -> pd.DataFrame:
-    """One row a class: iou, precision, recall, pixels of truth, and iou + lost_missed + lost_invented = 1."""
+    """One row per class: iou, precision, recall, pixels of truth, and iou + lost_missed + lost_invented = 1."""
     confusion = np.asarray(confusion)
     _, unions, _, _, present = _parts(confusion)
-    lost = [part * present for part in lost_to_confusions(confusion)]  # of the class's own IoU, not of the mean
-    table = pd.DataFrame({
+    missed, invented = (part * present for part in lost_to_confusions(confusion))  # of the class's IoU, not of the mean
+    columns = {
         "class": list(class_names),
         "iou": iou_per_class(confusion),
         "precision": precision_per_class(confusion),
         "recall": recall_per_class(confusion),
-        "lost_missed": lost[0].sum(1),
-        "lost_invented": lost[1].sum(0),
+        "lost_missed": np.where(unions > 0, missed.sum(1), np.nan),
+        "lost_invented": np.where(unions > 0, invented.sum(0), np.nan),
         "pixels": confusion.sum(1),
-    })  # fmt: skip
-    table.loc[unions == 0, ["lost_missed", "lost_invented"]] = np.nan
-    return table
+    }
+    return pd.DataFrame(columns)
 
 
 def tabulate_confusions(confusion: ArrayLike, class_names: Sequence[str]) -> pd.DataFrame:
-    """One row a confusion that occurs, the dearest first.
+    """One row per confusion that occurs, the most costly first.
 
     Columns: true, predicted, pixels, share (of the true class's pixels), gain, and lost = lost_missed + lost_invented
     (see the module: lost adds up to 1 - mIoU, gain does not).
     """
-    confusion = np.asarray(confusion)
+    confusion, names = np.asarray(confusion), np.array(class_names, dtype=object)
     missed, invented = lost_to_confusions(confusion)
-    gain = gain_of_confusions(confusion)
-    true, predicted = np.nonzero(confusion * (1 - np.eye(len(confusion), dtype=int)))
-    names = np.array(class_names, dtype=object)
-    table = pd.DataFrame({
-        "true": names[true],
-        "predicted": names[predicted],
-        "pixels": confusion[true, predicted],
-        "share": confusion[true, predicted] / confusion.sum(1)[true],
-        "gain": gain[true, predicted],
-        "lost": (missed + invented)[true, predicted],
-        "lost_missed": missed[true, predicted],
-        "lost_invented": invented[true, predicted],
-    })  # fmt: skip
-    return table.sort_values("gain", ascending=False, kind="stable", ignore_index=True)
+    cells = np.nonzero(confusion * (1 - np.eye(len(confusion), dtype=int)))
+    columns = {
+        "true": names[cells[0]],
+        "predicted": names[cells[1]],
+        "pixels": confusion[cells],
+        "share": confusion[cells] / confusion.sum(1)[cells[0]],
+        "gain": gain_of_confusions(confusion)[cells],
+        "lost": (missed + invented)[cells],
+        "lost_missed": missed[cells],
+        "lost_invented": invented[cells],
+    }
+    return pd.DataFrame(columns).sort_values("gain", ascending=False, kind="stable", ignore_index=True)
 
 
 def tabulate_images(per_image: ArrayLike, image_ids: Sequence) -> pd.DataFrame:
-    """One row an image, in the order given: image_id, miou of its own (NaN without valid pixels), gain, accuracy."""
+    """One row per image, in the order given: image_id, miou of its own (NaN without valid pixels), gain, accuracy."""
     per_image = np.asarray(per_image)
     right, pixels = np.trace(per_image, axis1=1, axis2=2), per_image.sum((1, 2))
-    return pd.DataFrame({
-        "image_id": np.asarray(image_ids),
-        "miou": [mean_iou(matrix) for matrix in per_image],
-        "gain": gain_of_images(per_image),
-        "accuracy": np.divide(right, pixels, out=np.full(len(pixels), np.nan), where=pixels > 0),
-    })  # fmt: skip
+    accuracy = np.divide(right, pixels, out=np.full(len(pixels), np.nan), where=pixels > 0)
+    columns = {"miou": mean_iou(per_image), "gain": gain_of_images(per_image), "accuracy": accuracy}
+    return pd.DataFrame({"image_id": np.asarray(image_ids), **columns})
 
 
 def choose_images(images: pd.DataFrame, by: str, count: int) -> tuple[list[int], list[str]]:
@@ -195,8 +179,8 @@ def choose_images(images: pd.DataFrame, by: str, count: int) -> tuple[list[int],
     Parameters
     ----------
     images : of `tabulate_images`, with column `softmin` for it.
-    by : "miou" (worst first), "gain" (dearest first), "softmin" (most doubtful labels first), or "typical": half from
-        the middle of the mIoUs, half the best.
+    by : "miou" (worst first), "gain" (most costly first), "softmin" (most doubtful labels first), or "typical": half
+        from the middle of the mIoUs, half the best.
     """
     known = images.dropna(subset=["miou"])
     ranked = known.sort_values("miou" if by == "typical" else by, ascending=by != "gain", kind="stable")
@@ -206,11 +190,10 @@ def choose_images(images: pd.DataFrame, by: str, count: int) -> tuple[list[int],
         start = max(0, (len(ranked) - count + len(best)) // 2)
         ranked = pd.concat([rest.iloc[start : start + count - len(best)], best])
     chosen = ranked.head(count)
-    titles = [
-        f"image {row.image_id}\nmIoU {row.miou:.3f}"
-        + (f", gain {100 * row.gain:+.2f}" if by == "gain" else f", label {row.softmin:.3f}" if by == "softmin" else "")
-        for row in chosen.itertuples()
-    ]
+    notes = {"gain": ", gain {:+.2f}", "softmin": ", label {:.3f}"}
+    values = 100 * chosen["gain"] if by == "gain" else chosen.get(by, chosen["miou"])
+    rows = zip(chosen["image_id"], chosen["miou"], values, strict=True)
+    titles = [f"image {name}\nmIoU {miou:.3f}{notes.get(by, '').format(value)}" for name, miou, value in rows]
     return chosen.index.tolist(), titles
 
 
@@ -222,34 +205,18 @@ def _parts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, f
     return hits, unions, iou, float(iou.sum()), int((unions > 0).sum())
 
 
-# Where a wrong pixel lies: at the edge of what was found, farther in it, or in a segment missed or invented as a whole.
-
-
-KINDS = ("boundary", "extent", "segment")
-BOUNDARY, EXTENT, SEGMENT = 1, 2, 3
-WIDTH = 0.01  # of the image's diagonal, as in the paper
-_NEIGHBOURS = np.ones((3, 3), np.uint8)
-
-
 def choose_width(height: int, width: int, share: float = WIDTH) -> int:
     """A share of the image's diagonal in whole pixels, at least 1 [px]."""
     return max(1, round(share * float(np.hypot(height, width))))
 
 
 def classify_errors(
-    truth: np.ndarray, pred: np.ndarray, width: int, ignore_index: int = 255
+    truth: np.ndarray, pred: np.ndarray, width: int, ignore_index: int = IGNORE_INDEX
 ) -> tuple[np.ndarray, np.ndarray]:
     """Assign each wrong pixel twice: as missed by its true class, and as invented by the predicted one.
 
-    Parameters
-    ----------
-    truth, pred : (H, W) uint8 class ids.
-    width : of boundaries [px].
-
-    Returns
-    -------
-    missed, invented : (H, W) uint8
-        0 where the prediction is right or the truth ignored; 1 boundary, 2 extent, 3 segment.
+    (H, W) uint8 class ids and the width of boundaries [px] -> missed, invented: (H, W) uint8, 0 where the prediction is
+    right or the truth ignored; 1 boundary, 2 extent, 3 segment.
     """
     valid = truth != ignore_index
     wrong = (truth != pred) & valid
@@ -260,20 +227,16 @@ def classify_errors(
         hit, rest = is_true & is_pred, ~(is_true | is_pred) & is_valid
         near_both = _near(hit, width) & _near(rest, width)
         touches = cv2.dilate(hit.view(np.uint8), _NEIGHBOURS), cv2.dilate(rest.view(np.uint8), _NEIGHBOURS)
-        for kinds, wrong_here, region in (
-            (missed, is_true & ~is_pred, is_true),
-            (invented, is_pred & ~is_true & is_valid, is_pred),
-        ):
-            if wrong_here.any():
-                found = _classify(
-                    wrong_here, hit, region, _grow_strips(wrong_here & near_both, wrong_here, touches, width)
-                )
-                kinds[window][wrong_here] = found[wrong_here]
+        missed_here, invented_here = is_true & ~is_pred, is_pred & ~is_true & is_valid
+        for kinds, here, region in ((missed, missed_here, is_true), (invented, invented_here, is_pred)):
+            if here.any():
+                strips = _grow_strips(here & near_both, here, touches, width)
+                kinds[window][here] = _classify(hit, region, strips)[here]
     return missed, invented
 
 
 def merge_kinds(missed: np.ndarray, invented: np.ndarray) -> np.ndarray:
-    """One kind a pixel, (H, W) uint8, of the two in which its classes see it.
+    """One kind per pixel, (H, W) uint8, of the two in which its classes see it.
 
     Boundary if either says so; else segment if either says so (a missed object lies in a background of too great an
     extent: what was missed is what matters); else extent.
@@ -284,20 +247,18 @@ def merge_kinds(missed: np.ndarray, invented: np.ndarray) -> np.ndarray:
 
 def show_kinds(truths: np.ndarray, preds: np.ndarray) -> np.ndarray:
     """(N, H, W) uint8: the kind of each wrong pixel, 0 where right or ignored. Masks (N, H, W) uint8."""
-    width = choose_width(*truths.shape[1:])
-    return np.stack(
-        [merge_kinds(*classify_errors(truth, pred, width)) for truth, pred in zip(truths, preds, strict=True)]
-    )
+    width, pairs = choose_width(*truths.shape[1:]), zip(truths, preds, strict=True)
+    return np.stack([merge_kinds(*classify_errors(truth, pred, width)) for truth, pred in pairs])
 
 
 def count_error_kinds(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], class_names: Sequence[str], ignore_index: int = 255
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], class_names: Sequence[str], ignore_index: int = IGNORE_INDEX
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Count the wrong pixels of (truth, pred) pairs, (H, W) uint8 each, by kind.
 
     Returns
     -------
-    by_class : one row a class: class, missed_boundary, missed_extent, missed_segment, invented_boundary, ... [px]
+    by_class : one row per class: class, missed_boundary, missed_extent, missed_segment, invented_boundary, ... [px]
         The missed columns sum to all wrong pixels, and so do the invented ones.
     overall : pixels by kind, each wrong pixel counted once (see `merge_kinds`).
     """
@@ -333,7 +294,7 @@ def _grow_strips(seeds: np.ndarray, wrong: np.ndarray, touches: Sequence[np.ndar
     return both[labels]
 
 
-def _classify(wrong: np.ndarray, hit: np.ndarray, region: np.ndarray, strips: np.ndarray) -> np.ndarray:
+def _classify(hit: np.ndarray, region: np.ndarray, strips: np.ndarray) -> np.ndarray:
     count, labels = cv2.connectedComponents(region.view(np.uint8), connectivity=8)
     kind = np.full(count, SEGMENT, np.uint8)
     kind[labels[hit]] = EXTENT
@@ -353,3 +314,115 @@ def _find_window(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
     rows = slice(max(0, top - margin), top + height + margin)
     return rows, slice(max(0, left - margin), left + width + margin)
+
+
+def measure_objects(
+    data: CocoData, image_ids: Sequence[int], pairs: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> pd.DataFrame:
+    """Measure every annotated object that is no crowd against the prediction of its image.
+
+    An object is painted alone, in the images' size; what others painted over it is no pixel of it. It is compared with
+    the connected regions (8 neighbours) of its predicted class that overlap it, all together, without what they cover of
+    other true objects of its class: neighbours that the prediction joins are found, each of them, and each answers for
+    all that the joint region invents.
+
+    Parameters
+    ----------
+    image_ids, pairs : the images, and (truth, pred) of each, (S, S) uint8.
+
+    Returns
+    -------
+    One row per object: annotation_id, image_id, class_id, size (sqrt of the painted area) [px], visible [px], hit
+    (visible pixels that are predicted right), recall = hit / visible, iou, found (iou >= 0.5), missed [px]. Objects
+    without a visible pixel have NaN in recall and iou. A pixel is in `missed` of one object only, so that these sum to
+    the missed pixels of the class.
+    """
+    rows_of_image = data.annotations.groupby("image_id").indices
+    sizes = data.images.set_index("image_id")[["height", "width"]]
+    rows = []
+    for image_id, (truth, pred) in zip(image_ids, pairs, strict=True):
+        annotations = data.annotations.iloc[rows_of_image.get(image_id, [])]
+        for class_id, objects in annotations[annotations["iscrowd"] == 0].groupby("class_id"):
+            rles = [segmentation_to_rle(segmentation, *sizes.loc[image_id]) for segmentation in objects["segmentation"]]
+            masks = [resize_rle(rle, len(truth)) for rle in rles]
+            measures = _measure_class(masks, truth == class_id, pred == class_id, truth == IGNORE_INDEX)
+            ids = objects["annotation_id"]
+            rows += [(i, image_id, class_id, *measured) for i, measured in zip(ids, measures, strict=True)]
+    columns = ["annotation_id", "image_id", "class_id", "size", "visible", "hit", "recall", "iou", "missed"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["found"] = table["iou"] >= FOUND_AT
+    ends = [0, *SIZE_BINS.values()]
+    table["bin"] = pd.cut(table["size"], ends, labels=list(SIZE_BINS), include_lowest=True)
+    return table
+
+
+def summarise_objects(objects: pd.DataFrame, by: str | list[str], resamples: int, seed: int = 0) -> pd.DataFrame:
+    """Recall by group, over the objects that have a visible pixel, with 95 % intervals.
+
+    Parameters
+    ----------
+    objects : of `measure_objects`.
+    by : column or columns to group by.
+    resamples : of the images, for the interval of the mean recall: the objects of an image are not independent.
+
+    Returns
+    -------
+    One row per group: objects, found (share; Wilson's interval in found_low, found_high), recall (mean of the objects;
+    bootstrap interval in recall_low, recall_high), missed [px].
+    """
+    rows = {}
+    for group, members in objects[objects["visible"] > 0].groupby(by, observed=True):
+        found = binomtest(int(members["found"].sum()), len(members))
+        wilson, recall = found.proportion_ci(0.95, method="wilson"), members["recall"]
+        low, high = _bootstrap_mean(recall.groupby(members["image_id"]).agg(["sum", "count"]), resamples, seed)
+        rows[group] = {
+            "objects": len(members),
+            "found": found.statistic,
+            "found_low": wilson.low,
+            "found_high": wilson.high,
+            "recall": recall.mean(),
+            "recall_low": low,
+            "recall_high": high,
+            "missed": int(members["missed"].sum()),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = table.index.set_names(by)
+    return table
+
+
+def _bootstrap_mean(sums: pd.DataFrame, resamples: int, seed: int) -> np.ndarray:
+    """95 % interval of a mean over objects when images are drawn again; the sum and count of each image's objects."""
+    drawn = draw_images(len(sums), resamples, seed) @ sums.to_numpy()
+    return np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+
+
+def lost_to_missed(objects: pd.DataFrame, confusion: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
+    """mIoU points lost to the missed pixels of the objects (of `measure_objects`): classes in rows, sizes in columns.
+
+    The cells add up to what missed pixels cost (see `lost_to_confusions`), background and crowds left out; (C, C) counts
+    of the same images.
+    """
+    confusion = np.asarray(confusion)
+    unions = confusion.sum(0) + confusion.sum(1) - np.diagonal(confusion)
+    missed = objects.pivot_table(index="class_id", columns="bin", values="missed", aggfunc="sum", observed=True)
+    points = 100 * missed.div(unions[missed.index] * (unions > 0).sum(), axis=0)
+    return points.fillna(0.0).set_axis([class_names[index] for index in points.index], axis=0)
+
+
+def _measure_class(
+    masks: Sequence[np.ndarray], is_true: np.ndarray, is_pred: np.ndarray, ignored: np.ndarray
+) -> list[tuple]:
+    """(size, visible, hit, recall, iou, missed) of each object of one class in one image; masks (S, S) bool."""
+    count, labels = cv2.connectedComponents(is_pred.view(np.uint8), connectivity=8)
+    invented = np.bincount(labels[~is_true & ~ignored], minlength=count)
+    free, rows = is_true & ~is_pred, []
+    for mask in masks:
+        shown = mask & is_true
+        regions = np.bincount(labels[shown], minlength=count)
+        visible, hit = int(regions.sum()), int(regions[1:].sum())
+        extra = int(invented[1:][regions[1:] > 0].sum())
+        missed = int((mask & free).sum())
+        free &= ~mask
+        recall, iou = (hit / visible, hit / (visible + extra)) if visible else (np.nan, np.nan)
+        rows.append((float(np.sqrt(mask.sum())), visible, hit, recall, iou, missed))
+    return rows

@@ -1,14 +1,12 @@
-"""What to work on next: findings in words, and likely label errors."""
+"""How far probabilities can be trusted, which labels they contradict, and an error analysis in words."""
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-# How far probabilities can be trusted, and which images' labels they contradict.
+from seglib.data.masks import IGNORE_INDEX
 
-
-IGNORE_INDEX = 255
 RELIABILITY_BINS = 15
 TEMPERATURE = 0.1  # of the softmin, as in Lad and Mueller (2023)
 
@@ -16,7 +14,7 @@ TEMPERATURE = 0.1  # of the softmin, as in Lad and Mueller (2023)
 def summarise_probabilities(
     probabilities: Tensor, masks: Tensor, ignore_index: int = IGNORE_INDEX, temperature: float = TEMPERATURE
 ) -> dict[str, np.ndarray]:
-    """Reduce the probabilities of a batch to a few numbers an image, over its valid pixels.
+    """Reduce the probabilities of a batch to a few numbers per image, over its valid pixels.
 
     Parameters
     ----------
@@ -36,9 +34,8 @@ def summarise_probabilities(
         The mean of p.
     """
     confidence, pred = probabilities.max(dim=1)
-    labels = masks.long()
+    labels, scores = masks.long(), {"reliability": [], "softmin": [], "given": []}
     given = probabilities.gather(1, labels.clamp(max=probabilities.shape[1] - 1)[:, None])[:, 0]
-    scores = {"reliability": [], "softmin": [], "given": []}
     for image in range(len(masks)):
         valid = masks[image] != ignore_index
         right = pred[image][valid] == labels[image][valid]
@@ -50,14 +47,13 @@ def summarise_probabilities(
 
 
 def tabulate_reliability(reliability: np.ndarray) -> pd.DataFrame:
-    """One row a bin that has pixels: confidence (mean), accuracy, pixels, share of all. reliability: (N, bins, 3)."""
+    """One row per bin that has pixels: confidence (mean), accuracy, pixels, share of all. reliability: (N, bins, 3)."""
     pixels, confidence, right = reliability.sum(0).T
-    table = pd.DataFrame({"pixels": pixels.astype(np.int64), "share": pixels / max(1, pixels.sum())})
-    known = pixels > 0
-    table["confidence"] = np.divide(confidence, pixels, out=np.zeros_like(pixels), where=known)
-    table["accuracy"] = np.divide(right, pixels, out=np.zeros_like(pixels), where=known)
+    with np.errstate(invalid="ignore"):  # empty bins are left out below
+        means = {"confidence": confidence / pixels, "accuracy": right / pixels}
+    table = pd.DataFrame({"pixels": pixels.astype(np.int64), "share": pixels / max(1, pixels.sum()), **means})
     table.index = pd.Index(np.arange(len(table)) / len(table), name="from")
-    return table[known]
+    return table[pixels > 0]
 
 
 def calibration_error(reliability: np.ndarray) -> float:
@@ -73,9 +69,6 @@ def _fill_bins(confidence: Tensor, right: Tensor) -> np.ndarray:
     weights = (None, confidence.double(), right.double())
     sums = [torch.bincount(index, weight, minlength=RELIABILITY_BINS) for weight in weights]
     return torch.stack([values.double() for values in sums], dim=1).numpy()
-
-
-# An error analysis in words: each finding is a sentence made from the tables.
 
 
 def describe_classes(classes: pd.DataFrame) -> str:
@@ -98,17 +91,17 @@ def describe_confusions(confusions: pd.DataFrame) -> str:
     share = confusions["lost"].head(5).sum() / confusions["lost"].sum()
     return (
         f"Work on next: **{first['true']} taken for {first['predicted']}**, {first['share']:.0%} of its pixels; fixed alone,"
-        f" mIoU would change by {first['gain']:+.4f}. The five dearest of {len(confusions)} confusions hold {share:.0%} of what is lost."
+        f" mIoU would change by {first['gain']:+.4f}. The five most costly of {len(confusions)} confusions hold {share:.0%}"
+        " of what is lost."
     )
 
 
 def describe_images(images: pd.DataFrame) -> str:
     """How concentrated the mistakes are; table of `tabulate_images`."""
-    dearest = images.sort_values("gain", ascending=False)
-    first, scores = dearest.iloc[0], images["miou"].dropna()
+    first, scores = images["gain"].idxmax(), images["miou"].dropna()
     return (
-        f"Images score from {scores.min():.3f} to {scores.max():.3f} (median {scores.median():.3f}). The dearest is"
-        f" {first['image_id']:.0f}: predicted perfectly, it would change the mIoU by {first['gain']:+.4f}."
+        f"Images score from {scores.min():.3f} to {scores.max():.3f} (median {scores.median():.3f}). The most costly is"
+        f" {images.loc[first, 'image_id']}: predicted perfectly, it would change the mIoU by {images.loc[first, 'gain']:+.4f}."
     )
 
 
@@ -153,17 +146,14 @@ def describe_calibration(reliability: pd.DataFrame, error: float) -> str:
 
 def describe_labels(images: pd.DataFrame, count: int) -> str:
     """Which images' labels deserve a second look; needs the column softmin."""
-    lowest = images.sort_values("softmin").head(count)
-    return f"Look again at the labels of images {', '.join(f'{image_id}' for image_id in lowest['image_id'])}."
+    lowest = images.sort_values("softmin")["image_id"].head(count)
+    return f"Look again at the labels of images {', '.join(map(str, lowest))}."
 
 
 def describe_difference(difference: float, low: float, high: float) -> str:
     """Whether one run is better on these images."""
-    verdict = (
-        "no more than the choice of images explains"
-        if low <= 0 <= high
-        else f"{'A' if difference > 0 else 'B'} is better"
-    )
+    better = f"{'A' if difference > 0 else 'B'} is better"
+    verdict = "no more than the choice of images explains" if low <= 0 <= high else better
     return (
         f"A minus B: **{difference:+.4f}** mIoU, 95 % interval {low:+.4f} to {high:+.4f} over images: {verdict}"
         " (another seed of the training moves it too)."

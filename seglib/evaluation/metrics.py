@@ -10,45 +10,37 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
 from seglib.files import replacing
 
 
-def confusion_matrix(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
-    """Count the pixels of every pair (true class, predicted class).
+def confusion_matrix(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Count the pixels of every pair (true class, predicted class), in masks of one shape and any number of dimensions.
 
-    Parameters
-    ----------
-    truth, pred
-        Integer class ids of one shape, any number of dimensions, on one device.
-    num_classes
-        Background included, 1 to 256.
-    ignore_index
-        Pixels with this true id are left out, 0 to 255.
-
-    Returns
-    -------
-    Tensor
-        (C, C) int64 on the CPU, truth in rows.
-
-    Raises
-    ------
-    InputError
-        An id that is no class, or shapes or types that do not fit.
+    Returns (C, C) int64 on the CPU, truth in rows. Parameters and errors are those of `confusion_per_image`.
     """
     _check_arguments(truth, pred, num_classes, ignore_index)
     return confusion_per_image(truth.reshape(1, 1, -1), pred.reshape(1, 1, -1), num_classes, ignore_index)[0]
 
 
-def confusion_per_image(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+def confusion_per_image(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Count the pixels of every pair (true class, predicted class), image by image.
 
-    Parameters and errors are those of `confusion_matrix`, with `truth` and `pred` (N, H, W); uint8 is fastest.
+    Parameters
+    ----------
+    truth, pred : (N, H, W) integer class ids on one device; uint8 is fastest.
+    num_classes : background included, 1 to 256.
+    ignore_index : pixels with this true id are left out, 0 to 255.
 
     Returns
     -------
-    Tensor
-        (N, C, C) int64 on the CPU, truth in rows.
+    (N, C, C) int64 on the CPU, truth in rows.
+
+    Raises
+    ------
+    InputError
+        An id that is no class, or shapes or types that do not fit.
     """
     _check_arguments(truth, pred, num_classes, ignore_index)
     if truth.ndim != 3:
@@ -86,9 +78,10 @@ def pixel_accuracy(confusion: ArrayLike) -> float:
     return float(_ratio(hits.sum(), true.sum()))
 
 
-def mean_iou(confusion: ArrayLike) -> float:
-    """Mean IoU of one (C, C) matrix over the classes in its truth or prediction; NaN without valid pixels."""
-    return float(_nanmean(iou_per_class(confusion)))
+def mean_iou(confusion: ArrayLike) -> float | np.ndarray:
+    """Mean IoU over the classes in truth or prediction, (..., C, C) -> (...); NaN without valid pixels."""
+    mean = _nanmean(iou_per_class(confusion))
+    return mean if mean.ndim else float(mean)
 
 
 def pooled_miou(per_image: ArrayLike) -> float:
@@ -98,7 +91,7 @@ def pooled_miou(per_image: ArrayLike) -> float:
 
 def image_miou(per_image: ArrayLike) -> float:
     """Mean over images of each image's own mIoU, (images, C, C); an image without valid pixels is left out."""
-    return float(_nanmean(_nanmean(iou_per_class(per_image))))
+    return float(_nanmean(mean_iou(per_image)))
 
 
 def batch_miou(per_image: ArrayLike, batch_size: int) -> float:
@@ -114,22 +107,13 @@ def batch_miou(per_image: ArrayLike, batch_size: int) -> float:
 
 
 def compute_metrics(per_image: ArrayLike, class_names: Sequence[str], batch_size: int) -> dict:
-    """Compute the scores of a run's record.
-
-    Parameters
-    ----------
-    per_image
-        (images, C, C) counts, truth in rows.
-    class_names
-        C different names.
-    batch_size
-        Of `miou_batch` [images].
+    """Compute the scores of a run's record from (images, C, C) counts, truth in rows, and C different names.
 
     Returns
     -------
     dict
-        `miou` (pooled), `miou_image`, `miou_batch`, `accuracy`: float; `iou`: float by class name. What cannot be
-        computed is NaN, which `seglib.files.write_json` writes as null.
+        `miou` (pooled), `miou_image`, `miou_batch` (of `batch_size` images), `accuracy`: float; `iou`: float by class
+        name. What cannot be computed is NaN, which `seglib.files.write_json` writes as null.
 
     Raises
     ------
@@ -168,12 +152,7 @@ def save_confusion(path: str | Path, confusion: ArrayLike, image_ids: Sequence, 
 
 
 def load_confusion(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Load what `save_confusion` saved.
-
-    Returns
-    -------
-    confusion, image_ids, class_names
-        (images, C, C) int64, truth in rows; (images,); C names.
+    """Load what `save_confusion` saved: (images, C, C) int64 counts, truth in rows; (images,) ids; C names.
 
     Raises
     ------
@@ -234,15 +213,13 @@ def _out_of_range(ids: Tensor, limit: int) -> bool:
 
 
 def _foreign_id(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int) -> InputError:
-    def foreign(ids: Tensor) -> Tensor:
-        return ids[(ids < 0) | (ids >= num_classes)]
-
     truth, pred = truth.long(), pred.long()
-    name, ids = f"truth must be ignore_index={ignore_index} or", foreign(truth[truth != ignore_index])
-    if len(ids) == 0:
-        name, ids = "pred must be", foreign(pred)
+    ids, name = truth[truth != ignore_index], f"truth must be ignore_index={ignore_index} or"
+    foreign = ids[(ids < 0) | (ids >= num_classes)]
+    if len(foreign) == 0:
+        foreign, name = pred[(pred < 0) | (pred >= num_classes)], "pred must be"
     return InputError(
-        f"confusion: {name} a class id from 0 to {num_classes - 1}, got {int(ids[0])} ({len(ids)} such pixels); "
+        f"confusion: {name} a class id from 0 to {num_classes - 1}, got {int(foreign[0])} ({len(foreign)} such pixels); "
         "check num_classes, or the categories of the annotation file."
     )
 
@@ -279,7 +256,7 @@ def _check_confusion(where: str, confusion: np.ndarray, class_names: Sequence[st
     shape = confusion.shape
     if confusion.ndim != 3 or shape[1:] != (len(class_names),) * 2 or confusion.dtype.kind not in "iu":
         raise InputError(
-            f"{where}: confusion must be (images, classes, classes) integer counts with a name a class, got {shape} "
+            f"{where}: confusion must be (images, classes, classes) integer counts with a name per class, got {shape} "
             f"{confusion.dtype} and {len(class_names)} names; give the result of confusion_per_image and its names."
         )
     if len(set(class_names)) < len(class_names):
@@ -292,7 +269,7 @@ def _check_arrays(where: str, confusion: np.ndarray, image_ids: np.ndarray, clas
         raise InputError(f"{where}: class_names must be a list of text, got {got}; give the data set's names.")
     _check_confusion(where, confusion, class_names.tolist())
     if image_ids.shape != confusion.shape[:1] or image_ids.dtype.kind not in "iuU":
+        got = f"{image_ids.shape} {image_ids.dtype}; give the ids of the images that were counted"
         raise InputError(
-            f"{where}: image_ids must be one number or text for each of {len(confusion)} images, got "
-            f"{image_ids.shape} {image_ids.dtype}; give the ids of the images that were counted."
+            f"{where}: image_ids must be one number or text for each of {len(confusion)} images, got {got}."
         )

@@ -11,8 +11,8 @@ from scipy.ndimage import distance_transform_edt
 
 from seglib.data.coco import CocoData
 from seglib.errors import InputError
+from seglib.evaluation.errors import measure_objects, summarise_objects
 from seglib.evaluation.metrics import confusion_matrix, mean_iou
-from seglib.evaluation.objects import measure_objects, summarise_objects
 from seglib.zoo.crf import CrfParams, dense_crf
 
 # Small connected components of a predicted mask are given to what surrounds them.

@@ -9,7 +9,7 @@ import pytest
 from seglib.data.dataset import count_pixels, find_classes_present, open_data
 from seglib.data.loader import SampleMixing
 from seglib.errors import InputError
-from seglib.evaluation.objects import measure_objects
+from seglib.evaluation.errors import measure_objects
 from seglib.files import cache_dir
 from seglib.inference.runs import _take_arguments
 

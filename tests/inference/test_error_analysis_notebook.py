@@ -35,7 +35,16 @@ def analysed(two_runs, tmp_path_factory):
 def test_tables_and_figures_are_written_beside_the_notebook(analysed):
     assert sorted(path.stem for path in analysed.glob("*.csv")) == TABLES
     figures = {path.stem for path in (analysed / "figures").glob("*.png")}
-    assert {"classes", "confusion", "confusion_gains", "error_kinds", "images_worst", "objects", "two_runs"} <= figures
+    assert {
+        "classes",
+        "confusion",
+        "confusion_gains",
+        "error_kinds",
+        "images_costly",
+        "images_worst",
+        "objects",
+        "two_runs",
+    } <= figures
 
 
 def test_tables_add_up_to_the_run_s_own_scores(analysed, two_runs):

@@ -4,7 +4,7 @@ import pytest
 from seglib.evaluation.compare import (
     OUTCOMES,
     bootstrap_difference,
-    choose_duels,
+    choose_disagreements,
     compare_class_iou,
     count_outcomes,
     show_outcomes,
@@ -44,12 +44,12 @@ def test_outcomes_are_counted_by_class_and_by_image():
         assert by_image[:, column].tolist() == is_so.sum((1, 2)).tolist()
 
 
-def test_duels_show_each_run_s_best_images():
+def test_disagreements_show_each_run_s_best_images():
     by_image = np.array([[0, 5, 1, 0], [0, 0, 9, 0], [0, 50, 0, 0], [0, 3, 3, 0]])
-    chosen, titles = choose_duels(by_image, [10, 11, 12, 13], 3)
+    chosen, titles = choose_disagreements(by_image, [10, 11, 12, 13], 3)
     assert chosen == [2, 0, 1]
     assert titles[0] == "image 12\nonly A 50 px\nonly B 0 px"
-    assert choose_duels(by_image[:1], [10], 5)[0] == [0]
+    assert choose_disagreements(by_image[:1], [10], 5)[0] == [0]
 
 
 def test_the_difference_is_that_of_the_pooled_scores():
