@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from seglib.errors import InputError
-from seglib.parameters import Number, Text, make_absolute
+from seglib.parameters import Number, Text
 from seglib.vocabulary import Share, check_options
 
 # option -> type. Defaults stand where the sets are joined, see seglib/data/extra_data.py.
@@ -60,4 +60,4 @@ def _check_set(where: str, options: dict) -> dict:
 def _resolve_set(options: Any, folder: str | Path) -> Any:
     if not isinstance(options, dict) or not isinstance(options.get("data_dir"), str):
         return options
-    return options | {"data_dir": make_absolute(options["data_dir"], folder)}
+    return options | {"data_dir": os.path.abspath(os.path.join(folder, os.path.expanduser(options["data_dir"])))}

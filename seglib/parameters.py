@@ -1,17 +1,21 @@
-"""The base of every notebook's config: strict types, path parameters, and each mistake worded in one line."""
+"""A notebook's parameters: what their cell declares, the check of values against it, a live view on the names.
+
+The cell tagged `parameters` has statements `name: type = literal  # comment` and nothing else. It is the only place
+where a parameter is declared: its annotation is the type that grids are checked by.
+"""
 
 import ast
+import json
 import linecache
-import os
 import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError
 
 from seglib.errors import InputError, InputErrors, unknown_name
 
@@ -19,6 +23,203 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
+
+# What an annotation may be made of.
+_TYPES = {
+    "int": Whole, "float": Number, "bool": Switch, "str": Text, "list": list, "tuple": tuple, "dict": dict[Text, Any],
+    "object": Any, "None": None,
+}  # fmt: skip
+_GENERIC = {"list": list, "tuple": tuple, "dict": dict}
+
+
+class Parameter(NamedTuple):
+    """What a notebook says of a parameter: annotation ("" for none), default, and the comment behind it."""
+
+    annotation: str
+    default: Any
+    comment: str
+
+
+Schema = Mapping[str, Parameter]
+
+
+def read_schema(notebook: str | Path) -> dict[str, Parameter]:
+    """Read the parameters of a notebook from its cell tagged `parameters`, without running it.
+
+    Returns
+    -------
+    Name -> annotation, default and comment, in the order of the cell.
+
+    Raises
+    ------
+    InputError
+        Not a notebook, not exactly one such cell, or a line of it that is not `name: type = literal`.
+    """
+    cells = [cell for cell in read_code_cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
+    if len(cells) != 1:
+        raise InputError(
+            f"{notebook}: required one code cell tagged `parameters`, got {len(cells)}; tag it in JupyterLab"
+        )
+    try:
+        return parse_parameters(cells[0]["source"])
+    except InputError as error:
+        raise InputError(f"{notebook}: {error}") from error
+
+
+def read_defaults(notebook: str | Path) -> dict[str, Any]:
+    """The defaults of a notebook's parameters; see `read_schema`."""
+    return {name: parameter.default for name, parameter in read_schema(notebook).items()}
+
+
+def read_code_cells(notebook: str | Path) -> list[dict[str, Any]]:
+    """A notebook's code cells; `source` of each is one text."""
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code" and isinstance(cell["metadata"], dict)]
+        return [cell | {"source": "".join(cell.get("source", ""))} for cell in code]
+    except OSError as error:
+        raise InputError(f"{notebook}: required a notebook that can be read, got {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{notebook}: required a Jupyter notebook (JSON with cells), got something else") from error
+
+
+def parse_parameters(source: str) -> dict[str, Parameter]:
+    """Read a parameters cell; InputError for one that has anything but `name: type = literal`."""
+    try:
+        statements = ast.parse(source).body
+    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+        place = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+        raise InputError(f"the parameters cell must be Python, got {place}") from error
+    lines = source.splitlines()
+    return dict(_read_statement(statement, lines) for statement in statements)
+
+
+def _read_statement(statement: ast.stmt, lines: list[str]) -> tuple[str, Parameter]:
+    target = getattr(statement, "target", None) or (getattr(statement, "targets", None) or [None])[0]
+    annotation = getattr(statement, "annotation", None)
+    if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(target, ast.Name) or not statement.value:
+        raise InputError(f"line {statement.lineno} of the parameters cell must be `name: type = literal`")
+    try:
+        default = ast.literal_eval(statement.value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the default of {target.id} must be a plain literal, got code") from error
+    words = ast.unparse(annotation) if annotation else ""
+    _find_type(target.id, words, default)
+    behind = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode()
+    return target.id, Parameter(words, default, behind.strip().lstrip("# "))
+
+
+@lru_cache(maxsize=1024)
+def _build_type(annotation: str) -> Any:
+    return _read_annotation(ast.parse(annotation, mode="eval").body)
+
+
+def _read_annotation(node: ast.expr) -> Any:
+    match node:
+        case ast.Name(id=name) if name in _TYPES:
+            return _TYPES[name]
+        case ast.Constant(value=None):
+            return None
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return Union[_read_annotation(left), _read_annotation(right)]  # noqa: UP007
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            return Literal[ast.literal_eval(choices)]
+        case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in _GENERIC:
+            parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            return _GENERIC[name][tuple(map(_read_annotation, parts))]
+    name = ast.unparse(node)
+    raise InputError(unknown_name("type", name, [*_TYPES, "Literal"]))
+
+
+def _find_type(name: str, annotation: str, default: Any) -> Any:
+    """The type of a parameter; of one without an annotation it is its default's."""
+    try:
+        return _build_type(annotation or (type(default).__name__ if default is not None else "object"))
+    except InputError as error:
+        raise InputError(f"the type of {name} must be plain: {error}") from error
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def check_type(name: str, parameter: Parameter, narrower: Any, value: Any) -> Any:
+    """Check a value by the parameter's annotation, or by a narrower type; see `check_value`."""
+    kind = _find_type(name, parameter.annotation, parameter.default) if narrower is None else narrower
+    if parameter.annotation == "float" and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        value = float(value)  # YAML 1.1 reads `1e-3` as a text; a person means a number
+    return check_value(name, value, kind, parameter.comment or f"the notebook's default is {parameter.default!r}")
+
+
+_adapters: dict[int, tuple[Any, TypeAdapter]] = {}  # by the id of a type: building one takes longer than 1,000 checks
+
+
+def check_value(path: str, value: Any, kind: Any, description: str = "") -> Any:
+    """Check one value against a type; return it, whole numbers as floats where floats are meant.
+
+    Parameters
+    ----------
+    path : what the value is called, for the words of the refusal.
+    kind : a type as pydantic has them: `Number`, `list[Text]`, `Literal["a", "b"]`, `Annotated[Whole, Field(ge=1)]`.
+
+    Raises
+    ------
+    InputError
+        One line: what was required, what arrived, the description.
+    """
+    if id(kind) not in _adapters:
+        _adapters[id(kind)] = (kind, TypeAdapter(kind))
+    try:
+        return _adapters[id(kind)][1].validate_python(value)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        item = errors[0] if isinstance(value, str) else errors[-1]  # of a union: its names come before its mapping
+        raise InputError(_word(".".join([path, *_follow(value, item["loc"])]), item, description)) from None
+
+
+def _follow(value: Any, location: Iterable[Any]) -> Iterator[str]:
+    """The keys and places on the way to what is wrong; pydantic puts the branches of unions between them."""
+    for part in location:
+        if isinstance(value, Mapping | list | tuple):
+            try:
+                value = value[part]
+            except (LookupError, TypeError):
+                continue
+            yield str(part)
+
+
+_REQUIRED = {
+    "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "a text",
+    "dict_type": "a mapping name: value", "list_type": "a list", "finite_number": "a finite number",
+    "greater_than": "above {gt}", "greater_than_equal": "at least {ge}", "less_than": "below {lt}",
+    "less_than_equal": "at most {le}", "string_too_short": "a text that is not empty", "too_short": "not empty",
+}  # fmt: skip
+
+
+def _word(path: str, item: Mapping[str, Any], description: str) -> str:
+    """One line for one of pydantic's errors: what was required, what arrived, the fix."""
+    kind, value = item["type"], item.get("input")
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        if isinstance(value, str):
+            return unknown_name(path, value, choices)
+        return f"{path} must be one of {', '.join(choices)}, got {_show(value)}"
+    if kind == "value_error":
+        error = item["ctx"]["error"]  # an InputError is a whole line, other words follow the parameter's name
+        return str(error) if isinstance(error, InputError) else f"{path} {error}"
+    required = _REQUIRED[kind].format(**item.get("ctx", {})) if kind in _REQUIRED else item["msg"]
+    return f"{path} must be {required}, got {_show(value)}" + (f" ({description})" if description else "")
+
+
+def _show(value: object) -> str:
+    """A value as a person wrote it, with its type where that is what is wrong."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return reprlib.repr(value)
+    return f"{reprlib.repr(value)} ({'a text' if isinstance(value, str) else type(value).__name__})"
+
+
+# The live view.
 
 
 class Parameters:
@@ -28,8 +229,8 @@ class Parameters:
     (`lr = 1e-5` in a cell), never through the view.
     """
 
-    def __init__(self, namespace: Mapping[str, Any], find_names: Callable[[], Iterable[str]]):
-        vars(self).update(_namespace=namespace, _find_names=find_names)
+    def __init__(self, namespace: Mapping[str, Any], find_schema: Callable[[], Schema]):
+        vars(self).update(_namespace=namespace, _find_schema=find_schema)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self:
@@ -41,15 +242,14 @@ class Parameters:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in self:
-            known = () if name.startswith("_") else self
-            raise AttributeError(unknown_name("parameter", name, known))
+            raise AttributeError(unknown_name("parameter", name, () if name.startswith("_") else self))
         return self[name]
 
     def __setattr__(self, name: str, value: object) -> None:
         raise InputError(f"p.{name} cannot be set: write {name} = {value!r} in a cell, and the next p.{name} is that")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._find_names())
+        return iter(self._find_schema())
 
     def __dir__(self) -> list[str]:
         return ["to_dict", *self]
@@ -75,16 +275,10 @@ class Parameters:
         return {name: value for name, value in values.items() if name not in set(exclude)}
 
     def _check(self) -> tuple[dict[str, Any], dict[str, str]]:
-        from seglib.config import check_parameters
+        from seglib.rules import check_parameters  # which needs the parts, and these need the types above
 
-        names = list(self)
-        missing = {name: _MISSING.format(name) for name in names if name not in self._namespace}
-        values = {name: self._namespace[name] for name in names if name not in missing}
-        values, problems = check_parameters(names, values)
-        return values, problems | missing
-
-
-_MISSING = "{} is missing; the notebook's parameters cell must set it"
+        schema = self._find_schema()
+        return check_parameters(schema, {name: self._namespace[name] for name in schema if name in self._namespace})
 
 
 def read_parameters() -> Parameters:
@@ -100,164 +294,44 @@ def read_parameters() -> Parameters:
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
-        view = Parameters(shell.user_ns, lambda: _find_names(shell.history_manager.input_hist_raw))
+        view = Parameters(shell.user_ns, lambda: _find_cell(shell.history_manager.input_hist_raw))
     else:
         caller = sys._getframe(1)
-        source = "".join(linecache.getlines(caller.f_code.co_filename))
-        view = Parameters(caller.f_globals, lambda: _read_names(source))
+        view = Parameters(caller.f_globals, lambda: _read_script(caller.f_code.co_filename))
     if not list(view):
         raise InputError("read_parameters: required a parameters cell (name: type = literal), got none; run it first")
     view.to_dict()
     return view
 
 
-def _find_names(cells: Iterable[str]) -> tuple[str, ...]:
-    """Of the parameters cell among executed cells: the longest of its form, or that again after it was edited."""
-    names: dict[str, None] = {}
+def _find_cell(cells: Iterable[str]) -> dict[str, Parameter]:
+    """What the parameters cell declares: of executed cells the longest of its form, or that again after an edit."""
+    schema: dict[str, Parameter] = {}
     for cell in cells:
-        found = _read_names(cell, whole=True)
-        again = not names.keys().isdisjoint(found)
-        if len(found) > len(names) or (again and 2 * len(found) > len(names)):
-            names = dict.fromkeys(found)
+        found = _read_cell(cell)
+        again = not schema.keys().isdisjoint(found)
+        if len(found) > len(schema) or (again and 2 * len(found) > len(schema)):
+            schema = found
         elif again:  # a line that sets some of them
-            names |= dict.fromkeys(found)
-    return tuple(names)
+            schema = schema | found
+    return schema
 
 
 @lru_cache(maxsize=4096)
-def _read_names(source: str, whole: bool = False) -> tuple[str, ...]:
-    """Names of the annotated literals in a source; with `whole`, none where anything else stands there too."""
+def _read_cell(source: str) -> dict[str, Parameter]:
+    """What a cell declares; {} for one that has anything else in it too."""
     try:
-        statements = ast.parse(source).body
-    except (SyntaxError, ValueError):
-        return ()
-    names = [statement.target.id for statement in statements if _is_parameter(statement)]
-    return () if whole and len(names) < len(statements) else tuple(names)
-
-
-def _is_parameter(statement: ast.stmt) -> bool:
-    if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-        return False
-    try:
-        ast.literal_eval(statement.value)
-    except (ValueError, TypeError):
-        return False
-    return True
-
-
-class PathParameter(NamedTuple):
-    """Marks a parameter that is a path unless it has one of these values."""
-
-    unless: tuple[str, ...]
-
-
-class NotebookConfig(BaseModel):
-    """Base of all: strict types, unknown names refused, immutable, errors in one line each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @classmethod
-    def find_problems(cls, values: Mapping[str, Any]) -> dict[str, str]:
-        """Word what is wrong with the values: parameter name -> one line; empty when all is well."""
-        problems = {}
-        try:
-            cls(**values)
-        except ValidationError as error:
-            for item in error.errors(include_url=False):
-                if item["loc"]:
-                    problems.setdefault(str(item["loc"][0]), _word(cls, str(item["loc"][0]), item))
-        sound = {name: value for name, value in values.items() if name not in problems}
-        return problems | cls.find_disagreements(sound)
-
-    @classmethod
-    def find_disagreements(cls, values: Mapping[str, Any]) -> dict[str, str]:
-        """Word which values, each fine alone, do not go together; values that are wrong alone are not passed in."""
+        found = parse_parameters(source)
+    except InputError:
         return {}
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        problems = self.find_disagreements(dict(self))
-        if problems:
-            raise ValueError("; ".join(problems.values()))
-        return self
-
-    @classmethod
-    def resolve_paths(cls, values: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
-        """Make the path parameters absolute, relative ones being seen from `folder`."""
-        resolved = dict(values)
-        for name, unless in cls.path_parameters():
-            value = resolved.get(name)
-            if isinstance(value, str) and value not in unless:
-                resolved[name] = make_absolute(value, folder)
-        return resolved
-
-    @classmethod
-    def path_parameters(cls) -> list[tuple[str, tuple[str, ...]]]:
-        """The parameters that are paths: name, and the values that are not."""
-        fields = cls.model_fields.items()
-        markers = [(name, marker) for name, field in fields for marker in field.metadata]
-        return [(name, marker.unless) for name, marker in markers if isinstance(marker, PathParameter)]
+    return found if all(parameter.annotation for parameter in found.values()) else {}
 
 
-def make_absolute(path: str, folder: str | Path) -> str:
-    """An absolute path, a relative one being seen from `folder`."""
-    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
-
-
-_REQUIRED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "a text",
-    "dict_type": "a mapping name: value",
-    "finite_number": "a finite number",
-    "greater_than": "above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-    "string_too_short": "a text that is not empty",
-    "too_short": "not empty",
-    "list_type": "a list",
-}
-
-
-def _word(model: type[NotebookConfig], name: str, item: Mapping[str, Any]) -> str:
-    """One line for one pydantic error of a config."""
-    if item["type"] == "extra_forbidden":
-        return unknown_name("parameter", name, model.model_fields)
-    if item["type"] == "missing":
-        return _MISSING.format(name)
-    # Of a union, pydantic puts the branch that it tried into the path.
-    path = (
-        ".".join(part for part in map(str, item["loc"]) if part != "[key]" and not part.startswith("literal[")) or name
-    )
-    return word_value(path, item, model.model_fields[name].description or "")
-
-
-def word_value(path: str, item: Mapping[str, Any], description: str = "") -> str:
-    """One line for one pydantic error of a value: what was required, what arrived, the fix."""
-    kind, value = item["type"], item.get("input")
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
-        if isinstance(value, str):
-            return unknown_name(path, value, choices)
-        return f"{path} must be one of {', '.join(choices)}, got {_show(value)}"
-    if kind == "value_error":
-        error = item["ctx"]["error"]  # an InputError is a whole line, other words follow the parameter's name
-        return str(error) if isinstance(error, InputError) else f"{path} {error}"
-    required = _REQUIRED[kind].format(**item.get("ctx", {})) if kind in _REQUIRED else item["msg"]
-    return f"{path} must be {required}, got {_show(value)}" + (f" ({description})" if description else "")
-
-
-def _show(value: object) -> str:
-    """A value as a person wrote it, with its type where that is what is wrong."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    kind = (
-        ""
-        if isinstance(value, int | float)
-        else " (a text)"
-        if isinstance(value, str)
-        else f" ({type(value).__name__})"
-    )
-    return reprlib.repr(value) + kind
+@cache
+def _read_script(path: str) -> dict[str, Parameter]:
+    source = "".join(linecache.getlines(path))
+    annotated = [statement for statement in ast.parse(source).body if isinstance(statement, ast.AnnAssign)]
+    found = {}
+    for statement in annotated:
+        found |= _read_cell(ast.get_source_segment(source, statement))
+    return found

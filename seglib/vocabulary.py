@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field
 
 from seglib.errors import InputError, unknown_name
-from seglib.parameters import Number, Switch, Whole, word_value
+from seglib.parameters import Number, Switch, Whole, check_value
 
 SplitName = Literal["given", "holdout", "kfold", "stratified", "group", "stratified_group"]
 PaintOrder = Literal["class_id", "longest", "area"]
@@ -106,9 +106,6 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-_adapters: dict[int, TypeAdapter] = {}  # by the id of a type above: building one takes longer than a thousand checks
-
-
 def check_choices(what: str, choices: Mapping[str, Any], known: Mapping[str, Mapping], number: tuple[str, Any]) -> dict:
     """Check a mapping name -> number or options, as `loss` and `mixing` are.
 
@@ -155,20 +152,3 @@ def check_options(where: str, options: Mapping[str, Any], known: Mapping[str, An
                 unknown_name(of_it, option, known) if known else f"unknown {of_it} {option!r}; it has none"
             )
     return {option: check_value(f"{where}.{option}", value, known[option]) for option, value in options.items()}
-
-
-def check_value(path: str, value: Any, kind: Any, description: str = "") -> Any:
-    """Check one value against a type; see `check_choices`."""
-    try:
-        return _get_adapter(kind).validate_python(value)
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        item = errors[0] if isinstance(value, str) else errors[-1]  # of a union: its names come before its mapping
-        keys = [str(part) for part in item["loc"] if isinstance(value, Mapping) and part in value]
-        raise InputError(word_value(".".join([path, *keys]), item, description)) from None
-
-
-def _get_adapter(kind: Any) -> TypeAdapter:
-    if id(kind) not in _adapters:
-        _adapters[id(kind)] = TypeAdapter(kind)
-    return _adapters[id(kind)]

@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from seglib.config import TrainConfig
 from seglib.data.class_names import SYNTHETIC
 from seglib.data.synthetic import CLASSES
 from seglib.errors import InputErrors
 from seglib.files import PROJECT
-from seglib.parameters import Parameters
-from seglib.runs.keys import read_defaults
+from seglib.parameters import Parameters, read_defaults, read_schema
+from seglib.rules import check_parameters, resolve_paths
 
-DEFAULTS = read_defaults(PROJECT / "notebooks" / "02_train.ipynb")
+NOTEBOOK = PROJECT / "notebooks" / "02_train.ipynb"
+SCHEMA, DEFAULTS = read_schema(NOTEBOOK), read_defaults(NOTEBOOK)
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def find(**values):
-    return TrainConfig.find_problems(DEFAULTS | values)
+    return check_parameters(SCHEMA, DEFAULTS | values)[1]
 
 
 @pytest.mark.parametrize(
@@ -94,27 +94,27 @@ def test_the_files_of_the_folder_are_named_where_one_is_missing(folder):
 
 def test_a_sound_set_is_kept_with_its_numbers_as_floats(folder):
     entry = {"data_dir": str(folder), "json": "annotations.json", "weight": 2, "classes": {"Can": "Metal"}}
-    config = TrainConfig(**DEFAULTS | {"extra_data": [entry], "focus_classes": ["Metal"]})
-    assert config.extra_data == [entry]
-    assert isinstance(config.extra_data[0]["weight"], float)
+    checked, _ = check_parameters(SCHEMA, DEFAULTS | {"extra_data": [entry], "focus_classes": ["Metal"]})
+    assert checked["extra_data"] == [entry]
+    assert isinstance(checked["extra_data"][0]["weight"], float)
 
 
 def test_folders_of_extra_sets_are_made_absolute(tmp_path):
     entry = {"data_dir": "../taco", "json": "annotations.json"}
-    resolved = TrainConfig.resolve_paths({"extra_data": [entry, entry | {"data_dir": "/data"}]}, tmp_path / "notebooks")
+    resolved = resolve_paths({"extra_data": [entry, entry | {"data_dir": "/data"}]}, tmp_path / "notebooks")
     assert [each["data_dir"] for each in resolved["extra_data"]] == [str(tmp_path / "taco"), "/data"]
     assert entry["data_dir"] == "../taco"
 
 
 @pytest.mark.parametrize("extra_data", [None, "taco", 3, [3], [{"data_dir": 3}], [[]], [{}]])
 def test_what_has_no_folder_is_left_to_the_check(tmp_path, extra_data):
-    assert TrainConfig.resolve_paths({"extra_data": extra_data}, tmp_path) == {"extra_data": extra_data}
+    assert resolve_paths({"extra_data": extra_data}, tmp_path) == {"extra_data": extra_data}
 
 
 def test_a_notebook_hears_of_both(folder):
     values = DEFAULTS | {"extra_data": [{"data_dir": str(folder)}], "focus_classes": ["Background"]}
     with pytest.raises(InputErrors) as caught:
-        Parameters(values, lambda: DEFAULTS).to_dict()
+        Parameters(values, lambda: SCHEMA).to_dict()
     assert len(caught.value.lines) == 2
 
 

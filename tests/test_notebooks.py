@@ -15,7 +15,8 @@ from seglib.evaluation.metrics import load_confusion
 from seglib.files import PROJECT
 from seglib.inference.predict import predict
 from seglib.models import build_model
-from seglib.runs.keys import find_config, read_defaults
+from seglib.parameters import read_defaults, read_schema
+from seglib.rules import check_parameters
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
@@ -47,12 +48,11 @@ def test_cells_are_short_and_introduced(notebook):
             assert len(cell.source.splitlines()) <= 16, cell.source
 
 
-def test_parameters_are_those_of_the_config_and_their_defaults_are_valid(notebook):
+def test_every_parameter_has_a_type_and_a_default_that_is_valid(notebook):
     _, path = notebook
-    config, defaults = find_config(path), read_defaults(path)
-    assert set(defaults) == set(config.model_fields)
-    problems = config.find_problems(defaults)
-    assert not problems
+    schema, defaults = read_schema(path), read_defaults(path)
+    assert all(parameter.annotation for parameter in schema.values())
+    assert check_parameters(schema, defaults) == (defaults, {})
 
 
 def test_every_parameter_is_explained(notebook):

@@ -11,7 +11,7 @@ import pytest
 from seglib import read_parameters
 from seglib.errors import InputError
 from seglib.files import PROJECT
-from seglib.parameters import Parameters
+from seglib.parameters import Parameter, Parameters
 
 CELL = 'lr: float = 1e-3  # of the weights\nname: str = "a"\nloss: dict = {"dice": 1}'
 
@@ -68,7 +68,7 @@ def test_without_a_parameters_cell_one_line_says_so():
 
 
 def test_a_view_cannot_be_written_to_and_knows_its_names():
-    p = Parameters({"lr": 0.1}, lambda: ("lr",))
+    p = Parameters({"lr": 0.1}, lambda: {"lr": Parameter("float", 0.1, "")})
     with pytest.raises(InputError, match=r"p.lr cannot be set: write lr = 1 in a cell"):
         p.lr = 1
     with pytest.raises(AttributeError, match="unknown parameter 'lrr'; did you mean 'lr'"):

@@ -12,10 +12,11 @@ from seglib.data.class_names import BACKGROUND, SYNTHETIC, refuse_class_map
 from seglib.errors import InputError, unknown_name
 from seglib.extra_sets import list_json
 from seglib.files import PROJECT, hash_file
-from seglib.parameters import NotebookConfig
+from seglib.parameters import Schema, read_defaults, read_schema
 from seglib.parts import find_parts, read_architecture
+from seglib.rules import check_parameters
 from seglib.runs.grid_file import GridFile, Step, shorten
-from seglib.runs.keys import find_config, find_notebook, read_defaults
+from seglib.runs.keys import find_notebook
 from seglib.runs.preflight import ask_child, find_model_refusals, refuse_weights
 
 # Whether augmentations written as lists of steps can be built, known before a grid starts.
@@ -36,9 +37,9 @@ def find_augmentation_refusals(specs: Sequence[dict]) -> list[str]:
 # Whether the classes that parameters name are classes of the data, known before a grid starts.
 
 
-def find_class_problems(config: type[NotebookConfig], values: Mapping) -> dict[str, str]:
+def find_class_problems(values: Mapping) -> dict[str, str]:
     """Word the class names that the data does not have: parameter name -> one line."""
-    used, extra_data = config.class_names_used(values), values.get("extra_data", [])
+    used, extra_data = _name_classes(values), values.get("extra_data", [])
     known = _read_class_names(values["data_dir"], values["train_json"]) if any(used.values()) or extra_data else ()
     if not known:  # nothing to check, or a file that cannot be read: the data's own check says so
         return {}
@@ -53,6 +54,18 @@ def find_class_problems(config: type[NotebookConfig], values: Mapping) -> dict[s
     )
     problems["extra_data"] = next(filter(None, found), "")
     return {name: problem for name, problem in problems.items() if problem}
+
+
+def _name_classes(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The classes that each of the checked parameters names."""
+    terms = [term for term in values["loss"].values() if isinstance(term, dict)]
+    weights = [term["class_weights"] for term in terms if isinstance(term.get("class_weights"), dict)]
+    pasted = values["mixing"].get("copy_paste")
+    return {
+        "focus_classes": values["focus_classes"],
+        "loss": [name for names in weights for name in names],
+        "mixing": pasted.get("classes", []) if isinstance(pasted, dict) else [],
+    }
 
 
 def _find_map_problem(place: int, extra_set: Mapping, known: Sequence[str]) -> str:
@@ -84,19 +97,9 @@ _OF_RUNNER = ("run_dir", "grid_dir", "output_dir")  # in a step, which reads and
 _MODEL = ("architecture", "encoder", "image_size", "batch_size")
 
 
-def check_values(
-    config: type[NotebookConfig] | None, defaults: Mapping[str, Any], values: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Check one run's parameters; return them (whole numbers as floats where floats are meant) and name -> problem."""
-    problems = config.find_problems(values) if config else _find_untyped_problems(values, defaults)
-    if config and not problems:
-        return config(**values).model_dump(), {}
-    return dict(values), problems
-
-
 def find_run_problems(
     file: GridFile,
-    config: type[NotebookConfig] | None,
+    schema: Schema,
     parameters: Sequence[Mapping[str, Any]],
     problems: Sequence[Mapping[str, str]],
     varied: Sequence[Mapping[str, Any]],
@@ -107,19 +110,19 @@ def find_run_problems(
     for found, shown in zip(problems, varied, strict=True):
         for name, problem in found.items():
             lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
-    if config and all(name in config.model_fields for name in _MODEL):
+    if {*_MODEL, "encoder_weights", "parts"} <= schema.keys():
         runs = _find_sound(parameters, problems, varied, (*_MODEL, "encoder_weights", "parts"))
         lines |= dict.fromkeys(_find_weight_problems(file, runs, overrides))
         shipped = [(values, shown) for values, shown in runs if not _has_own_model(values)]
         lines |= dict.fromkeys(_find_refusals(file, shipped, _MODEL, _describe_model, find_model_refusals, overrides))
-    if config and {"augmentation", "image_size"} <= config.model_fields.keys():
+    if {"augmentation", "image_size"} <= schema.keys():
         names = ("augmentation", "image_size")
         runs = _find_sound(parameters, problems, varied, names)
         found = _find_refusals(file, runs, names, _describe_steps, find_augmentation_refusals, overrides)
         lines |= dict.fromkeys(found)
-    if config and hasattr(config, "class_names_used"):
+    if {"data_dir", "train_json", "focus_classes", "loss", "mixing"} <= schema.keys():
         for values, found, shown in zip(parameters, problems, varied, strict=True):
-            for name, problem in (find_class_problems(config, values) if not found else {}).items():
+            for name, problem in (find_class_problems(values) if not found else {}).items():
                 lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
     return list(lines)
 
@@ -209,7 +212,7 @@ def _find_baseline_problems(file: GridFile, parameters: Sequence[Mapping]) -> li
 def _find_step_problems(file: GridFile, step: Step, parameters: Sequence[Mapping[str, Any]]) -> list[str]:
     try:
         notebook = find_notebook(step.notebook, file.path)
-        defaults, config = read_defaults(notebook), find_config(notebook)
+        schema = read_schema(notebook)
     except InputError as error:
         return [str(error)]
     if step.each and notebook == find_notebook(file.notebook, file.path):
@@ -217,10 +220,10 @@ def _find_step_problems(file: GridFile, step: Step, parameters: Sequence[Mapping
             f"{step.notebook} would write over each run that it is given, as the grid's own notebook; leave `each` out"
         ]
     needed = "run_dir" if step.each or is_further_run(file, step, notebook) else "grid_dir"
-    if needed not in defaults:
+    if needed not in schema:
         return [f"{step.notebook} must have a parameter {needed}, through which it is told what to read"]
     values = compose_values(file, step, notebook)
-    _, problems = check_values(config, defaults, values)
+    _, problems = check_parameters(schema, values)
     problems |= {name: f"{name} is set by the runner; leave it out" for name in _OF_RUNNER if name in step.fixed}
     problems = _find_missing_files(values, parameters) | problems
     known = [
@@ -260,19 +263,6 @@ def compose_values(file: GridFile, step: Step, notebook: Path) -> dict[str, Any]
 def is_further_run(file: GridFile, step: Step, notebook: Path) -> bool:
     """Whether a step trains once more, with the grid's own notebook."""
     return not step.each and notebook == find_notebook(file.notebook, file.path)
-
-
-def _find_untyped_problems(values: Mapping, defaults: Mapping) -> dict[str, str]:
-    """A notebook without a config class: names must be the notebook's, types those of the defaults."""
-    problems = {name: unknown_name("parameter", name, defaults) for name in values if name not in defaults}
-    for name, default in defaults.items():
-        whole = isinstance(default, float) and type(values[name]) is int
-        if type(values[name]) is not type(default) and not whole:
-            problems[name] = (
-                f"{name} must be of type {type(default).__name__} (as the notebook's default {shorten(default)!r}),"
-                f" got {shorten(values[name])!r} ({type(values[name]).__name__})"
-            )
-    return problems
 
 
 def _where(file: GridFile, names: Sequence[str], varied: Mapping, overrides: Mapping) -> str:

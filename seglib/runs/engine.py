@@ -18,20 +18,20 @@ import seglib
 from seglib.data.fingerprint import fingerprint_data, hash_files
 from seglib.errors import InputError, InputErrors
 from seglib.files import PROJECT, outputs_dir, write_text
+from seglib.parameters import read_schema
 from seglib.parts import find_kept_parts
-from seglib.runs.check import check_values, compose_values, find_data_dirs, is_further_run
+from seglib.rules import check_parameters, resolve_paths
+from seglib.runs.check import compose_values, find_data_dirs, is_further_run
 from seglib.runs.grid import Grid, Run
 from seglib.runs.grid_file import GRID_DIR, Step
 from seglib.runs.keys import (
     compare_keys,
     compute_keys,
     find_changes,
-    find_config,
     find_notebook,
     hash_code,
     hash_values,
     is_finished,
-    read_defaults,
 )
 from seglib.runs.leaderboard import collect_runs, format_seconds, format_table, summarise_conditions, write_leaderboard
 from seglib.runs.page import write_index
@@ -249,12 +249,12 @@ def plan_step(grid: Grid, place: int) -> list[Job]:
 
 def _make_run(grid: Grid, place: int, notebook: Path, finished: Sequence[Run]) -> Job:
     """One more run, with what the grid fixes; its folder is named after its place among the steps."""
-    config, folder, step = find_config(notebook), grid.folder / f"then.{place}", grid.file.then[place - 1]
+    folder, step = grid.folder / f"then.{place}", grid.file.then[place - 1]
     values = _expand(compose_values(grid.file, step, notebook), grid.folder)
-    values = (config.resolve_paths(values, notebook.parent) if config else values) | {"run_dir": str(folder)}
+    values = resolve_paths(values, notebook.parent) | {"run_dir": str(folder)}
     values |= _take_debug(grid, values)
-    (key,) = compute_keys(notebook, config, [values])
-    if step.uses_grid_dir() and config is None:  # a config says which files are read: they count by their content
+    (key,) = compute_keys(notebook, [values])
+    if step.uses_grid_dir() and "data_dir" not in values:  # a training's files are known, and count by their content
         key["runs"] = hash_values(_read_weights(finished))
     return Job(f"{notebook.stem} {folder.name}", notebook, folder, key, values, {})
 
@@ -338,7 +338,7 @@ def run_grid(
 
     def prepare(job: Job) -> Job:
         try:
-            key = compute_keys(grid.notebook, grid.config, [job.parameters])[0]
+            key = compute_keys(grid.notebook, [job.parameters])[0]
         except ValueError:  # the data set or the notebook is gone: the run itself says so, and the others go on
             key = job.key
         if key != job.key:
@@ -492,17 +492,17 @@ def _read_finished(run_dir: Path) -> dict[str, Any]:
 
 def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
     notebook = _find_notebook(run_dir)
-    defaults, config = read_defaults(notebook), find_config(notebook)
-    values = defaults | record["params"]
+    schema = read_schema(notebook)
+    values = {name: each.default for name, each in schema.items()} | record["params"]
     values |= {name: value for name, value in _ALONE.items() if name in values}
     values |= {"parts": find_kept_parts(run_dir)} if "parts" in values else {}
-    values = config.resolve_paths(values, notebook.parent) if config else values  # a run by hand may have relative ones
-    parameters, problems = check_values(config, defaults, values)
+    values = resolve_paths(values, notebook.parent)  # a run by hand may have relative ones
+    parameters, problems = check_parameters(schema, values)
     if problems:
         raise InputErrors([f"--repeat {run_dir}: {problem}" for problem in problems.values()])
     folder = _find_free(run_dir)
     parameters |= {"run_dir": str(folder)}
-    (key,) = compute_keys(notebook, config, [parameters])
+    (key,) = compute_keys(notebook, [parameters])
     return Job(f"repeat of {run_dir.name}", notebook, folder, key, parameters, dict(record.get("varied", {})))
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, InputErrors
-from seglib.parameters import NotebookConfig, make_absolute
-from seglib.runs.check import check_values, find_grid_problems, find_run_problems
+from seglib.parameters import read_schema
+from seglib.rules import check_parameters, resolve_paths
+from seglib.runs.check import find_grid_problems, find_run_problems
 from seglib.runs.grid_file import GRID_DIR, GridFile, name_runs, read_grid_file
-from seglib.runs.keys import compute_keys, find_config, find_notebook, read_defaults
+from seglib.runs.keys import compute_keys, find_notebook
 
 MOST_RUNS = 20_000
-_STEP_PATHS = ("compare_with", "data_dir", "sample_submission")  # marked as paths by their config or not
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Grid:
     name: str
     folder: Path
     notebook: Path
-    config: type[NotebookConfig] | None
     runs: list[Run]
     varied: list[str]
     file: GridFile
@@ -60,30 +59,30 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     """
     file = read_grid_file(path)
     notebook = find_notebook(file.notebook, file.path)
-    defaults, config = read_defaults(notebook), find_config(notebook)
-    if debug and "debug" not in defaults:
+    schema = read_schema(notebook)
+    if debug and "debug" not in schema:
         raise InputError(f"--debug: {notebook} must have a parameter `debug`, which makes its runs short")
-    file = _resolve_paths(_override(file, overrides), config)
+    file = _resolve_paths(_override(file, overrides))
     varied = _combine(file)
-    defaults = config.resolve_paths(defaults, notebook.parent) if config else defaults
+    defaults = resolve_paths({name: each.default for name, each in schema.items()}, notebook.parent)
     base = defaults | file.fixed | ({"debug": True} if debug else {})
-    checked = [check_values(config, defaults, base | values) for values in varied]
+    checked = [check_parameters(schema, base | values) for values in varied]
     parameters, problems = [values for values, _ in checked], [found for _, found in checked]
     if any("run_dir" in values for values in (file.fixed, *varied)):
         problems[0]["run_dir"] = "run_dir is set by the runner; leave it out"
     names = name_runs(varied)
-    lines = find_run_problems(file, config, parameters, problems, varied, overrides)
+    lines = find_run_problems(file, schema, parameters, problems, varied, overrides)
     lines += find_grid_problems(file, parameters, names)
     if lines:
         raise InputErrors(lines)
     file = _resolve_steps(file)
     folder = outputs / (file.name + ("-debug" if debug else ""))
-    if "run_dir" in defaults:
+    if "run_dir" in schema:
         parameters = [values | {"run_dir": str(folder / name)} for values, name in zip(parameters, names, strict=True)]
-    keys = compute_keys(notebook, config, parameters)
+    keys = compute_keys(notebook, parameters)
     runs = [Run(name, folder / name, *rest) for name, *rest in zip(names, parameters, varied, keys, strict=True)]
     varied_names = list(dict.fromkeys(itertools.chain.from_iterable(varied)))
-    return Grid(folder.name, folder, notebook, config, runs, varied_names, replace(file, notebook=str(notebook)))
+    return Grid(folder.name, folder, notebook, runs, varied_names, replace(file, notebook=str(notebook)))
 
 
 def _override(file: GridFile, overrides: Mapping[str, Any]) -> GridFile:
@@ -113,37 +112,27 @@ def _override(file: GridFile, overrides: Mapping[str, Any]) -> GridFile:
     return replace(file, fixed=fixed, axes=axes, listed=listed, baseline=baseline)
 
 
-def _resolve_paths(file: GridFile, config: type[NotebookConfig] | None) -> GridFile:
+def _resolve_paths(file: GridFile) -> GridFile:
     """Make paths absolute, seen from the current folder: notebooks run in another, and so may the copy of the grid."""
-    if config is None:
-        return file
-    resolve = partial(config.resolve_paths, folder=Path.cwd())
+    resolve = partial(resolve_paths, folder=Path.cwd())
     axes = {name: [resolve({name: value})[name] for value in values] for name, values in file.axes.items()}
     listed, fixed, baseline = [resolve(run) for run in file.listed], resolve(file.fixed), resolve(file.baseline)
     return replace(file, fixed=fixed, axes=axes, listed=listed, baseline=baseline)
 
 
 def _resolve_steps(file: GridFile) -> GridFile:
-    """The same for the steps that follow; they are checked, so that their notebooks are there."""
-    configs = [find_config(find_notebook(step.notebook, file.path)) for step in file.then]
+    """The same for the steps that follow; what names `{grid_dir}` stays as it is until the step is planned."""
     steps = [
-        replace(step, fixed={name: _resolve_value(config, name, value) for name, value in step.fixed.items()})
-        for step, config in zip(file.then, configs, strict=True)
+        replace(step, fixed={name: _resolve_value(name, value) for name, value in step.fixed.items()})
+        for step in file.then
     ]
     return replace(file, then=steps)
 
 
-def _resolve_value(config: type[NotebookConfig] | None, name: str, value: Any) -> Any:
-    """A step's value with absolute paths; one that names `{grid_dir}` stays as it is until the step is planned."""
+def _resolve_value(name: str, value: Any) -> Any:
     if isinstance(value, list) and len(value) > 1:  # each entry for itself
-        return [_resolve_value(config, name, [entry])[0] for entry in value]
-    if config is None or GRID_DIR in json.dumps(value, default=str):
-        return value
-    if name == "members":
-        return [make_absolute(entry, Path.cwd()) for entry in value]
-    if name in _STEP_PATHS and value not in ("", "synthetic"):
-        return make_absolute(value, Path.cwd())
-    return config.resolve_paths({name: value}, Path.cwd())[name]
+        return [_resolve_value(name, [entry])[0] for entry in value]
+    return value if GRID_DIR in json.dumps(value, default=str) else resolve_paths({name: value}, Path.cwd())[name]
 
 
 def _combine(file: GridFile) -> list[dict[str, Any]]:

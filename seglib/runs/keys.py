@@ -9,38 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import seglib
-from seglib import config
 from seglib.data.fingerprint import fingerprint_data, fingerprint_sets, hash_files
 from seglib.errors import InputError
-from seglib.files import PROJECT, hash_text
-from seglib.parameters import NotebookConfig
+from seglib.files import PROJECT, hash_text, outputs_dir
+from seglib.parameters import read_code_cells, read_defaults
 from seglib.parts import hash_parts
+from seglib.rules import is_path
 from seglib.runs.record import read_record
-
-# What a notebook says about itself: its parameters with their defaults, its config class, a hash of its code.
-
 
 _PARAMETERS = {"parameters", "injected-parameters"}  # tags of cells; papermill puts the second in
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-
-
-def read_defaults(path: Path) -> dict[str, Any]:
-    """Read name -> default from the cell tagged `parameters`, without running it.
-
-    Raises
-    ------
-    InputError
-        Not a notebook, not exactly one such cell, or a default that is not a plain literal.
-    """
-    cells = [cell for cell in _code_cells(path) if "parameters" in cell["metadata"].get("tags", [])]
-    if len(cells) != 1:
-        raise InputError(f"{path}: required one code cell tagged `parameters`, got {len(cells)}; tag it in JupyterLab")
-    try:
-        statements = ast.parse(_source(cells[0])).body
-    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
-        place = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
-        raise InputError(f"{path}: the parameters cell must be Python, got {place}") from error
-    return dict(_read_assignment(path, statement) for statement in statements)
 
 
 def find_notebook(notebook: str, grid_path: Path) -> Path:
@@ -51,20 +29,15 @@ def find_notebook(notebook: str, grid_path: Path) -> Path:
     raise InputError(f"{grid_path}: there is no notebook {notebook!r}, neither in {Path.cwd()} nor in {PROJECT}")
 
 
-def find_config(path: Path) -> type[NotebookConfig] | None:
-    """The config class of a shipped notebook; None for a notebook that has none."""
-    return config.find_class(read_defaults(path))
-
-
 def saves_result(path: Path) -> bool:
     """Whether the notebook ends by writing its result into the record."""
-    return any("save_result(" in _source(cell) for cell in _code_cells(path))
+    return any("save_result(" in cell["source"] for cell in read_code_cells(path))
 
 
 def hash_code(path: Path) -> str:
     """Hash of what the notebook's cells do: comments, docstrings, layout, prose, outputs and parameters do not count."""
-    cells = [cell for cell in _code_cells(path) if _PARAMETERS.isdisjoint(cell["metadata"].get("tags", []))]
-    return hash_text(json.dumps([code for cell in cells if (code := _strip_layout(_source(cell)))]))
+    cells = [cell for cell in read_code_cells(path) if _PARAMETERS.isdisjoint(cell["metadata"].get("tags", []))]
+    return hash_text(json.dumps([code for cell in cells if (code := _strip_layout(cell["source"]))]))
 
 
 def _strip_layout(source: str) -> str:
@@ -79,46 +52,15 @@ def _strip_layout(source: str) -> str:
         return source.strip()
 
 
-def _read_assignment(path: Path, statement: ast.stmt) -> tuple[str, Any]:
-    target = statement.target if isinstance(statement, ast.AnnAssign) else None
-    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        target = statement.targets[0]
-    if not isinstance(target, ast.Name) or statement.value is None:
-        raise InputError(f"{path}: line {statement.lineno} of the parameters cell must be `name: type = literal`")
-    try:
-        return target.id, ast.literal_eval(statement.value)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: the default of {target.id} must be a plain literal, got code") from error
-
-
-def _code_cells(path: Path) -> list[dict]:
-    try:
-        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-        return [
-            cell for cell in notebook["cells"] if cell["cell_type"] == "code" and isinstance(cell["metadata"], dict)
-        ]
-    except OSError as error:
-        raise InputError(f"{path}: required a notebook that can be read, got {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: required a Jupyter notebook (JSON with cells), got something else") from error
-
-
-def _source(cell: dict) -> str:
-    source = cell.get("source", "")
-    return source if isinstance(source, str) else "".join(source)
-
-
 # A run's key: what decides its result, in named parts, so that a run that is to go again can say why.
 
 
-# Parameters of 02_train that leave every bit alone: where results go, what a run must equal to go on from it, speed.
+# Parameters of a training that leave every bit alone: where results go, what a run must equal to go on from it, speed.
 _WITHOUT_EFFECT = ("run_dir", "continue_from", "checkpoint_minutes", "track", "num_workers", "cache")
 _FIRST_RESULTS = 1  # seglib.RESULTS of the runs whose records have no parts
 
 
-def compute_keys(
-    notebook: Path, config: type[NotebookConfig] | None, parameters: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def compute_keys(notebook: Path, parameters: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each run's key: hashes of its parameters and of the notebook's code, content behind paths, `seglib.RESULTS`.
 
     Raises
@@ -127,15 +69,15 @@ def compute_keys(
         Data that cannot be read.
     """
     code = hash_code(notebook)
-    content: dict[tuple, str] = {}  # many runs read the same files
+    content: dict[str, str] = {}  # many runs read the same files
     return [
         {
-            "parameters": _hash_parameters(config, values),
-            "data": _hash_data(config, values, content),
+            "parameters": _hash_parameters(values),
+            "data": _hash_data(values, content),
             "notebook": code,
             "results": seglib.RESULTS,
         }
-        | ({"parts": hash_parts(values["parts"])} if _uses_parts(config, values) else {})
+        | ({"parts": hash_parts(values["parts"])} if _uses_parts(values) else {})
         for values in parameters
     ]
 
@@ -160,9 +102,21 @@ def find_changes(run_dir: Path, notebook: Path, key: Mapping[str, Any]) -> list[
     record = read_record(run_dir) or {}
     parts = record.get("key_parts")
     try:
-        return compare_keys(parts if isinstance(parts, dict) else _derive_key(run_dir, notebook, record), key)
+        return compare_keys(_complete_key(run_dir, notebook, record, parts, key), key)
     except InputError:  # one of its notebooks cannot be read
         return ["notebook"]
+
+
+def _complete_key(run_dir: Path, notebook: Path, record: Mapping, parts: Any, key: Mapping) -> Mapping[str, Any]:
+    """A record's key; what versions before this one left out of it (all parts, own notebooks' data) is worked out."""
+    if not isinstance(parts, dict):
+        return _derive_key(notebook, record) | {
+            "notebook": hash_code(run_dir / notebook.name),
+            "results": _FIRST_RESULTS,
+        }
+    if (parts.get("data") or {}).keys() == key["data"].keys():
+        return parts
+    return parts | _derive_key(notebook, record)
 
 
 def compare_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -171,33 +125,30 @@ def compare_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return ["results version" if name == "results" else name for name in parts]
 
 
-def _derive_key(run_dir: Path, notebook: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The key of a run whose record has no parts: from its parameters, its data_hash and its executed notebook.
-
-    Parameters that the notebook has been given since have their defaults.
-    """
-    config, params = find_config(notebook), read_defaults(notebook) | dict(record.get("params") or {})
-    data = {name: _hash_unchanged(_find_file(name, params[name]), record) for name in _find_paths(config, params)}
-    if "data_dir" in data:
-        data["data_dir"] = record.get("data_hash")
-    return {
-        "parameters": _hash_parameters(config, params),
-        "data": data,
-        "notebook": hash_code(run_dir / notebook.name),
-        "results": _FIRST_RESULTS,
-    }
+def _derive_key(notebook: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters and data of a finished run; parameters that the notebook has been given since have their defaults."""
+    params = read_defaults(notebook) | dict(record.get("params") or {})
+    data = {name: _hash_unchanged(params[name], record) for name in _find_paths(params)}
+    if "data_dir" in data and "data_hash" in record:
+        data["data_dir"] = record["data_hash"]
+    return {"parameters": _hash_parameters(params), "data": data}
 
 
-def _hash_parameters(config: type[NotebookConfig] | None, values: Mapping[str, Any]) -> str:
+def _hash_unchanged(paths: Any, record: Mapping[str, Any]) -> Any:
+    """Hash of the files that a run read; None where one may have been written since."""
+    try:
+        began = datetime.strptime(record["finished_at"], "%Y-%m-%dT%H:%M:%S%z").timestamp() - record["seconds"]
+        files = [file for path in _as_list(paths) for file in _list_files(path)]
+        return _hash_content(paths) if all(file.stat().st_mtime < began for file in files) else None
+    except (OSError, KeyError, TypeError, ValueError):  # gone, or a record that does not say when
+        return None
+
+
+def _hash_parameters(values: Mapping[str, Any]) -> str:
     """Of the resolved values that decide something; paths and what is joined to the data count by their content."""
-    fields = config.model_fields if config else {}
-    left_out = {"run_dir", *_find_paths(config, values), *(name for name in _WITHOUT_EFFECT if name in fields)}
-    left_out |= {"extra_data", "parts"} & fields.keys()
+    trains = "data_dir" in values
+    left_out = {*((*_WITHOUT_EFFECT, "extra_data", "parts") if trains else ["run_dir"]), *_find_paths(values)}
     return hash_values({name: value for name, value in values.items() if name not in left_out})
-
-
-def _uses_parts(config: type[NotebookConfig] | None, values: Mapping[str, Any]) -> bool:
-    return config is not None and "parts" in config.model_fields and bool(values["parts"])
 
 
 def hash_values(values: object) -> str:
@@ -205,48 +156,67 @@ def hash_values(values: object) -> str:
     return hash_text(json.dumps(values, sort_keys=True, default=str))
 
 
-def _find_paths(config: type[NotebookConfig] | None, values: Mapping[str, Any]) -> list[str]:
+def _uses_parts(values: Mapping[str, Any]) -> bool:
+    return "data_dir" in values and bool(values.get("parts"))
+
+
+def _find_paths(values: Mapping[str, Any]) -> list[str]:
     """The parameters that name files which decide something."""
-    paths = config.path_parameters() if config else []
-    return [name for name, unless in paths if name not in _WITHOUT_EFFECT and values[name] not in unless]
+    others = (*_WITHOUT_EFFECT, "extra_data", "parts")
+    paths = {name: _as_list(value) for name, value in values.items() if name not in others}
+    return [name for name, each in paths.items() if any(is_path(name, path) for path in each)]
 
 
-def _hash_data(
-    config: type[NotebookConfig] | None, values: Mapping[str, Any], content: dict[tuple, str]
-) -> dict[str, str]:
+def _hash_data(values: Mapping[str, Any], content: dict[str, Any]) -> dict[str, Any]:
     """Content behind the parameters that are paths; of `data_dir` it is what a training records as its data_hash."""
-    extra = values["extra_data"] if config and "extra_data" in config.model_fields else []
-    names = _find_paths(config, values) + (["extra_data"] if extra and values["data_dir"] == "synthetic" else [])
-    data = {}
+    extra, names, data = values.get("extra_data") or [], _find_paths(values), {}
+    if extra and values.get("data_dir") == "synthetic":  # they join a set whose images are known
+        names.append("extra_data")
     for name in names:
-        json_names = config(**values).json_names() if name == "data_dir" else ()
-        source = (name, str(values[name]), json_names, str(extra))
+        jsons = name_jsons(values) if name == "data_dir" else []
+        source = hash_values([name, values[name], jsons, extra])
         if source not in content:
-            content[source] = _hash_content(name, values[name], json_names, extra)
+            if jsons:
+                content[source] = fingerprint_sets(values[name], jsons, extra)
+            else:
+                content[source] = _hash_extra(extra) if name == "extra_data" else _hash_content(values[name])
         data[name] = content[source]
     return data
 
 
-def _hash_content(name: str, value: Any, json_names: Sequence[str], extra: Sequence[Mapping[str, Any]]) -> str:
-    if name == "data_dir":
-        return fingerprint_sets(value, json_names, extra)
-    if name != "extra_data":
-        return hash_files([_find_file(name, value)])[0]
-    sets = [  # they join the synthetic set, whose images are known
+def name_jsons(values: Mapping[str, Any]) -> list[str]:
+    """The annotation files that a run reads in its data_dir."""
+    names = [values.get("train_json"), values.get("val_json") if values.get("split") == "given" else ""]
+    return [name for name in names if name]
+
+
+def _hash_extra(extra: Sequence[Mapping[str, Any]]) -> str:
+    sets = [
         fingerprint_data(entry["data_dir"], [entry["json"]]) if "data_dir" in entry else hash_files([entry["json"]])[0]
         for entry in extra
     ]
     return hash_values([sets, [entry | {"data_dir": "", "json": ""} for entry in extra]])
 
 
-def _find_file(name: str, path: str) -> Path:
-    return Path(path) / "best.pt" if name == "init_from" else Path(path)
+def _hash_content(paths: Any) -> Any:
+    """Hash of a file, or of the files of a folder; a list for a list, its words as they are."""
+    if isinstance(paths, list):
+        return [_hash_content(path) if os.path.exists(path) else path for path in paths]
+    files = _list_files(paths)
+    hashes = hash_files(files)
+    return hashes[0] if len(files) == 1 else hash_values([[str(file.relative_to(paths)) for file in files], hashes])
 
 
-def _hash_unchanged(file: Path, record: Mapping[str, Any]) -> str | None:
-    """Hash of a file that a run read, None where it may have been written since."""
-    try:
-        began = datetime.strptime(record["finished_at"], "%Y-%m-%dT%H:%M:%S%z").timestamp() - record["seconds"]
-        return hash_files([file])[0] if file.stat().st_mtime < began else None
-    except (OSError, KeyError, TypeError, ValueError):  # gone, or a record that does not say when
-        return None
+def _list_files(path: str) -> list[Path]:
+    """The file itself; of a run's or a grid's folder the best weights; else all in the folder, less hidden and results."""
+    folder, outputs = Path(path), outputs_dir()
+    if not folder.is_dir():
+        return [folder]
+    if weights := [*folder.glob("best.pt")] or sorted(folder.glob("*/best.pt")):
+        return weights
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.is_relative_to(outputs))
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]

@@ -11,7 +11,7 @@ from seglib.data.loader import build_loader
 from seglib.evaluation.metrics import compute_metrics, save_confusion
 from seglib.files import PROJECT, write_json
 from seglib.models import build_model
-from seglib.runs.keys import read_defaults
+from seglib.parameters import read_defaults
 from seglib.training.checkpoint import hash_weights, save_checkpoint
 from seglib.training.losses import build_loss
 from seglib.training.step import Trainee

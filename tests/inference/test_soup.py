@@ -18,7 +18,7 @@ from seglib.inference.predict import count_confusion, open_predictions
 from seglib.inference.runs import load_finished_run
 from seglib.inference.soup import describe_starts, main, make_soup
 from seglib.models import build_model
-from seglib.runs.keys import read_defaults
+from seglib.parameters import read_defaults
 from seglib.runs.leaderboard import collect_runs
 from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from seglib.config import TrainConfig
 from seglib.files import PROJECT
+from seglib.parameters import read_defaults
 from seglib.runs.check import find_class_problems
-from seglib.runs.keys import read_defaults
 
 DEFAULTS = read_defaults(PROJECT / "notebooks" / "02_train.ipynb")
 
@@ -24,7 +23,7 @@ DEFAULTS = read_defaults(PROJECT / "notebooks" / "02_train.ipynb")
     ],
 )
 def test_a_class_that_the_data_does_not_have_is_told_with_the_nearest(values, words):
-    (problem,) = find_class_problems(TrainConfig, DEFAULTS | values).values()
+    (problem,) = find_class_problems(DEFAULTS | values).values()
     assert problem.startswith(words)
 
 
@@ -38,7 +37,7 @@ def test_a_class_that_the_data_does_not_have_is_told_with_the_nearest(values, wo
     ],
 )
 def test_classes_of_the_data_are_fine(values):
-    assert find_class_problems(TrainConfig, DEFAULTS | values) == {}
+    assert find_class_problems(DEFAULTS | values) == {}
 
 
 FOCUS = {"focus_classes": ["Battery", "Metal"]}
@@ -53,13 +52,13 @@ FOCUS = {"focus_classes": ["Battery", "Metal"]}
     ],
 )
 def test_a_specialist_knows_only_its_classes(values, words):
-    (problem,) = find_class_problems(TrainConfig, DEFAULTS | values).values()
+    (problem,) = find_class_problems(DEFAULTS | values).values()
     assert problem.startswith(words)
 
 
 def test_the_classes_of_a_specialist_are_fine():
     values = {"mixing": {"copy_paste": {"classes": ["Metal"]}}, "loss": {"focal": {"class_weights": {"Background": 1}}}}
-    assert find_class_problems(TrainConfig, DEFAULTS | FOCUS | values) == {}
+    assert find_class_problems(DEFAULTS | FOCUS | values) == {}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_categories_of_extra_sets_must_become_classes_of_the_data(tmp_path, clas
     categories = [{"id": 0, "name": "Can"}, {"id": 1, "name": "Bottle"}]
     (tmp_path / "extra.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
     entry = {"data_dir": str(tmp_path), "json": "extra.json", "classes": classes}
-    found = find_class_problems(TrainConfig, DEFAULTS | FOCUS | {"extra_data": [entry]})
+    found = find_class_problems(DEFAULTS | FOCUS | {"extra_data": [entry]})
     assert [*found] == (["extra_data"] if words else [])
     assert found.get("extra_data", "").startswith(words)
 
@@ -88,12 +87,12 @@ def test_names_are_those_of_the_annotation_file(small_data, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(content))
     (tmp_path / "val.json").write_text(json.dumps(content))
     options = DEFAULTS | {"data_dir": str(tmp_path)}
-    assert find_class_problems(TrainConfig, options | {"mixing": {"copy_paste": {"classes": ["유리"]}}}) == {}
-    assert find_class_problems(TrainConfig, options | {"mixing": {"copy_paste": {"classes": ["UNKNOWN"]}}})
+    assert find_class_problems(options | {"mixing": {"copy_paste": {"classes": ["유리"]}}}) == {}
+    assert find_class_problems(options | {"mixing": {"copy_paste": {"classes": ["UNKNOWN"]}}})
 
 
 def test_a_file_that_cannot_be_read_is_left_to_the_check_of_the_data(tmp_path):
     for name in ("train.json", "val.json"):
         (tmp_path / name).write_text("{")
     options = DEFAULTS | {"data_dir": str(tmp_path), "mixing": {"copy_paste": {"classes": ["Glass"]}}}
-    assert find_class_problems(TrainConfig, options) == {}
+    assert find_class_problems(options) == {}

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from seglib.config import TrainConfig
 from seglib.files import PROJECT
-from seglib.runs.keys import compute_keys, read_defaults
+from seglib.parameters import read_defaults
+from seglib.runs.keys import compute_keys
 from seglib.runs.record import summarise_key
 
 NOTEBOOK = PROJECT / "notebooks" / "02_train.ipynb"
@@ -40,7 +40,7 @@ def extra(tmp_path):
 
 def key(folder, json_name="extra.json", **options):
     entry = {"data_dir": str(folder), "json": json_name, "classes": {"Can": "Metal"}} | options
-    return summarise_key(compute_keys(NOTEBOOK, TrainConfig, [DEFAULTS | {"extra_data": [entry]}])[0])
+    return summarise_key(compute_keys(NOTEBOOK, [DEFAULTS | {"extra_data": [entry]}])[0])
 
 
 def test_a_set_elsewhere_is_the_same_run(extra, tmp_path):
@@ -55,7 +55,7 @@ def test_other_pixels_labels_or_options_are_another_run(extra):
     cv2.imwrite(str(extra / "a.png"), np.full((8, 8, 3), 9, np.uint8))
     keys.append(key(extra))
     (extra / "extra.json").write_text((extra / "extra.json").read_text().replace("[0, 0, 4", "[1, 0, 4"))
-    keys += [key(extra), summarise_key(compute_keys(NOTEBOOK, TrainConfig, [DEFAULTS])[0])]
+    keys += [key(extra), summarise_key(compute_keys(NOTEBOOK, [DEFAULTS])[0])]
     assert len(set(keys)) == len(keys)
 
 

@@ -95,7 +95,7 @@ def test_a_baseline_may_name_a_value_that_a_run_has_by_default(load):
         ("fixed: {sed: 1}", "unknown parameter 'sed'; did you mean 'seed'?"),
         (
             "grid: {weight: [1, a]}",
-            "[weight=a]: weight must be of type float (as the notebook's default '0'), got 'a' (str)",
+            "[weight=a]: weight must be a number, got 'a' (a text) (the notebook's default is 0.0)",
         ),
         ("grid: {seed: [1, 1]}", "the same run stands twice, as seed=1~"),
         ("runs: [{}, {seed: 21}]", "the same run stands twice, as run and seed=21; take one out"),
@@ -129,9 +129,9 @@ def test_a_grid_that_cannot_run_is_refused(load, tmp_path, text, words):
 
 
 def test_the_command_line_is_named_where_the_mistake_came_from_it(load):
-    with pytest.raises(InputError, match=r"^--set: weight must be of type float"):
+    with pytest.raises(InputError, match=r"^--set: weight must be a number"):
         load("grid: {seed: [1, 2]}", weight="a")
-    with pytest.raises(InputError, match=r"^--set \[seed=a\]: seed must be of type int"):
+    with pytest.raises(InputError, match=r"^--set \[seed=a\]: seed must be a whole number"):
         load("", seed=[1, "a"])
 
 

@@ -12,6 +12,7 @@ import seglib
 from seglib.data.fingerprint import fingerprint_data
 from seglib.files import PROJECT, write_json
 from seglib.runs import record as records_module
+from seglib.runs.keys import hash_values
 
 TRAIN = PROJECT / "notebooks" / "02_train.ipynb"
 BODY = 'def double(x):\n    """Twice x."""\n    return 2 * x  # why\n'
@@ -165,3 +166,69 @@ def test_weights_that_an_earlier_run_began_from_must_be_older(old_run, plan, tmp
         record | {"finished_at": f"{'2020' if since else '2999'}-01-01T00:00:00+0000", "seconds": 60.0},
     )
     assert plan("--set", f"encoder_weights={weights}") == ("data" if since else "")
+
+
+@pytest.fixture
+def own(call, write_grid, write_notebook, tmp_path, stand_in):
+    """A grid over a notebook of the user's own, which has no class in seglib and names its own data."""
+    (tmp_path / "table.csv").write_text("1,2\n")
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "a.png").write_text("a")
+    parameters = (
+        'run_dir: str = ""\ndepth: int = 3  # of the tree\ntable: str = "table.csv"  # what is read\nmode: str = "data"\n'
+        'files: list[str] = []\nimage_dir: str = ""\nshare: float = 0.5\n'
+    )
+    notebook = write_notebook(tmp_path / "own.ipynb", "x = 1", parameters=parameters)
+    path = write_grid(f"fixed: {{image_dir: {tmp_path}/photographs, files: [{tmp_path}/table.csv]}}", notebook)
+    (tmp_path / "data").mkdir()  # a folder of the name of a value that is no path
+    assert call(path.rename(tmp_path / "grid.yaml")).code == 0
+    return tmp_path
+
+
+def test_the_data_of_an_own_notebook_counts_by_its_content(own, plan, records):
+    assert plan() == "" and [*records()["run"]["key_parts"]["data"]] == ["table", "files", "image_dir"]
+    (own / "table.csv").write_text("1,3\n")
+    assert plan() == "data"
+    (own / "table.csv").write_text("1,2\n")
+    assert plan() == ""
+    (own / "photographs" / "b.png").write_text("b")
+    assert plan() == "data" and plan("--set", "depth=4") == "parameters, data"
+
+
+def test_an_own_notebook_is_typed_by_its_annotations(own, call):
+    refused = call(own / "grid.yaml", "--set", "depht=3", "--set", "share=much", "--set", "files=[[1]]", "--dry-run")
+    assert refused.code == 2
+    for words in (
+        "unknown parameter 'depht'; did you mean 'depth'?",
+        "share must be a number, got 'much' (a text)",
+        "files.0 must be a text, got 1",
+    ):
+        assert words in refused.err
+    assert call(own / "grid.yaml", "--set", "share=1e-3", "--set", "depth=[3, 4]", "--dry-run").code == 0
+
+
+def test_a_record_from_before_own_data_counted_is_done_where_the_data_is_older(own, plan, grid_folder):
+    path = grid_folder / "run" / "record.json"
+    record = json.loads(path.read_text())
+    paths = ("table", "files", "image_dir")
+    others = {name: value for name, value in record["params"].items() if name != "run_dir"}
+    record["key_parts"] |= {"data": {}, "parameters": hash_values(others)}
+    write_json(path, record | {"finished_at": "2999-01-01T00:00:00+0000", "seconds": 1.0})
+    assert plan() == "" and all(record["params"][name] for name in paths)
+    write_json(path, record | {"finished_at": "2020-01-01T00:00:00+0000", "seconds": 1.0})
+    assert plan() == "data"
+
+
+def test_a_parameter_that_is_added_to_a_shipped_notebook_is_checked_swept_and_keyed(call, tmp_path):
+    notebook = json.loads(TRAIN.read_text())
+    (cell,) = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
+    cell["source"].append("\nnoise: float = 0.0  # of the gradient")
+    (tmp_path / "mine.ipynb").write_text(json.dumps(notebook))
+    (tmp_path / "grid.yaml").write_text(
+        f"notebook: {tmp_path}/mine.ipynb\nfixed: {{encoder_weights: ''}}\ngrid: {{noise: [0, 0.1]}}"
+    )
+    listed = call(tmp_path / "grid.yaml", "--dry-run")
+    assert listed.code == 0 and "run   noise=0.1  (new)" in listed.out
+    refused = call(tmp_path / "grid.yaml", "--set", "noise=[loud]", "--set", "nois=1", "--dry-run")
+    assert "noise must be a number, got 'loud' (a text) (of the gradient)" in refused.err
+    assert "unknown parameter 'nois'; did you mean 'noise'?" in refused.err

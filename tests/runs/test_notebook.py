@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from seglib.config import TrainConfig
 from seglib.errors import InputError
 from seglib.files import PROJECT
-from seglib.runs.keys import find_config, hash_code, read_defaults, saves_result
+from seglib.parameters import Parameter, read_defaults, read_schema
+from seglib.runs.keys import hash_code, saves_result
 
 
 def as_notebook(*cells):
@@ -24,9 +24,9 @@ def test_defaults_are_read_without_running_anything(tmp_path):
 
 def test_the_training_notebook_says_what_it_is(write_notebook, tmp_path):
     path = PROJECT / "notebooks" / "02_train.ipynb"
-    assert find_config(path) is TrainConfig and saves_result(path)
+    assert saves_result(path) and read_schema(path)["lr"] == Parameter("float", 1e-3, "learning rate after the warm-up")
     bare = write_notebook(tmp_path / "n.ipynb", result="print('done')")
-    assert find_config(bare) is None and not saves_result(bare)
+    assert not saves_result(bare)
 
 
 def test_the_hash_is_of_the_code_alone(write_notebook, tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from seglib.errors import InputError
-from seglib.parameters import Parameters
+from seglib.parameters import Parameter, Parameters
 from seglib.runs.record import UNDER_RUNNER, is_alive, open_run, read_record, save_result, start_record, update_record
 
 
@@ -91,7 +91,8 @@ def test_what_signs_nothing_is_not_alive(signed):
 
 def test_a_parameter_that_changed_since_the_run_was_opened_is_not_recorded_as_the_old_one(tmp_path):
     notebook = {"lr": 0.1, "seed": 1, "run_dir": str(tmp_path / "run")}
-    folder = open_run(Parameters(notebook, lambda: ("lr", "seed", "run_dir")))
+    schema = {name: Parameter("", value, "") for name, value in notebook.items()}
+    folder = open_run(Parameters(notebook, lambda: schema))
     notebook["lr"] = 0.5
     with pytest.raises(InputError, match=r"lr was 0.1 when the run was opened and is 0.5 now; run the cell with open_"):
         save_result(folder, metrics={})

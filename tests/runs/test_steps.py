@@ -189,11 +189,13 @@ def submission_grid(write_grid, write_notebook, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "test.json").write_text(json.dumps({"images": [{"file_name": "1.png"}]}))
+    (data / "train.json").write_text(json.dumps({"images": []}))
     (data / "1.png").write_text("an image")
     (tmp_path / "sample.csv").write_text("image_id\n1\n")
 
     def write(test_json="test.json", sample="sample.csv", data_dir=data):
-        write_notebook(tmp_path / "train.ipynb", parameters=f'run_dir: str = ""\ndata_dir: str = "{data_dir}"\n')
+        names = f'run_dir: str = ""\ndata_dir: str = "{data_dir}"\ntrain_json: str = "train.json"\n'
+        write_notebook(tmp_path / "train.ipynb", parameters=names)
         step = write_notebook(
             tmp_path / "submit.ipynb",
             parameters='grid_dir: str = ""\ndata_dir: str = ""\ntest_json: str = ""\nsample_submission: str = ""\n',
@@ -225,7 +227,9 @@ def test_a_step_runs_again_when_the_test_images_or_the_rows_that_are_wanted_chan
 def test_test_images_that_are_not_there_are_refused_before_a_run(call, submission_grid, tmp_path, grid_folder):
     path = submission_grid(test_json="tset.json")
     where = f"{path}: `then`: {tmp_path}/submit.ipynb"
-    line = f"{where}: test_json must be a file in data_dir, got 'tset.json'; {tmp_path}/data has test.json\n"
+    line = (
+        f"{where}: test_json must be a file in data_dir, got 'tset.json'; {tmp_path}/data has test.json, train.json\n"
+    )
     assert [call(path).err, call(path, "--dry-run").err] == [line, line] and not grid_folder.exists()
     missing = call(submission_grid(sample="smaple.csv"), "--dry-run")
     assert missing.code == 2 and missing.err == (

@@ -185,7 +185,9 @@ def test_no_tracker_asked_for_means_no_file_and_no_words(tmp_path, capsys):
 
 
 def test_trackers_are_imported_only_when_asked_for():
-    code = "import sys, seglib.config, seglib.runs.trackers; print({'torch', 'pandas', 'wandb', 'mlflow'} & {*sys.modules})"
+    code = (
+        "import sys, seglib.rules, seglib.runs.trackers; print({'torch', 'pandas', 'wandb', 'mlflow'} & {*sys.modules})"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 

@@ -4,28 +4,26 @@ import math
 from typing import get_args
 
 import pytest
-from pydantic import ValidationError
 
 from seglib import vocabulary
-from seglib.config import EnsembleConfig, TrainConfig
 from seglib.data.augment import PRESETS
 from seglib.data.loader import SAMPLE_MIXES
 from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS
 from seglib.data.splits import SPLITS
 from seglib.errors import InputErrors
 from seglib.files import PROJECT
-from seglib.parameters import Parameters
-from seglib.runs.keys import find_config, read_defaults
+from seglib.parameters import Parameter, Parameters, check_value, read_defaults, read_schema
+from seglib.rules import check_parameters, resolve_paths
 from seglib.training.losses import LOSSES
 from seglib.training.mixing import BATCH_MIXES
 from seglib.training.optim import SCHEDULES
 
 NOTEBOOK = PROJECT / "notebooks" / "02_train.ipynb"
-DEFAULTS = read_defaults(NOTEBOOK)
+SCHEMA, DEFAULTS = read_schema(NOTEBOOK), read_defaults(NOTEBOOK)
 
 
 def problems(**values):
-    return TrainConfig.find_problems(DEFAULTS | values)
+    return check_parameters(SCHEMA, DEFAULTS | values)[1]
 
 
 @pytest.mark.parametrize(
@@ -57,20 +55,14 @@ def test_options_are_those_of_the_functions(known, real):
         for parameter in keywords:
             if parameter.default not in (None, ()):  # what stands for "worked out from the rest"
                 default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-                assert vocabulary.check_value(name, default, options[parameter.name]) == default
-
-
-def test_the_notebook_has_the_parameters_of_its_config_and_its_defaults_are_sound():
-    assert find_config(NOTEBOOK) is TrainConfig
-    assert [*DEFAULTS] == [*TrainConfig.model_fields]
-    assert problems() == {}
+                assert check_value(name, default, options[parameter.name]) == default
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("lr", "fast", "lr must be a number, got 'fast' (a text)"),
-        ("lr", "1e-3", "lr must be a number, got '1e-3' (a text)"),
+        ("lr", "1e-3x", "lr must be a number, got '1e-3x' (a text)"),
         ("lr", True, "lr must be a number, got true"),
         ("lr", 0, "lr must be above 0.0, got 0"),
         ("lr", math.nan, "lr must be a finite number, got nan"),
@@ -188,7 +180,7 @@ def test_a_missing_annotation_file_is_told_with_those_that_are_there(small_data)
     assert problems(data_dir=str(small_data), val_json="valid.json", split="kfold") == {}
 
 
-@pytest.mark.parametrize("name", [*TrainConfig.model_fields, "nonsense"])
+@pytest.mark.parametrize("name", [*SCHEMA, "nonsense"])
 def test_no_value_makes_the_check_itself_fail(name):
     values = [
         None,
@@ -208,36 +200,54 @@ def test_no_value_makes_the_check_itself_fail(name):
         {1: 2},
     ]
     for value in [*values, {"focal": math.nan}, datetime.date(2026, 1, 1), {1}, object()]:
-        found = TrainConfig.resolve_paths(DEFAULTS | {name: value}, PROJECT)
-        assert all("\n" not in problem for problem in TrainConfig.find_problems(found).values())
+        _, found = check_parameters(SCHEMA, resolve_paths(DEFAULTS | {name: value}, PROJECT))
+        assert all("\n" not in problem for problem in found.values())
 
 
 def test_a_notebook_hears_of_all_its_mistakes_at_once():
     namespace = DEFAULTS | {"lr": "fast", "epochs": 0, "unrelated": object()}
     del namespace["seed"]
     with pytest.raises(InputErrors) as caught:
-        Parameters(namespace, lambda: DEFAULTS).to_dict()
+        Parameters(namespace, lambda: SCHEMA).to_dict()
     assert caught.value.lines == [
-        "parameters: lr must be a number, got 'fast' (a text)",
-        "parameters: epochs must be at least 1, got 0",
+        "parameters: lr must be a number, got 'fast' (a text) (learning rate after the warm-up)",
+        "parameters: epochs must be at least 1, got 0 (passes over the training images)",
         "parameters: seed is missing; the notebook's parameters cell must set it",
     ]
 
 
-def test_values_that_disagree_cannot_be_built_either():
-    with pytest.raises(ValidationError, match="fold must be below folds"):
-        TrainConfig(**DEFAULTS | {"split": "kfold", "fold": 5})
-
-
 def test_paths_are_made_absolute_and_words_are_left_alone(tmp_path):
     values = {"data_dir": "../data", "encoder_weights": "imagenet", "train_json": "train.json"}
-    assert TrainConfig.resolve_paths(values, tmp_path / "notebooks") == values | {"data_dir": str(tmp_path / "data")}
-    assert (
-        TrainConfig.resolve_paths({"data_dir": "synthetic", "encoder_weights": ""}, tmp_path)["data_dir"] == "synthetic"
-    )
+    assert resolve_paths(values, tmp_path / "notebooks") == values | {"data_dir": str(tmp_path / "data")}
+    assert resolve_paths({"data_dir": "synthetic", "encoder_weights": ""}, tmp_path)["data_dir"] == "synthetic"
 
 
-def test_an_unknown_weight_search_is_named_without_pydantics_path():
-    defaults = read_defaults(PROJECT / "notebooks" / "04_ensemble.ipynb")
-    problem = EnsembleConfig.find_problems(defaults | {"weights": "ascent"})["weights"]
-    assert problem == "unknown weights 'ascent'; choices: auto, greedy, mean, best"
+ENSEMBLE = PROJECT / "notebooks" / "04_ensemble.ipynb"
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "words"),
+    [
+        ({"weights": "ascent"}, "weights", "unknown weights 'ascent'; choices: auto, greedy, mean, best"),
+        ({"weights": {"a": -1}}, "weights", "weights.a must be at least 0.0, got -1"),
+        ({"tta": {"flips": "none"}}, "tta", "tta.flips must be a list, got 'none' (a text)"),
+        ({"resizing": "probabilities"}, "resizing", "resizing: probabilities has no masks before it is done, so it"),
+        ({"vote": "hard", "crf_candidates": 2}, "crf_candidates", "crf_candidates must be 0 with vote: hard, which"),
+        ({"vote": "hard", "specialist_weight": 1}, "specialist_weight", "specialist_weight must be 0 with vote: hard,"),
+        ({"tie_break": "a"}, "tie_break", "tie_break is for vote: hard, got vote: soft"),
+        ({"pseudo_precision": 0.5}, "pseudo_precision", "pseudo_precision needs test_json, the images to label"),
+    ],
+)
+def test_an_ensemble_that_cannot_be_is_worded(values, name, words):
+    _, found = check_parameters(read_schema(ENSEMBLE), read_defaults(ENSEMBLE) | values)
+    assert [*found] == [name] and found[name].startswith(words)
+
+
+def test_a_limit_is_of_a_name_and_its_type():
+    schema = {
+        "epochs": Parameter("float", 0.5, ""),
+        "track": Parameter("bool", True, ""),
+        "loss": Parameter("", "", ""),
+    }
+    values = {"epochs": 0, "track": False, "loss": "mine"}
+    assert check_parameters(schema, values) == ({"epochs": 0.0, "track": False, "loss": "mine"}, {})
