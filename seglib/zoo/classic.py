@@ -1,4 +1,8 @@
-"""The classics: FCN, SegNet, DeconvNet, DilatedNet, DeepLabV1 and V2, on VGG-16."""
+"""The classics on VGG-16: FCN, SegNet, DeconvNet, DilatedNet, DeepLabV1 and V2; `CLASSIC` names them.
+
+Each takes an encoder ("vgg16"), encoder_weights ("imagenet" or None) and classes (output channels), and maps normalised
+images (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W).
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
@@ -7,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import VGG16_BN_Weights, VGG16_Weights
+from torchvision.ops import Conv2dNormActivation
 
 from seglib.errors import InputError, unknown_name
 
-# Average pooling to a fixed size whose gradient is deterministic on every device.
+ENCODERS = ("vgg16",)
+CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
+CONVOLUTIONS = (2, 2, 3, 3, 3)
+FC_CHANNELS = 4096  # of fc6 and fc7
 
 
 class FixedSizeAveragePool(nn.Module):
@@ -30,10 +38,8 @@ class FixedSizeAveragePool(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, h, w), of the same type."""
         wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        rows, columns = (
-            _averages(length, bins or length, wide)
-            for length, bins in zip(features.shape[-2:], self.output_size, strict=True)
-        )
+        lengths = zip(features.shape[-2:], self.output_size, strict=True)
+        rows, columns = (_averages(length, bins or length, wide) for length, bins in lengths)
         with _no_autocast(features.device.type):
             return (rows @ (wide @ columns.mT)).to(features.dtype)
 
@@ -54,12 +60,9 @@ def replace_average_pools(network: nn.Module) -> None:
 
 def _averages(length: int, bins: int, like: Tensor) -> Tensor:
     """(bins, length): row i averages over [floor(i * length / bins), ceil((i + 1) * length / bins))."""
-    i = torch.arange(bins, device=like.device)[:, None]
-    starts = (i * length).div(bins, rounding_mode="floor")
-    ends = ((i + 1) * length + bins - 1).div(bins, rounding_mode="floor")
-    position = torch.arange(length, device=like.device)
-    inside = (position >= starts) & (position < ends)
-    return inside.to(like.dtype) / (ends - starts)
+    i, position = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)
+    starts, ends = i * length // bins, -(-(i + 1) * length // bins)
+    return ((position >= starts) & (position < ends)).to(like.dtype) / (ends - starts)
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager:
@@ -68,23 +71,12 @@ def _no_autocast(device_type: str) -> AbstractContextManager:
     return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
-# SegNet and DeconvNet: decoders that put each value back where its maximum was.
-
-
 def unpool(features: Tensor, indices: Tensor) -> Tensor:
     """Put each value back where its 2 x 2 window's maximum was; zeros elsewhere.
 
     Equals `F.max_unpool2d(features, indices, 2)`, which CUDA refuses under deterministic algorithms: it scatters. Here
-    each output pixel asks whether it was the maximum.
-
-    Parameters
-    ----------
-    features : (N, C, H, W) float.
-    indices : (N, C, H, W) int64, positions in the map of 2H x 2W, as `F.max_pool2d(..., 2, return_indices=True)` gives them.
-
-    Returns
-    -------
-    (N, C, 2H, 2W) float.
+    each output pixel asks whether it was the maximum. (N, C, H, W) float and int64 positions in the map of 2H x 2W, as
+    `F.max_pool2d(..., 2, return_indices=True)` gives them -> (N, C, 2H, 2W) float.
     """
     height, width = features.shape[-2:]
     positions = torch.arange(4 * height * width, device=indices.device).view(height, 2, width, 2)
@@ -98,12 +90,6 @@ class SegNet(nn.Module):
 
     Source: Badrinarayanan, Kendall and Cipolla 2017, arXiv:1511.00561. Adapted: the weights are those of torchvision's
     vgg16_bn, because the paper adds batch norms to VGG16, whose plain weights were trained without.
-
-    Parameters
-    ----------
-    encoder : "vgg16".
-    encoder_weights : "imagenet" or None.
-    classes : output channels.
     """
 
     def __init__(self, encoder: str, encoder_weights: str | None = None, classes: int = 1):
@@ -113,7 +99,6 @@ class SegNet(nn.Module):
         self.classifier = nn.Conv2d(64, classes, 3, padding=1)  # the mirror of the encoder's first convolution
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W)."""
         features, indices = self.encoder.forward_with_indices(images)
         for decoder, where in zip(self.decoders, reversed(indices), strict=True):
             features = decoder(unpool(features, where))
@@ -127,12 +112,6 @@ class DeconvNet(nn.Module):
     the paper 7 x 7 shrinks to one pixel and back, which ties it to 224 px); a transposed convolution of stride 1 is a
     convolution with the kernel turned round, so it is written as one; trained on whole images, in one stage, without
     the paper's object proposals.
-
-    Parameters
-    ----------
-    encoder : "vgg16".
-    encoder_weights : "imagenet" or None; torchvision's vgg16_bn, fc6 and fc7 included.
-    classes : output channels.
     """
 
     def __init__(self, encoder: str, encoder_weights: str | None = None, classes: int = 1):
@@ -146,7 +125,6 @@ class DeconvNet(nn.Module):
         self.classifier = nn.Conv2d(64, classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W)."""
         features, indices = self.encoder.forward_with_indices(images)
         fc6, fc7 = self.encoder.classifier[0], self.encoder.classifier[3]
         features = self.fc6_norm(fc6(features)).relu()
@@ -164,17 +142,7 @@ def _mirror_vgg(last_channels: tuple[int, ...]) -> nn.ModuleList:
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
-
-
-# VGG16 as the encoder of the classic models: torchvision's names and shapes, the papers' strides and dilations.
-
-
-ENCODERS = ("vgg16",)
-CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
-CONVOLUTIONS = (2, 2, 3, 3, 3)
-FC_CHANNELS = 4096  # of fc6 and fc7
+    return Conv2dNormActivation(in_channels, out_channels, kernel_size, bias=True)
 
 
 class HalvingPool(nn.MaxPool2d):
@@ -195,23 +163,15 @@ class VGG16(nn.Module):
     """VGG16 (configuration D), fully convolutional.
 
     The state dict has torchvision's names and shapes (`features.N.*`, and `classifier.0.*`, `classifier.3.*` for fc6 and
-    fc7), so that its ImageNet files load as they are.
+    fc7), so that its ImageNet files load as they are. Source: Simonyan and Zisserman 2015, arXiv:1409.1556.
 
     Parameters
     ----------
-    encoder : "vgg16", the only name there is.
-    encoder_weights : "imagenet" (torchvision's, downloaded on first use) or None (random).
+    encoder, encoder_weights : see the module; InputError for other names.
     batch_norm : a batch norm behind every convolution (torchvision's vgg16_bn; its weights are of ImageNet too).
     last_pools : what follows stages 4 and 5; the first three are always halved.
     last_dilation : of the convolutions of stage 5.
     fc6_dilation : dilation of fc6, turned into a 7 x 7 convolution; 0 leaves out fc6 and fc7.
-
-    Raises
-    ------
-    InputError
-        An encoder or weights of another name.
-
-    Source: Simonyan and Zisserman 2015, arXiv:1409.1556.
     """
 
     def __init__(
@@ -300,12 +260,6 @@ def _make_classifier(fc6_dilation: int) -> nn.Sequential:
     return nn.Sequential(fc6, nn.ReLU(inplace=True), nn.Dropout(), fc7, nn.ReLU(inplace=True), nn.Dropout())
 
 
-# FCN, DilatedNet and DeepLab on VGG16 as their papers have them; CLASSIC names every model on VGG16.
-
-
-__all__ = ["CLASSIC", "ENCODERS"]
-
-
 class FCN32s(nn.Module):
     """VGG16 as a fully convolutional network: class scores at stride 32, upsampled bilinearly.
 
@@ -313,12 +267,6 @@ class FCN32s(nn.Module):
     image, so that every map is exactly the input's size over its stride and nothing is cropped, for any size that 32
     divides; the last upsampling, which the paper fixes to bilinear, is an interpolation; FCN-16s and FCN-8s are
     trained in one go, not each from the coarser one.
-
-    Parameters
-    ----------
-    encoder : "vgg16".
-    encoder_weights : "imagenet" (fc6 and fc7 included) or None.
-    classes : output channels.
     """
 
     skip_stages: tuple[int, ...] = ()  # positions of the stages whose scores are added, deepest first
@@ -327,17 +275,16 @@ class FCN32s(nn.Module):
         super().__init__()
         self.encoder = VGG16(encoder, encoder_weights, fc6_dilation=1)
         channels = self.encoder.out_channels
-        self.score = _zero_scores(channels[-1], classes)
-        self.skip_scores = nn.ModuleList(_zero_scores(channels[stage], classes) for stage in self.skip_stages)
+        self.score = _scores(channels[-1], classes, std=0)
+        self.skip_scores = nn.ModuleList(_scores(channels[stage], classes, std=0) for stage in self.skip_stages)
         self.doublings = nn.ModuleList(bilinear_doubling(classes) for _ in self.skip_stages)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W)."""
         features = self.encoder(images)
         scores = self.score(features[-1])
         for stage, skip_score, double in zip(self.skip_stages, self.skip_scores, self.doublings, strict=True):
             scores = double(scores) + skip_score(features[stage])
-        return _upsample_to(images, scores)
+        return F.interpolate(scores, images.shape[-2:], mode="bilinear")
 
 
 class FCN16s(FCN32s):
@@ -357,12 +304,6 @@ class DilatedNet(nn.Module):
 
     Source: Yu and Koltun 2016, arXiv:1511.07122. Adapted: zero padding to the same size instead of reflected margins; trained
     in one stage instead of the front end first.
-
-    Parameters
-    ----------
-    encoder : "vgg16".
-    encoder_weights : "imagenet" (fc6 and fc7 included) or None.
-    classes : output channels.
     """
 
     def __init__(self, encoder: str, encoder_weights: str | None = None, classes: int = 1):
@@ -373,9 +314,8 @@ class DilatedNet(nn.Module):
         self.context = make_context_module(classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), H and W multiples of 8, to logits (N, classes, H, W)."""
-        scores = self.score(self.encoder(images)[-1])
-        return _upsample_to(images, self.context(scores))
+        scores = self.context(self.score(self.encoder(images)[-1]))
+        return F.interpolate(scores, images.shape[-2:], mode="bilinear")
 
 
 class DeepLabV1(nn.Module):
@@ -383,12 +323,6 @@ class DeepLabV1(nn.Module):
 
     Source: Chen et al. 2015, arXiv:1412.7062. Adapted: fc6 and fc7 start at random (the paper subsamples VGG16's); the pools are
     VGG16's own of 2 px (the authors' code widens them to 3); the dense CRF is a step of its own after the prediction.
-
-    Parameters
-    ----------
-    encoder : "vgg16".
-    encoder_weights : "imagenet" or None.
-    classes : output channels.
     """
 
     rates: tuple[int, ...] = (12,)
@@ -399,9 +333,9 @@ class DeepLabV1(nn.Module):
         self.branches = nn.ModuleList(_deeplab_branch(rate, classes) for rate in self.rates)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), H and W multiples of 8, to logits (N, classes, H, W)."""
         features = self.encoder(images)[-1]
-        return _upsample_to(images, sum(branch(features) for branch in self.branches))
+        scores = sum(branch(features) for branch in self.branches)
+        return F.interpolate(scores, images.shape[-2:], mode="bilinear")
 
 
 class DeepLabV2(DeepLabV1):
@@ -443,33 +377,17 @@ def make_context_module(classes: int) -> nn.Sequential:
 
 
 def _deeplab_branch(rate: int, classes: int) -> nn.Sequential:
-    branch = nn.Sequential(
-        nn.Conv2d(CHANNELS[-1], 1024, 3, padding=rate, dilation=rate),
-        nn.ReLU(inplace=True),
-        nn.Dropout(),
-        nn.Conv2d(1024, 1024, 1),
-        nn.ReLU(inplace=True),
-        nn.Dropout(),
-    )
-    branch.apply(initialise)
-    return branch.append(_scores(1024, classes))
+    first, second = nn.Conv2d(CHANNELS[-1], 1024, 3, padding=rate, dilation=rate), nn.Conv2d(1024, 1024, 1)
+    layers = [first, nn.ReLU(inplace=True), nn.Dropout(), second, nn.ReLU(inplace=True), nn.Dropout()]
+    return nn.Sequential(*layers).apply(initialise).append(_scores(1024, classes))
 
 
-def _scores(in_channels: int, classes: int) -> nn.Conv2d:
-    """Class scores that start near zero, so that the first softmax is nearly even."""
+def _scores(in_channels: int, classes: int, std: float = 0.01) -> nn.Conv2d:
+    """Class scores that start near zero, so that the first softmax is nearly even; FCN's at zero: a skip changes nothing yet."""
     score = nn.Conv2d(in_channels, classes, 1)
-    nn.init.normal_(score.weight, std=0.01)
+    if std:
+        nn.init.normal_(score.weight, std=std)
+    else:
+        nn.init.zeros_(score.weight)  # draws nothing
     nn.init.zeros_(score.bias)
     return score
-
-
-def _zero_scores(in_channels: int, classes: int) -> nn.Conv2d:
-    """FCN's scores: they start at zero, so that a skip changes nothing until it has learned something."""
-    score = nn.Conv2d(in_channels, classes, 1)
-    nn.init.zeros_(score.weight)
-    nn.init.zeros_(score.bias)
-    return score
-
-
-def _upsample_to(images: Tensor, scores: Tensor) -> Tensor:
-    return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -50,15 +50,12 @@ class CrfParams:
     def __post_init__(self):
         if self.normalization not in NORMALIZATIONS:
             raise InputError(f"CrfParams: {unknown_name('normalization', self.normalization, NORMALIZATIONS)}")
-        for name in ("smoothness_weight", "appearance_weight", "iterations"):
-            self._require(name, "at least 0", getattr(self, name) >= 0)
-        for name in ("smoothness_sigma", "appearance_sigma", "colour_sigma"):
-            self._require(name, "above 0", getattr(self, name) > 0)
-        self._require("pixels_per_cluster", "at least 1 (exact)", self.pixels_per_cluster >= 1)
-
-    def _require(self, name: str, what: str, fulfilled: bool) -> None:
-        if not (fulfilled and math.isfinite(getattr(self, name))):
-            raise InputError(f"CrfParams: {name} must be {what}, got {getattr(self, name)}; see help(CrfParams)")
+        rules = {"weight": ("at least 0", 0), "sigma": ("above 0", 1e-300), "iterations": ("at least 0", 0)}
+        rules["cluster"] = ("at least 1 (exact)", 1)
+        for name, value in vars(self).items():
+            what, least = rules.get(name.rpartition("_")[2], ("", None))
+            if what and not (math.isfinite(value) and value >= least):
+                raise InputError(f"CrfParams: {name} must be {what}, got {value}; see help(CrfParams)")
 
 
 @torch.inference_mode()
@@ -67,18 +64,16 @@ def dense_crf(
 ) -> np.ndarray:
     """Refine one image's probabilities by a fully connected CRF with Potts compatibility.
 
-    Every pixel tells every other its beliefs: `Q_i(l) ~ p_i(l) exp(sum over kernels m, pixels j != i of
-    w_m k_m(i, j) Q_j(l))`, repeated `iterations` times from Q = p, where p is at least 1/510. With `pixels_per_cluster=1` it equals the sum over all
-    pairs of pixels but for kernel values below 3e-7 and float32 rounding (measured: 1e-5 in a probability; TF32 must be off).
-    Time grows with (H W)^2 / pixels_per_cluster.
+    Every pixel sends every other its beliefs: `Q_i(l) ~ p_i(l) exp(sum over kernels m, pixels j != i of
+    w_m k_m(i, j) Q_j(l))`, repeated `iterations` times from Q = p, where p is at least 1/510. With `pixels_per_cluster=1` it
+    equals the sum over all pairs of pixels but for kernel values below 3e-7 and float32 rounding (measured: 1e-5 in a
+    probability; TF32 must be off). Time grows with (H W)^2 / pixels_per_cluster.
 
     Parameters
     ----------
-    image
-        (H, W, 3) uint8 RGB, the original photograph at the size of the probabilities, not normalised.
-    probabilities
-        (C, H, W) floating, 0 to 1, after softmax. Below 1/510, which 256 steps round to 0, they count as 1/510, of every
-        dtype, so that a uint8 store and a float16 one of the same model are refined alike.
+    image : (H, W, 3) uint8 RGB, the original photograph at the size of the probabilities, not normalised.
+    probabilities : (C, H, W) floating, 0 to 1, after softmax. Below 1/510, which 256 steps round to 0, they count as
+        1/510, of every dtype, so that a uint8 store and a float16 one of the same model are refined alike.
 
     Returns
     -------
@@ -111,10 +106,10 @@ def _build_messages(image: Tensor, params: CrfParams) -> list[tuple[float, Kerne
     if params.appearance_weight:
         features = _bilateral_features(image, params.appearance_sigma, params.colour_sigma)
         messages.append((params.appearance_weight, _bilateral_sum(features, params.pixels_per_cluster)))
-    if params.normalization == "none":
-        return messages
-    ones = torch.ones(1, height, width, device=image.device)
-    return [(weight, _normalise(kernel_sum, ones)) for weight, kernel_sum in messages]
+    if params.normalization == "symmetric":
+        ones = torch.ones(1, height, width, device=image.device)
+        messages = [(weight, _normalise(kernel_sum, ones)) for weight, kernel_sum in messages]
+    return messages
 
 
 def _normalise(kernel_sum: KernelSum, ones: Tensor) -> KernelSum:
@@ -126,11 +121,8 @@ def _normalise(kernel_sum: KernelSum, ones: Tensor) -> KernelSum:
 def _gaussian_sum(height: int, width: int, sigma: float, device: torch.device) -> KernelSum:
     """Sum over all other pixels, weighted by distance: along columns, then along rows, exact."""
 
-    def matrix(length: int) -> Tensor:
-        position = torch.arange(length, device=device, dtype=torch.float64) / sigma
-        return (-0.5 * (position[:, None] - position).square()).exp().float()
-
-    down, across = matrix(height), matrix(width)
+    places = (torch.arange(length, device=device, dtype=torch.float64) / sigma for length in (height, width))
+    down, across = ((-0.5 * (place[:, None] - place).square()).exp().float() for place in places)
     return lambda values: down @ values @ across - values
 
 
@@ -174,17 +166,9 @@ class _Clusters:
         self.groups, self.count = None, len(features)
         self.means, self.spread = features, torch.ones_like(features)
         self.self_weight = torch.ones(self.count, device=features.device)
-        if pixels_per_cluster > 1:
-            self._group(features, _group_pixels(features, pixels_per_cluster))
-
-    def gather(self, values: Tensor) -> Tensor:
-        """Sum (C, N) over the pixels of each cluster -> (C, M)."""
-        if self.groups is None:
-            return values
-        return (values[:, self.groups.clamp_max(self.count - 1)] * (self.groups < self.count)).sum(2)
-
-    def _group(self, features: Tensor, groups: Tensor) -> None:
-        self.groups = groups
+        if pixels_per_cluster == 1:
+            return
+        self.groups = groups = _group_pixels(features, pixels_per_cluster)
         real = (groups < self.count).double()[..., None]
         members, sizes = features[groups.clamp_max(self.count - 1)], real.sum(1).clamp_min(1)
         self.means = (members * real).sum(1) / sizes
@@ -192,6 +176,12 @@ class _Clusters:
         own = groups.flatten().argsort()[: self.count] // groups.shape[1]
         exponent = (features - self.means[own]).square() / self.spread[own] + self.spread[own].log()
         self.self_weight = (-0.5 * exponent.sum(1)).exp().float()
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Sum (C, N) over the pixels of each cluster -> (C, M)."""
+        if self.groups is None:
+            return values
+        return (values[:, self.groups.clamp_max(self.count - 1)] * (self.groups < self.count)).sum(2)
 
 
 def _group_pixels(features: Tensor, size: int) -> Tensor:
@@ -234,19 +224,17 @@ def _sum_block(targets: Tensor, clusters: _Clusters, sources: Tensor) -> Tensor:
 def _check_arrays(image: np.ndarray, probabilities: np.ndarray) -> None:
     image, probabilities = np.asarray(image), np.asarray(probabilities)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(
-            f"dense_crf: image must be the original photograph, (H, W, 3) uint8, got {image.shape} {image.dtype};"
-            " pass it as it was read, neither scaled nor normalised"
-        )
+        got = f"{image.shape} {image.dtype}; pass it as it was read, neither scaled nor normalised"
+        raise InputError(f"dense_crf: image must be the original photograph, (H, W, 3) uint8, got {got}")
     if probabilities.shape[1:] != image.shape[:2] or probabilities.dtype.kind != "f":
-        raise InputError(
-            f"dense_crf: probabilities must be floating (C, {image.shape[0]}, {image.shape[1]}), the image's size, got"
-            f" {probabilities.shape} {probabilities.dtype}; resize the image to the predictions"
-        )
+        required = f"floating (C, {image.shape[0]}, {image.shape[1]}), the image's size"
+        got = f"{probabilities.shape} {probabilities.dtype}; resize the image to the predictions"
+        raise InputError(f"dense_crf: probabilities must be {required}, got {got}")
     low, sums = probabilities.min(), probabilities.sum(0, dtype=np.float32)
-    rounding = 0.01 + len(probabilities) / 510  # what float16, or 256 steps a class, leave of a sum of 1
+    rounding = 0.01 + len(probabilities) / 510  # what float16, or 256 steps per class, leave of a sum of 1
     if not (low >= 0 and np.abs(sums - 1).max() < rounding):  # NaN fails too
+        got = f"a lowest value of {low:.3g} and sums from {sums.min():.3g} to {sums.max():.3g}"
         raise InputError(
-            f"dense_crf: probabilities must be from 0 to 1 and sum to 1 over the classes, got a lowest value of {low:.3g} and"
-            f" sums from {sums.min():.3g} to {sums.max():.3g}; pass the softmax, not logits"
+            f"dense_crf: probabilities must be from 0 to 1 and sum to 1 over the classes, got {got}; "
+            "pass the softmax, not logits"
         )

@@ -15,16 +15,8 @@ class FCDenseNet(nn.Module):
     Source: Jegou et al. 2017, arXiv:1611.09326. Adapted: the transposed convolutions are padded to exactly twice the size
     instead of being cropped.
 
-    Parameters
-    ----------
-    encoder : "" (the model is all of one piece and has no `encoder`).
-    encoder_weights : None: nothing that is trained elsewhere fits.
-    classes : output channels.
-
-    Raises
-    ------
-    InputError
-        An encoder or encoder weights are asked for.
+    It takes encoder "" (the model is all of one piece and has no `encoder`), encoder_weights None (nothing that is
+    trained elsewhere fits) and classes (output channels); InputError for others.
     """
 
     growth_rate: int
@@ -33,7 +25,11 @@ class FCDenseNet(nn.Module):
 
     def __init__(self, encoder: str = "", encoder_weights: str | None = None, classes: int = 1):
         super().__init__()
-        self._check(encoder, encoder_weights)
+        name = type(self).__name__
+        if encoder not in ENCODERS:
+            raise InputError(f'encoder: {name} has no exchangeable encoder, got {encoder!r}; write encoder: ""')
+        if encoder_weights is not None:
+            raise InputError(f'encoder_weights: {name} has none, got {encoder_weights!r}; write encoder_weights: ""')
         growth, channels, skip_channels = self.growth_rate, 48, []
         self.first = nn.Conv2d(3, channels, 3, padding=1)
         self.down_blocks, self.downs = nn.ModuleList(), nn.ModuleList()
@@ -66,13 +62,6 @@ class FCDenseNet(nn.Module):
             new = block(features)  # only what a block adds goes up: all of it would grow without bound
         return self.classifier(torch.cat([features, new], dim=1))
 
-    def _check(self, encoder: str, encoder_weights: str | None) -> None:
-        name = type(self).__name__
-        if encoder not in ENCODERS:
-            raise InputError(f'encoder: {name} has no exchangeable encoder, got {encoder!r}; write encoder: ""')
-        if encoder_weights is not None:
-            raise InputError(f'encoder_weights: {name} has none, got {encoder_weights!r}; write encoder_weights: ""')
-
 
 class FCDenseNet56(FCDenseNet):
     """FC-DenseNet56: 1.4 M parameters (the paper says 1.5, but its own tables 1 and 2 add up to 1.4)."""
@@ -93,7 +82,9 @@ class FCDenseNet103(FCDenseNet):
 
 
 FC_DENSENETS: dict[str, type[FCDenseNet]] = {
-    model.__name__: model for model in (FCDenseNet56, FCDenseNet67, FCDenseNet103)
+    "FCDenseNet56": FCDenseNet56,
+    "FCDenseNet67": FCDenseNet67,
+    "FCDenseNet103": FCDenseNet103,
 }
 
 
@@ -112,12 +103,8 @@ class DenseBlock(nn.Module):
 
 
 def _layer(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
-    return nn.Sequential(
-        nn.BatchNorm2d(in_channels),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2),
-        nn.Dropout(DROPOUT),
-    )
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    return nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True), conv, nn.Dropout(DROPOUT))
 
 
 def _transition_down(channels: int) -> nn.Sequential:

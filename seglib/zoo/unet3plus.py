@@ -4,6 +4,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 SOURCE_CHANNELS = 64  # what each source contributes to a node
 
@@ -60,8 +61,10 @@ class FullScaleNode(nn.Module):
 
     def __init__(self, source_channels: list[int], out_channels: int):
         super().__init__()
-        self.sources = nn.ModuleList(_conv_norm_relu(channels, SOURCE_CHANNELS) for channels in source_channels)
-        self.merge = _conv_norm_relu(out_channels, out_channels)
+        self.sources = nn.ModuleList(
+            Conv2dNormActivation(channels, SOURCE_CHANNELS, bias=True) for channels in source_channels
+        )
+        self.merge = Conv2dNormActivation(out_channels, out_channels, bias=True)
 
     def forward(self, maps: dict[int, Tensor], scale: int) -> Tensor:
         """Maps by scale, (N, C, H / 2**scale, W / 2**scale) each, to this node's map at `scale`."""
@@ -77,10 +80,5 @@ def _resize(features: Tensor, factor: float) -> Tensor:
     if factor < 1:
         return F.max_pool2d(features, round(1 / factor))
     if factor > 1:
-        return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
+        return F.interpolate(features, scale_factor=factor, mode="bilinear")
     return features
-
-
-def _conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
