@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from seglib.config import OptimizerName
 from seglib.errors import InputError
 from seglib.training.optim import build_optimizer
+from seglib.vocabulary import OptimizerName
 
 
 class Model(nn.Module):
