@@ -21,7 +21,14 @@ from seglib.parameters import Number, Switch, Text, Whole
 from seglib.runs.preflight import shipped_architectures
 from seglib.vocabulary import LOSSES, check_options
 
-_GIVEN = {"model": ("num_classes",), "loss": ("logits", "target", "weight")}  # kind -> what seglib gives, by position
+_GIVEN = {
+    "model": ("num_classes",),
+    "loss": ("logits", "target", "weight"),
+    "metric": ("confusion",),
+}  # kind -> what seglib gives, by position
+_COLUMNS = {  # of history.csv, and names of scores: an own metric stands beside them
+    "epoch", "lr", "conditions", "train_loss", "val_loss", "loss", "miou", "miou_image", "miou_batch", "accuracy", "iou", "seconds", "memory_mb",
+}  # fmt: skip
 _TYPES = {"int": Whole, "float": Number, "bool": Switch, "str": Text}  # of options; others are checked by the part
 
 
@@ -41,12 +48,13 @@ _loaded: dict[str, list[Part]] = {}  # by the hash of a file's text
 
 
 def register(kind: str) -> Callable[[Callable], Callable]:
-    """Make a model or a loss of yours known by its name, in a file of `parts` or in a notebook's cell.
+    """Make a model, a loss or a metric of yours known by its name, in a file of `parts` or in a notebook's cell.
 
     `@register("model")` takes a class or function `(num_classes, options...) -> nn.Module`, which maps float images
     (N, 3, H, W), normalised, to logits (N, num_classes, H, W). `@register("loss")` takes a function
     `(logits (N, C, H, W), target (N, H, W) int64, weight (N, H, W), *, options...) -> scalar`, where `weight` is 0 for
-    ignored pixels and 1 elsewhere. Registered again, the newer one counts.
+    ignored pixels and 1 elsewhere. `@register("metric")` takes a function `(confusion (C, C) int64) -> float`; it is
+    computed at each evaluation, and `select_by` may name it. Registered again, the newer one counts.
 
     Raises
     ------
@@ -182,9 +190,9 @@ def _describe(
     where = f"{where}: {kind} {name!r}"
     given = _GIVEN[kind]
     form = f"{name}({', '.join(given)}, *, ...)"
-    if kind == "loss" and is_class:
+    if kind in ("loss", "metric") and is_class:
         raise InputError(f"{where}: required a function {form}, got a class")
-    if name in (LOSSES if kind == "loss" else shipped_architectures()):
+    if name in {"loss": LOSSES, "metric": _COLUMNS, "model": shipped_architectures()}[kind]:
         raise InputError(f"{where}: required a name of its own, got that of a shipped {kind}; rename yours")
     positional = [name for name, _, _, keyword in arguments if not keyword]
     options = arguments[len(given) :]
@@ -192,6 +200,8 @@ def _describe(
         raise InputError(f"{where}: required the arguments {form}, got ({', '.join(positional) or 'none'})")
     if kind == "loss" and any(option == "weight" for option, *_ in options):
         raise InputError(f"{where}: `weight` is its factor in the sum; call the option by another name")
+    if kind == "metric" and any(needed for _, _, needed, _ in options):
+        raise InputError(f"{where}: required a default for each argument after confusion; nothing else is given")
     types = {option: _TYPES.get(annotation, Any) for option, annotation, *_ in options}
     return Part(kind, name, types, tuple(option for option, _, needed, _ in options if needed), build)
 

@@ -50,7 +50,7 @@ _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
         "paint_order": vocabulary.PaintOrder, "background": vocabulary.Background, "encoder": Text, "encoder_weights": Text,
         "init_from": Text, "continue_from": Text, "optimizer": vocabulary.OptimizerName, "scheduler": vocabulary.SchedulerName,
         "schedule_per": Literal["iteration", "epoch"], "final_fit": Literal["none", "train_all"],
-        "on_oom": Literal["fail", "accumulate"], "precision": vocabulary.Precision, "select_by": vocabulary.Selection,
+        "on_oom": Literal["fail", "accumulate"], "precision": vocabulary.Precision, "select_by": Text,
         "merge": Literal["mean", "logits"], "vote": Literal["soft", "geometric", "hard"], "tie_break": Text,
         "resizing": Literal["nearest", "probabilities"], "test_json": Text,
     },
@@ -189,6 +189,11 @@ def _check_loss(loss: dict, parts: list[str]) -> dict:
     return loss
 
 
+def _check_selection(select_by: str, parts: list[str]) -> None:
+    names = [*get_args(vocabulary.Selection), *find_parts("metric", parts)]
+    _refuse("" if select_by in names else unknown_name("select_by", select_by, names))
+
+
 def _check_averaging(averaging: dict) -> dict:
     for name in averaging:
         _refuse("" if name in vocabulary.AVERAGES else unknown_name("averaging", name, vocabulary.AVERAGES))
@@ -228,6 +233,7 @@ _CHECKS: list[tuple[list[str], Callable]] = [
     (["architecture", "parts"], lambda value, paths: check_architecture(value, find_parts("model", paths))),
     (["encoder", "architecture", "parts"], _check_encoder),
     (["loss", "parts"], _check_loss),
+    (["select_by", "parts"], _check_selection),
     (["mixing"], lambda mixing: vocabulary.check_choices("mixing", mixing, vocabulary.MIXES, vocabulary.MIX_NUMBER)),
     (["averaging"], _check_averaging),
     (["scheduler_options", "scheduler"], _check_scheduler_options),

@@ -1,8 +1,9 @@
 """Confusion matrices, every score that is derived from them, and the file that keeps them."""
 
+import inspect
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from torch import Tensor
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
 from seglib.files import replacing
+from seglib.parts import find_parts
+
+# What `select_by` may name, own metrics aside. 1: higher is better.
+SIGNS = {"miou": 1, "miou_image": 1, "accuracy": 1, "loss": -1}
 
 
 def confusion_matrix(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -112,13 +117,14 @@ def compute_metrics(per_image: ArrayLike, class_names: Sequence[str], batch_size
     Returns
     -------
     dict
-        `miou` (pooled), `miou_image`, `miou_batch` (of `batch_size` images), `accuracy`: float; `iou`: float by class
-        name. What cannot be computed is NaN, which `seglib.files.write_json` writes as null.
+        `miou` (pooled), `miou_image`, `miou_batch` (of `batch_size` images), `accuracy` and every registered metric of
+        the user's own: float; `iou`: float by class name. What cannot be computed is NaN, which `write_json` writes as
+        null.
 
     Raises
     ------
     InputError
-        Names that do not fit the matrices, or a batch size below 1.
+        Names that do not fit the matrices, a batch size below 1, or an own metric that gives no number.
     """
     per_image = np.asarray(per_image)
     _check_confusion("compute_metrics", per_image, class_names)
@@ -128,8 +134,18 @@ def compute_metrics(per_image: ArrayLike, class_names: Sequence[str], batch_size
         "miou_image": image_miou(per_image),
         "miou_batch": batch_miou(per_image, batch_size),
         "accuracy": pixel_accuracy(pooled),
+        **{name: _compute_own(name, part.build, pooled) for name, part in find_parts("metric").items()},
         "iou": dict(zip(class_names, iou_per_class(pooled).tolist(), strict=True)),
     }
+
+
+def find_signs() -> dict[str, int]:
+    """What `select_by` may name: 1 where higher is better, -1 where lower is.
+
+    An own metric says `higher_is_better = False`, as its attribute or as the default of an argument of that name.
+    """
+    own = {name: 1 if _is_higher_better(part.build) else -1 for name, part in find_parts("metric").items()}
+    return SIGNS | own
 
 
 def save_confusion(path: str | Path, confusion: ArrayLike, image_ids: Sequence, class_names: Sequence[str]) -> None:
@@ -222,6 +238,19 @@ def _foreign_id(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int
         f"confusion: {name} a class id from 0 to {num_classes - 1}, got {int(foreign[0])} ({len(foreign)} such pixels); "
         "check num_classes, or the categories of the annotation file."
     )
+
+
+def _compute_own(name: str, metric: Callable, confusion: np.ndarray) -> float:
+    value = metric(confusion.copy())
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"metric {name}: required a number for a matrix (C, C), got {value!r}") from None
+
+
+def _is_higher_better(metric: Callable) -> bool:
+    argument = inspect.signature(metric).parameters.get("higher_is_better")
+    return bool(getattr(metric, "higher_is_better", argument.default if argument else True))
 
 
 def _hits_true_predicted(confusion: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

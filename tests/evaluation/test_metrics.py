@@ -6,12 +6,14 @@ import pytest
 import sklearn.metrics
 import torch
 
+from seglib import parts, register
 from seglib.errors import InputError
 from seglib.evaluation.metrics import (
     batch_miou,
     compute_metrics,
     confusion_matrix,
     confusion_per_image,
+    find_signs,
     image_miou,
     iou_per_class,
     load_confusion,
@@ -23,6 +25,8 @@ from seglib.evaluation.metrics import (
     save_confusion,
 )
 from seglib.files import write_json
+from seglib.parameters import parse_parameters
+from seglib.rules import check_parameters
 
 # Up to 32 classes on a multiple of 4 pixels are counted in lanes, everything else as on a GPU.
 CLASSES = [2, 3, 11, 12, 15, 16, 30, 32, 33, 200, 256]
@@ -305,3 +309,65 @@ def test_foreign_and_broken_files_are_refused_by_name(tmp_path):
         with pytest.raises(InputError, match=words) as caught:
             load_confusion(path)
         assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.fixture
+def own_metrics(monkeypatch):
+    monkeypatch.setattr(parts, "_registered", {})
+
+
+def test_own_metrics_are_computed_beside_the_others(own_metrics):
+    @register("metric")
+    def wrong_share(confusion, higher_is_better: bool = False):
+        return 1 - confusion.trace() / confusion.sum()
+
+    @register("metric")
+    def least_iou(confusion):
+        return np.nanmin(iou_per_class(confusion))
+
+    per_image = confusion_per_image(*random_masks(4), 4)
+    metrics = compute_metrics(per_image, list("abcd"), batch_size=2)
+    assert metrics["wrong_share"] == pytest.approx(1 - metrics["accuracy"])
+    assert metrics["least_iou"] == min(metrics["iou"].values()) and type(metrics["least_iou"]) is float
+    assert find_signs() == {"miou": 1, "miou_image": 1, "accuracy": 1, "loss": -1, "wrong_share": -1, "least_iou": 1}
+    least_iou.higher_is_better = False
+    assert find_signs()["least_iou"] == -1
+
+
+def test_an_own_metric_that_gives_no_number_is_one_line(own_metrics):
+    @register("metric")
+    def per_class(confusion):
+        return confusion.diagonal()
+
+    with pytest.raises(InputError, match=r"metric per_class: required a number for a matrix \(C, C\), got array"):
+        compute_metrics(np.ones((2, 3, 3), np.int64), list("abc"), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("miou", "confusion", "got that of a shipped metric; rename yours"),
+        ("val_loss", "confusion", "got that of a shipped metric; rename yours"),
+        ("mine", "confusion, beta", "required a default for each argument after confusion"),
+        ("mine", "", r"required the arguments mine\(confusion, \*, ...\), got \(none\)"),
+    ],
+)
+def test_metrics_that_cannot_be_computed_are_refused_where_they_are_registered(own_metrics, name, arguments, words):
+    scope = {}
+    exec(f"def {name}({arguments}): return 0.0", scope)
+    with pytest.raises(InputError, match=words):
+        register("metric")(scope[name])
+
+
+def test_select_by_may_name_an_own_metric(own_metrics):
+    schema = parse_parameters('select_by: str = "miou"\nparts: list[str] = []\n')
+    register("metric")(lambda_named("least_iou"))
+    assert check_parameters(schema, {"select_by": "least_iou", "parts": []})[1] == {}
+    refused = check_parameters(schema, {"select_by": "least_ios", "parts": []})[1]
+    assert refused["select_by"].startswith("unknown select_by 'least_ios'; did you mean 'least_iou'")
+
+
+def lambda_named(name):
+    metric = lambda confusion: 0.0  # noqa: E731
+    metric.__name__ = name
+    return metric
