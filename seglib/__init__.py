@@ -32,7 +32,7 @@ class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):
 
 # The public names and their modules, which are imported when a name is first used: `import seglib` stays light.
 _PUBLIC = {
-    "analyse_run": "seglib.inference.analysis",
+    "ErrorAnalysis": "seglib.inference.analysis",
     "open_run": "seglib.runs.record",
     "read_parameters": "seglib.parameters",
     "register": "seglib.parts",
