@@ -33,10 +33,16 @@ class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):
 # The public names and their modules, which are imported when a name is first used: `import seglib` stays light.
 _PUBLIC = {
     "ErrorAnalysis": "seglib.inference.analysis",
+    "add_submission": "seglib.ledger",
+    "choose_confidence": "seglib.inference.pseudo_labels",
+    "make_pseudo_labels": "seglib.inference.pseudo_labels",
+    "open_ensemble": "seglib.inference.ensemble",
     "open_run": "seglib.runs.record",
+    "read_file_names": "seglib.submission",
     "read_parameters": "seglib.parameters",
     "register": "seglib.parts",
     "save_result": "seglib.runs.record",
+    "write_submission": "seglib.submission",
 }
 
 

@@ -31,8 +31,8 @@ from seglib.data.masks import PAINT_ORDERS, paint_mask
 from seglib.data.splits import SPLITS, make_split
 from seglib.data.synthetic import make_synthetic
 from seglib.files import PROJECT
-from seglib.inference.ensemble import hard_vote, soft_vote
 from seglib.inference.stores import describe_store, open_store, write_store
+from seglib.inference.votes import hard_vote, soft_vote
 from seglib.runs.leaderboard import collect_runs, write_leaderboard
 from seglib.submission import write_submission
 
@@ -178,7 +178,7 @@ def vote_all(folder: Path) -> dict[str, str]:
         "hard": hard_vote(stores),
         "hard, the third decides": hard_vote(stores, [0.3, 0.3, 0.3], tie_break=2),
     }
-    return {name: digest(np.concatenate([preds for _, preds in vote])) for name, vote in votes.items()}
+    return {name: digest(np.stack(list(vote))) for name, vote in votes.items()}
 
 
 def submit(folder: Path) -> str:

@@ -1,1060 +1,565 @@
-"""Ensembles: members' probabilities as a weighted sum, votes, weights by greedy selection, specialists."""
+"""An ensemble: members, what each counts for, how they vote, and what follows the vote; each step judged where it is taken."""
 
-import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike
 
+from seglib.data.coco import load_coco
 from seglib.data.dataset import Subset
-from seglib.data.pixels import resize_mask
-from seglib.errors import InputError, unknown_name
-from seglib.evaluation.compare import bootstrap_difference
-from seglib.evaluation.metrics import (
-    confusion_per_image,
-    image_miou,
-    iou_per_class,
-    mean_iou,
-    pixel_accuracy,
-    pooled_miou,
+from seglib.data.masks import IGNORE_INDEX
+from seglib.errors import InputError
+from seglib.evaluation.compare import compare_class_iou
+from seglib.evaluation.metrics import compute_metrics, pooled_miou
+from seglib.inference.postprocess import (
+    compare_objects,
+    describe_step,
+    draw_crf_candidates,
+    remove_small_components,
+    search_crf,
+    search_min_pixels,
 )
-from seglib.files import replacing
-from seglib.inference.postprocess import Tuned, remove_small_components
-from seglib.inference.runs import Member, spread_weights
-from seglib.inference.stores import (
-    ProbabilityStore,
-    name_classes,
-    require_alike,
+from seglib.inference.predict import open_test_images, predict_run
+from seglib.inference.runs import Member, find_free_dir, find_index, find_members, find_newest_run, load_finished_run
+from seglib.inference.selection import (
+    Survey,
+    correlate_errors,
+    deal_images,
+    judge_searches,
+    recommend_weights,
+    survey_members,
+    tabulate_members,
+    trace_selection,
+)
+from seglib.inference.stores import Progress, Store, average_stores, join_stores, keep_masks, require_alike
+from seglib.inference.votes import (
+    add_specialists,
+    average_probabilities,
+    check_weights,
+    count_masks,
+    follow_confident,
+    hard_vote,
+    read_mask,
+    require_truth,
     score_weighted,
-    take_images,
-    weighted_argmax,
+    soft_vote,
 )
+from seglib.submission import count_shares
 from seglib.zoo.crf import CrfParams, dense_crf
 
-# Votes of many stores, image by image: soft in several means, hard with ties decided.
-
-
-MEANS = ("arithmetic", "geometric")
-BLOCK = 32  # images given out at a time
-THREADS = 8
-# Probabilities that were rounded to 0, in a logarithm: half of what can be told from 0.
-SMALLEST = {"uint8": 0.5 / 255, "float16": 2.0**-25}
-Votes = Iterator[tuple[int, np.ndarray]]
-_buffers = threading.local()
+FOLDS = 5  # of the images, for what is judged on those not seen
+Steps = tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, eq=False)
-class _Vote:
-    """A soft vote that was checked: weights (M, C), and a table a store of what each stored number counts for."""
+class Ensemble:
+    """Members that vote on images: validation images, then those of a test set (`predict_test`).
 
-    stores: Sequence[ProbabilityStore]
-    weights: np.ndarray
-    tables: Sequence[np.ndarray]
-    geometric: bool
-
-
-def soft_vote(
-    stores: Sequence[ProbabilityStore],
-    weights: ArrayLike | None = None,
-    *,
-    mean: str = "arithmetic",
-) -> Votes:
-    """Most probable class of the members' mean; the lower class where two are equal.
-
-    The arithmetic mean is `weighted_argmax`: exact, and fastest. Memory does not grow with images
-    or members.
-
-    Parameters
-    ----------
-    stores : M stores of the same images, classes and size.
-    weights : (M,) or (M, C), at least 0, any scale; None: all the same. Weights of their own a class multiply
-        probabilities as they are (arithmetic), so that a class of larger weights is predicted more often; geometric
-        means are taken with each class's weights divided by their sum.
-    mean : "arithmetic", or "geometric": the product of p to the power of the weight.
-
-    Yields
-    ------
-    start, preds : position of the first image, and (n, S, S) uint8 class ids of up to 32 images.
-
-    Raises
-    ------
-    InputError
-        Stores that do not belong together, weights that do not fit them, an unknown mean, or damage.
-    """
-    if mean == "arithmetic":
-        return weighted_argmax(stores, weights)
-    vote = _check_vote(stores, weights, mean)
-    return _stream(vote.stores, lambda files, position: argmax_planes(_merge(vote, files, position)))
-
-
-def average_probabilities(
-    stores: Sequence[ProbabilityStore],
-    weights: ArrayLike | None = None,
-    *,
-    mean: str = "arithmetic",
-) -> Votes:
-    """As `soft_vote`, yielding one image at a time with its probabilities (1, C, S, S) float32, which add up to 1."""
-    vote = _check_vote(stores, weights, mean)
-
-    def average(files: list, position: int) -> np.ndarray:
-        merged = _merge(vote, files, position)
-        if vote.geometric:
-            merged = np.exp(merged - merged.max(0))
-        return merged / merged.sum(0)
-
-    return _stream(stores, average, block=1)
-
-
-def hard_vote(
-    stores: Sequence[ProbabilityStore], weights: ArrayLike | None = None, *, tie_break: int | None = None
-) -> Votes:
-    """Class that most members predict, by weight.
-
-    Parameters
-    ----------
-    weights : (M,), at least 0; None: all the same.
-    tie_break : None: of tied classes the one with the greatest weighted sum of probabilities wins; else place of the
-        member who decides: see `count_votes`.
-
-    Yields and errors are those of `soft_vote`.
-    """
-    vote = _check_vote(stores, check_weights(weights, len(stores)), "arithmetic")
-    return _vote_hard(vote, order_ties(vote.weights[:, 0], tie_break), tie_break is None)
-
-
-def _vote_hard(vote: _Vote, order: Sequence[int], by_confidence: bool) -> Votes:
-    of_member, num_classes = vote.weights[:, 0], len(vote.stores[0].class_names)
-    with ExitStack() as opened, ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        files = [opened.enter_context(store.open()) for store in vote.stores]
-        for blocks in zip(*(weighted_argmax([store]) for store in vote.stores), strict=True):
-            start, preds = blocks[0][0], np.stack([preds for _, preds in blocks], axis=1)
-
-            def count(image: int, start: int = start, preds: np.ndarray = preds) -> np.ndarray:
-                confide = partial(_confide, vote, files, start + image) if by_confidence else None
-                return count_votes(preds[image], of_member, num_classes, order, confide)
-
-            yield start, np.stack(list(pool.map(count, range(len(preds)))))
-
-
-def count_votes(
-    preds: np.ndarray,
-    weights: ArrayLike,
-    num_classes: int,
-    order: Sequence[int],
-    confide: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> np.ndarray:
-    """The class with the greatest weight of votes.
-
-    Parameters
-    ----------
-    preds : (M, ...) uint8 class ids.
-    weights : (M,) at least 0.
-    order : members, the first of whom voted for one of the tied classes decides; read where `confide` is None.
-    confide : gives confidences (C, K) at K places of the flattened mask; of the tied classes the greatest wins, the
-        lower class where equal.
-
-    Returns
-    -------
-    (...) uint8
-    """
-    weights, result = np.asarray(weights, np.float64), preds[int(np.argmax(weights))].reshape(-1).copy()
-    places = np.flatnonzero((preds != preds[0]).any(0))  # where all agree nothing is to be counted
-    flat = preds.reshape(len(preds), -1)[:, places]
-    votes, pixels = np.zeros((num_classes, len(places))), np.arange(len(places))
-    for weight, pred in zip(weights, flat, strict=True):
-        votes[pred, pixels] += weight
-    tied = votes >= votes.max(0) - 1e-9 * weights.sum()  # 0.1 + 0.2 is as much as 0.3
-    chosen, drawn = tied.argmax(0), np.flatnonzero(tied.sum(0) > 1)
-    if confide is not None:
-        chosen[drawn] = np.where(tied[:, drawn], confide(places[drawn]), -np.inf).argmax(0)
-    else:
-        for member in reversed(order):  # the first in order has the last word
-            choice = flat[member, drawn]
-            decides = tied[choice, drawn]
-            chosen[drawn[decides]] = choice[decides]
-    result[places] = chosen
-    return result.reshape(preds.shape[1:])
-
-
-def _check_vote(stores: Sequence[ProbabilityStore], weights: ArrayLike | None, mean: str) -> _Vote:
-    require_alike(stores)
-    if mean not in MEANS:
-        raise InputError(f"ensemble: {unknown_name('mean', mean, MEANS)}")
-    given, geometric = check_weights(weights, len(stores), len(stores[0].class_names)), mean == "geometric"
-    if geometric:
-        given = np.divide(given, given.sum(0), out=np.full(given.shape, np.nan), where=given.sum(0) > 0)
-    tables = [_tabulate(store.data.dtype, geometric) for store in stores]
-    return _Vote(stores, given.astype(np.float32), tables, geometric)
-
-
-def argmax_planes(planes: np.ndarray) -> np.ndarray:
-    """(C, ...) -> (...) uint8, the lower class where equal; a plane at a time is faster than numpy's argmax over axis 0."""
-    best, pred = planes[0].copy(), np.zeros(planes.shape[1:], np.uint8)
-    for class_id, plane in enumerate(planes[1:], 1):
-        np.copyto(pred, np.uint8(class_id), where=plane > best)
-        np.maximum(best, plane, out=best)
-    return pred
-
-
-def check_weights(weights: ArrayLike | None, members: int, classes: int = 0) -> np.ndarray:
-    """(M,), or with `classes` (M, C), float64."""
-    given = np.ones(members) if weights is None else np.asarray(weights, np.float64)
-    shapes = [(members,), *([(members, classes)] if classes else [])]
-    if (
-        given.shape not in shapes
-        or not np.isfinite(given).all()
-        or given.min(initial=0) < 0
-        or (members and not given.any())
-    ):
-        wanted = f"{members} weights of at least 0, one above" + (f", or {members} x {classes}" * bool(classes))
-        raise InputError(f"weights: required {wanted}, got {given.tolist()}")
-    return np.broadcast_to(given.reshape(members, -1), (members, classes)) if classes else given
-
-
-def order_ties(weights: np.ndarray, tie_break: int | None) -> list[int]:
-    """Who decides ties: the one that is named, then by falling weight."""
-    order = np.argsort(-weights, kind="stable").tolist()
-    if tie_break is None:
-        return order
-    if not 0 <= tie_break < len(order):
-        raise InputError(f"tie_break: required the place of a member, 0 to {len(order) - 1}, got {tie_break}")
-    return [tie_break, *(member for member in order if member != tie_break)]
-
-
-def decode_table(dtype: np.dtype) -> np.ndarray:
-    """Probability of each number that a store of this dtype can hold, float32; of float16 by its 16 bits."""
-    if dtype == np.uint8:
-        return np.arange(256, dtype=np.float32) / 255
-    return np.arange(0x3C01, dtype=np.uint16).view(np.float16).astype(np.float32)  # to 1.0
-
-
-def index_dtype(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.uint8 if dtype == np.uint8 else np.uint16)
-
-
-def _tabulate(dtype: np.dtype, logarithm: bool) -> np.ndarray:
-    """p, or its logarithm, of each number that a store can hold."""
-    p = decode_table(dtype)
-    return np.log(np.maximum(p.astype(np.float64), SMALLEST[dtype.name])).astype(np.float32) if logarithm else p
-
-
-def _merge(vote: _Vote, files: list, position: int) -> np.ndarray:
-    """(C, S, S) float32: the weighted sum of what the tables say."""
-    total = np.zeros(vote.stores[0].data.shape[1:], np.float32).reshape(len(vote.stores[0].class_names), -1)
-    for store, file, weights, table in zip(vote.stores, files, vote.weights, vote.tables, strict=True):
-        if not np.nan_to_num(weights).any():
-            continue
-        raw = _read(store, file, position).reshape(total.shape)
-        total += weights[:, None] * table[raw.view(index_dtype(raw.dtype))]
-    total[np.isnan(vote.weights[0])] = -np.inf  # a class for which nobody votes, of a geometric mean
-    return total.reshape(vote.stores[0].data.shape[1:])
-
-
-def _confide(vote: _Vote, files: list, position: int, places: np.ndarray) -> np.ndarray:
-    """(C, K) float32: the weighted sum of probabilities at some places of an image."""
-    total = np.zeros((len(vote.stores[0].class_names), len(places)), np.float32)
-    for store, file, weights, table in zip(vote.stores, files, vote.weights, vote.tables, strict=True):
-        raw = _read(store, file, position).reshape(len(total), -1)[:, places]
-        total += weights[:, None] * table[raw.view(index_dtype(raw.dtype))]
-    return total
-
-
-def _read(store: ProbabilityStore, file, position: int) -> np.ndarray:
-    """One image as it is stored, (C, S, S), in this thread's memory until the next."""
-    key = f"{store.data.dtype} {store.data.shape[1:]}"
-    if not hasattr(_buffers, key):
-        setattr(_buffers, key, np.empty(store.data.shape[1:], store.data.dtype))
-    raw = getattr(_buffers, key)
-    for class_id, plane in enumerate(raw):
-        store.read_plane(file, position, class_id, plane.reshape(-1))
-    return raw
-
-
-def _stream(
-    stores: Sequence[ProbabilityStore], compute: Callable[[list, int], np.ndarray], block: int = BLOCK
-) -> Votes:
-    with ExitStack() as opened, ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        files = [opened.enter_context(store.open()) for store in stores]
-        for start in range(0, len(stores[0]), block):
-            stop = min(start + block, len(stores[0]))
-            yield start, np.stack(list(pool.map(lambda position: compute(files, position), range(start, stop))))
-
-
-# One pass over all members: how each scores, whose errors coincide, and a sample of pixels to search weights on.
-
-
-IGNORED = 255
-DISPUTED_SHARE = 0.8  # of the sample; the rest are pixels on which all agree, which only calibration needs
-
-
-@dataclass(frozen=True, eq=False)
-class PixelSample:
-    """Valid pixels of M members, and what is known of all others.
-
-    Where all members predict one class, each weighted mean of theirs predicts it too. So those pixels are counted, all of
-    them, in `agreed`, and only the disputed ones are drawn.
+    Never changed: `try_views`, `weigh`, `set_vote`, `try_specialists`, `try_crf` and `try_components` return a new one, in
+    which the step is taken where it helps, with a row more in `tabulate_steps`.
 
     Attributes
     ----------
-    planes : (M, C, P) uint8, round(255 p)
-    truth : (P,) uint8
-    image : (P,) int64, position of the pixel's image
-    stands_for : (P,) float64, pixels of its image that each stands for; 1 where all were drawn
-    disputed : (P,) bool
-    agreed : (N, C, C) int64, confusion of the pixels on which all members agree, truth in rows
+    members, specialists : runs that know all classes, and those of some
+    options : of `predict_run`: device, size, merge, sliding, tta
+    data_dir : where the runs' data is now; "" where it was
+    seed : of samples and searches
+    folder : where masks are kept
+    progress : what -> function of (done, total)
+    stores, special_stores : one Store per member, of `images` in their order
+    images : Subset; of validation images with masks
+    weights : (M,) of the stores
+    vote : "soft", "geometric" or "hard"; `tie_break` is the place of the store that decides ties, None the surest class
+    specialist_weight, specialist_confidence : see `add_specialists`, `follow_confident`; 0 for never
+    crf, components : what was found, see `search_crf`; None where nothing was searched
     """
 
-    planes: np.ndarray
-    truth: np.ndarray
-    image: np.ndarray
-    stands_for: np.ndarray
-    disputed: np.ndarray
-    agreed: np.ndarray
-
-    def take_images(self, chosen: np.ndarray) -> "PixelSample":
-        """The pixels of some images, `chosen` (N,) bool; positions stay."""
-        kept = chosen[self.image]
-        return PixelSample(
-            self.planes[:, :, kept], self.truth[kept], self.image[kept], self.stands_for[kept], self.disputed[kept],
-            self.agreed * chosen[:, None, None],
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Survey:
-    """What `survey_members` found over N images of M members; counts are of all valid pixels.
-
-    Attributes
-    ----------
-    confusions : (M, N, C, C) int64, truth in rows
-    errors : (M, M) int64, pixels that both are wrong about
-    disputed : (N,) int64, pixels on which members do not agree
-    sample : PixelSample
-    """
-
-    confusions: np.ndarray
-    errors: np.ndarray
-    disputed: np.ndarray
-    sample: PixelSample
-
-
-def survey_members(stores: Sequence[ProbabilityStore], truth: Subset, pixels: int = 200_000, seed: int = 0) -> Survey:
-    """Score each member and draw a sample, in one pass; memory grows with members times `pixels` alone.
-
-    Each image gives an equal number of pixels, as many of its disputed ones as it has; a fifth are pixels on which all
-    agree.
-
-    Parameters
-    ----------
-    stores : M stores of `truth`'s images, see `predict_validation`.
-    truth : masks of another size than the stores' are resized by nearest neighbour.
-    pixels : to draw, over all images.
-    seed : of the drawing.
-    """
-    require_alike(stores)
-    _require_images(stores[0], truth)
-    counted = []
-    for start, preds in _predict_all(stores):
-        masks = np.stack([read_mask(truth, start + image, stores[0].size) for image in range(len(preds))])
-        firsts = _count(masks, preds[:, 0], len(stores[0].class_names))
-        for image, (mask, of_image, first) in enumerate(zip(masks, preds, firsts, strict=True)):
-            rng = np.random.default_rng((seed, start + image))
-            counted.append(_survey_image(stores, start + image, mask, of_image, first, pixels // len(truth), rng))
-    confusions, errors, disputed, drawn = zip(*counted, strict=True)
-    return Survey(np.stack(confusions, axis=1), sum(errors), np.array(disputed), _join(drawn))
-
-
-def tabulate_members(names: Sequence[str], confusions: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
-    """One row a member: member, miou, miou_image, accuracy, then IoU by class name. confusions: (M, N, C, C)."""
-    rows = []
-    for name, per_image in zip(names, confusions, strict=True):
-        pooled = per_image.sum(0)
-        scores = {"miou": mean_iou(pooled), "miou_image": image_miou(per_image), "accuracy": pixel_accuracy(pooled)}
-        rows.append({"member": name, **scores, **dict(zip(class_names, iou_per_class(pooled), strict=True))})
-    return pd.DataFrame(rows)
-
-
-def correlate_errors(survey: Survey) -> np.ndarray:
-    """(M, M) float64 phi coefficients of "this pixel is wrong" between members, over all valid pixels.
-
-    1: wrong about the same pixels; 0: wrong independently of each other. NaN for a member that is never wrong.
-    """
-    total, both = float(survey.confusions[0].sum()), survey.errors.astype(np.float64)
-    one = np.diag(both)
-    spread = np.sqrt(one * (total - one))
-    scale = np.outer(spread, spread)
-    return np.divide(total * both - np.outer(one, one), scale, out=np.full(both.shape, np.nan), where=scale > 0)
-
-
-def read_mask(truth: Subset, position: int, size: int) -> np.ndarray:
-    """The mask of an image at (size, size), uint8."""
-    mask = truth.read(position)[1]
-    return mask if len(mask) == size else resize_mask(mask, size)
-
-
-def _require_images(store: ProbabilityStore, truth: Subset) -> None:
-    if not np.array_equal(store.image_ids, truth.image_ids) or list(truth.data.class_names) != store.class_names:
-        raise InputError(
-            f"{store.folder}: required predictions of the {len(truth)} images and the classes of"
-            f" {truth.data.json_path.name}, got others; take both from predict_validation"
-        )
-
-
-def _predict_all(stores: Sequence[ProbabilityStore]) -> Iterator[tuple[int, np.ndarray]]:
-    """Position of the first image, and each member's class ids (n, M, S, S)."""
-    for blocks in zip(*(weighted_argmax([store]) for store in stores), strict=True):
-        yield blocks[0][0], np.stack([preds for _, preds in blocks], axis=1)
-
-
-def _survey_image(
-    stores: Sequence[ProbabilityStore], position: int, mask: np.ndarray, preds: np.ndarray, first: np.ndarray, quota: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, int, PixelSample]:  # fmt: skip
-    """Confusions (M, C, C), errors (M, M), disputed pixels and the drawn ones; `first` is the first member's confusion.
-
-    Members differ in the disputed pixels alone, so only those are counted for each.
-    """
-    valid, classes = mask != IGNORED, len(first)
-    disputed = valid & (preds != preds[0]).any(0)
-    truth, votes = mask[disputed].astype(np.int64), preds[:, disputed]
-    counts = np.stack([np.bincount(truth * classes + vote, minlength=classes**2) for vote in votes])
-    counts = counts.reshape(-1, classes, classes)
-    agreed, wrong = first - counts[0], (votes != truth).astype(np.float32)
-    errors = np.round(wrong @ wrong.T).astype(np.int64) + agreed.sum() - np.trace(agreed)  # below 2^24, so exact
-    share = round(max(2, quota) * DISPUTED_SHARE)
-    parts = [_draw(rng, disputed, share), _draw(rng, valid & ~disputed, max(2, quota) - share)]
-    return agreed + counts, errors, len(truth), _gather(stores, position, mask, parts, agreed)
-
-
-def _count(masks: np.ndarray, preds: np.ndarray, classes: int) -> np.ndarray:
-    return confusion_per_image(torch.from_numpy(masks), torch.from_numpy(np.ascontiguousarray(preds)), classes).numpy()
-
-
-def _draw(rng: np.random.Generator, candidates: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Up to `count` places of a mask (S, S) bool, sorted, and how many each of them stands for."""
-    places = np.flatnonzero(candidates)
-    if len(places) <= count:
-        return places, 1.0
-    return np.sort(rng.choice(places, count, replace=False)), len(places) / count
-
-
-def _gather(
-    stores: Sequence[ProbabilityStore], position: int, mask: np.ndarray, parts: Sequence[tuple[np.ndarray, float]],
-    agreed: np.ndarray,
-) -> PixelSample:  # fmt: skip
-    """One image's pixels, of its disputed and its agreed places."""
-    places = np.concatenate([part for part, _ in parts])
-    planes = np.empty((len(stores), len(stores[0].class_names), len(places)), np.uint8)
-    for store, of_store in zip(stores, planes, strict=True):
-        plane = np.empty(store.size**2, store.data.dtype)
-        with store.open() as file:
-            for class_id, out in enumerate(of_store):
-                store.read_plane(file, position, class_id, plane)
-                chosen = plane[places]
-                out[:] = chosen if chosen.dtype == np.uint8 else np.round(255 * chosen.astype(np.float32))
-    stands_for = np.concatenate([np.full(len(part), weight) for part, weight in parts])
-    disputed = np.arange(len(places)) < len(parts[0][0])
-    image = np.full(len(places), position, np.int64)
-    return PixelSample(planes, mask.reshape(-1)[places], image, stands_for, disputed, agreed[None])
-
-
-def _join(drawn: Sequence[PixelSample]) -> PixelSample:
-    def join(name: str, axis: int = 0) -> np.ndarray:
-        return np.concatenate([getattr(each, name) for each in drawn], axis)
-
-    rest = ("truth", "image", "stands_for", "disputed", "agreed")
-    return PixelSample(join("planes", -1), *(join(name) for name in rest))
-
-
-# Pooled confusions of many weightings of one sample, fast: only disputed pixels are voted on, in whole numbers.
-
-
-TALLY_CHUNK = 4096  # pixels whose scores are in the processor's caches together
-WHOLE = 4096  # weights that add up to 1 are multiples of 1 / this
-Scores = np.ndarray  # (C, P) int32: the weighted sum, and below it the class, so that one maximum finds both
-
-
-@dataclass(frozen=True, eq=False)
-class Tally:
-    """The disputed pixels of a sample, ready to be counted.
-
-    Attributes
-    ----------
-    planes : (M, C, P) uint8
-    pairs : (P,) int64, C times the true class
-    stands_for : (P,) float64
-    agreed : (C, C) int64, pixels on which all members agree: the same for all weightings
-    """
-
-    planes: np.ndarray
-    pairs: np.ndarray
-    stands_for: np.ndarray
-    agreed: np.ndarray
-
-    @property
-    def shift(self) -> int:
-        """Bits that hold the class, turned round: of equal sums the lower class has the greater number."""
-        return max(1, (self.planes.shape[1] - 1).bit_length())
-
-    def start(self, factors: Sequence[int] = ()) -> Scores:
-        """Scores of nobody's vote, or of members with these whole weights, of WHOLE together at most."""
-        last, shape = (1 << self.shift) - 1, self.planes.shape[1:]
-        scores = np.repeat(last - np.arange(shape[0], dtype=np.int32)[:, None], shape[1], axis=1)
-        for member, factor in enumerate(factors):
-            if factor:
-                self.add(scores, member, factor)
-        return scores
-
-    def add(self, scores: Scores, member: int, factor: int = 1) -> None:
-        """Add a member's vote, times `factor` (below 0: take it away)."""
-        scores += np.multiply(self.planes[member], np.int32(factor << self.shift), dtype=np.int32)
-
-    def count(self, scores: Scores, additions: Sequence[tuple[int, int]] = ((0, 0),)) -> np.ndarray:
-        """Confusions (K, C, C) float64 of `scores` with each of K additions (member, factor) to it."""
-        last, (classes, pixels) = np.int32((1 << self.shift) - 1), scores.shape
-        factors = [np.int32(factor << self.shift) for _, factor in additions]
-        best = np.empty((len(additions), pixels), np.int32)
-        term = np.empty((classes, TALLY_CHUNK), np.int32)
-        for start in range(0, pixels, TALLY_CHUNK):
-            part = slice(start, min(start + TALLY_CHUNK, pixels))
-            room = term[:, : part.stop - start]
-            for row, (member, _), factor in zip(best, additions, factors, strict=True):
-                np.multiply(self.planes[member, :, part], factor, out=room, dtype=np.int32)
-                np.add(room, scores[:, part], out=room)
-                np.max(room, axis=0, out=row[part])
-        best &= last
-        counts = [np.bincount(self.pairs + (last - row), self.stands_for, classes**2) for row in best]
-        return np.array(counts).reshape(-1, classes, classes) + self.agreed
-
-
-def open_tally(sample: PixelSample) -> Tally:
-    """Make a sample ready to be counted."""
-    kept = sample.disputed
-    pairs = sample.truth[kept].astype(np.int64) * sample.planes.shape[1]
-    return Tally(sample.planes[:, :, kept], pairs, sample.stands_for[kept], sample.agreed.sum(0))
-
-
-def make_whole(weights: np.ndarray) -> list[int]:
-    """Weights (M,) of any scale as whole numbers that add up to about WHOLE."""
-    return np.round(WHOLE * np.asarray(weights, np.float64) / np.sum(weights)).astype(int).tolist()
-
-
-# Which members and which weights: greedy selection on a sample, the best alone, or all the same.
-
-
-class Selection(NamedTuple):
-    """Members in the order in which greedy selection drew them (any may come again), and the pooled mIoU after each."""
-
-    drawn: list[int]
-    miou: list[float]
-
-
-def score_weights(sample: PixelSample, weights: np.ndarray) -> float:
-    """Pooled mIoU of a weighted mean (M,), on the sample."""
-    tally = open_tally(sample)
-    return mean_iou(tally.count(tally.start(make_whole(weights)))[0])
-
-
-def select_greedily(sample: PixelSample, draws: int = 0) -> Selection:
-    """Draw members one after another, each the one that makes the mean of the drawn ones best by pooled mIoU.
-
-    Any may be drawn again, which gives it weight; the first is the best member. Of equals the earlier is drawn.
-
-    Source: Caruana et al. 2004, Ensemble selection from libraries of models.
-
-    Parameters
-    ----------
-    draws : 0 is the number of members, at least 10.
-    """
-    tally, members = open_tally(sample), len(sample.planes)
-    scores, path = tally.start(), Selection([], [])
-    for _ in range(draws or max(10, members)):
-        found = [mean_iou(confusion) for confusion in tally.count(scores, [(member, 1) for member in range(members)])]
-        path.drawn.append(int(np.argmax(found)))
-        path.miou.append(max(found))
-        tally.add(scores, path.drawn[-1])
-    return path
-
-
-def weigh_path(path: Selection, members: int) -> np.ndarray:
-    """(M,) weights that add up to 1: how often each was drawn up to the best mIoU of a path, the first of equals."""
-    best = int(np.argmax(path.miou)) + 1
-    return np.bincount(path.drawn[:best], minlength=members) / best
-
-
-def find_greedy(sample: PixelSample) -> np.ndarray:
-    """Weights of greedy selection."""
-    return weigh_path(select_greedily(sample), len(sample.planes))
-
-
-def find_mean(sample: PixelSample) -> np.ndarray:
-    """Equal weights, searched for by nobody."""
-    return np.full(len(sample.planes), 1 / len(sample.planes))
-
-
-def find_best(sample: PixelSample) -> np.ndarray:
-    """All weight on the member with the best pooled mIoU, the first of equals."""
-    alone = np.eye(len(sample.planes))
-    return alone[int(np.argmax([score_weights(sample, of_member) for of_member in alone]))]
-
-
-SEARCHES = {"best": find_best, "greedy": find_greedy}
-
-
-# Whether searched weights are worth it: scored on images that the search did not see, against the plain mean.
-
-
-MEAN = "mean"
-Find = Callable[[PixelSample], np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """What `judge_searches` found.
-
-    Attributes
-    ----------
-    table : one row a way to weigh, the plain mean first: name, searched (pooled mIoU of weights that saw all images),
-        held_out (of weights that did not see the image that they are scored on), gain of held_out over the plain mean,
-        low, high (95 % over images). All are exact, on all pixels.
-    weights : (M,) by name, of the search on all images
-    confusions : (N, C, C) int64 by name, of these weights
-    recommended : the name with the highest gain whose interval is above 0; "mean" where there is none
-    text : why, in a line
-    """
-
-    table: pd.DataFrame
-    weights: dict[str, np.ndarray]
-    confusions: dict[str, np.ndarray]
-    recommended: str
-    text: str
-
-
-def judge_searches(
-    stores: Sequence[ProbabilityStore], truth: Subset, sample: PixelSample, searches: Sequence[str] = ("best", "greedy"),
-    *, folds: int = 5, seed: int = 0, resamples: int = 1000,
-) -> Verdict:  # fmt: skip
-    """Search weights, and judge each search by K-fold cross-validation over images.
-
-    One image alone cannot be judged: what is of images not seen is NaN then, and the plain mean is recommended.
-
-    The mean costs one pass over all pixels, each search two more.
-
-    Parameters
-    ----------
-    sample : of `survey_members`, over the same stores and images.
-    searches : names of `SEARCHES`. "best" is the best member alone, chosen as the others are: a mean with members that are
-        much weaker may be worse than it.
-    folds : K; images of one group stay together.
-    resamples : draws of the images for the interval, which is one comparison's: of several searches the best is
-        flattered a little.
-
-    Raises
-    ------
-    InputError
-        An unknown search, or fewer than 2 folds.
-    """
-    for name in searches:
-        if name not in SEARCHES:
-            raise InputError(f"ensemble: {unknown_name('search', name, SEARCHES)}")
-    fold_of_image = deal_images(truth, folds, seed)
-    weights = {MEAN: find_mean(sample)} | {name: SEARCHES[name](sample) for name in searches}
-    confusions = {name: score_weighted(stores, truth, given) for name, given in weights.items()}
-    rows = [[MEAN, pooled_miou(confusions[MEAN]), pooled_miou(confusions[MEAN]), 0.0, 0.0, 0.0]]
-    for name in searches:
-        judged = [np.nan] * 4
-        if len(truth) > 1:
-            held_out = cross_validate(SEARCHES[name], stores, truth, sample, fold_of_image)
-            judged = [pooled_miou(held_out), *bootstrap_difference(held_out, confusions[MEAN], resamples, seed)]
-        rows.append([name, pooled_miou(confusions[name]), *judged])
-    table = pd.DataFrame(rows, columns=["weights", "searched", "held_out", "gain", "low", "high"])
-    return Verdict(table, weights, confusions, *_recommend(table))
-
-
-def cross_validate(
-    find: Find,
-    stores: Sequence[ProbabilityStore],
-    truth: Subset,
-    sample: PixelSample,
-    fold_of_image: np.ndarray,
-) -> np.ndarray:
-    """Confusion (N, C, C) int64 of all pixels, each image with the weights that were found on the other folds."""
-    counts = np.zeros((len(truth), *sample.agreed.shape[1:]), np.int64)
-    for fold in np.unique(fold_of_image):
-        weights, held = find(sample.take_images(fold_of_image != fold)), np.flatnonzero(fold_of_image == fold)
-        images = Subset(truth.data, truth.pixels, truth.indices[held])
-        counts[held] = score_weighted([take_images(store, held) for store in stores], images, weights)
-    return counts
-
-
-def deal_images(truth: Subset, folds: int, seed: int) -> np.ndarray:
-    """(N,) fold of each image, 0 to folds - 1; images of one group are in one fold, and fewer groups make fewer folds.
-
-    Images of one group alone, as of one video, are dealt one by one, which is printed: what is held out is like what is
-    not, so that a search looks better than it is. One image is all in fold 0.
-    """
-    if folds < 2:
-        raise InputError(f"folds: required 2 or more, got {folds}")
-    groups = truth.data.images["group"].iloc[truth.indices].tolist()
-    named = [
-        f"group {group}" if group == group and group not in (None, "") else place for place, group in enumerate(groups)
-    ]
-    if len(set(named)) == 1 and len(named) > 1:
-        print(
-            f"all {len(named)} images are of one group: they are dealt one by one, so that gains held out are flattered"
-        )
-        named = range(len(named))
-    units = {unit: number for number, unit in enumerate(dict.fromkeys(named))}
-    folds = min(folds, len(units))
-    fold_of_unit = np.random.default_rng(seed).permutation(np.arange(len(units)) % folds)
-    return fold_of_unit[[units[unit] for unit in named]]
-
-
-def trace_selection(
-    sample: PixelSample, fold_of_image: np.ndarray, names: Sequence[str], draws: int = 0
-) -> pd.DataFrame:
-    """Pooled mIoU against the number of members, on the sample.
-
-    Returns
-    -------
-    One row a draw: draw (from 1), member (drawn from all images), searched (greedy selection, scored on the images that it
-    saw), held_out (selections on the other folds, NaN with one image), best_mean (plain mean of so many of the best members, NaN after all).
-    """
-    path, folds = select_greedily(sample, draws), np.unique(fold_of_image)
-    held_out = np.full(len(path.drawn), np.nan)
-    if len(folds) > 1:
-        counts = sum(_count_path(sample, fold_of_image == fold, len(path.drawn)) for fold in folds)
-        held_out = [mean_iou(confusion) for confusion in counts]
-    alone = [score_weights(sample, np.eye(len(names))[member]) for member in range(len(names))]
-    ranked = np.argsort([-score for score in alone], kind="stable")
-    best = [
-        score_weights(sample, np.isin(np.arange(len(names)), ranked[:size]) / size) for size in range(1, len(names) + 1)
-    ]
-    return pd.DataFrame({
-        "draw": np.arange(1, len(path.drawn) + 1), "member": [names[member] for member in path.drawn],
-        "searched": path.miou, "held_out": held_out,
-        "best_mean": [*best, *[np.nan] * len(path.drawn)][: len(path.drawn)],
-    })  # fmt: skip
-
-
-def _count_path(sample: PixelSample, held: np.ndarray, draws: int) -> np.ndarray:
-    """Confusion (draws, C, C) of held-out images after each draw of a selection on the others."""
-    path, tally = select_greedily(sample.take_images(~held), draws), open_tally(sample.take_images(held))
-    scores, counts = tally.start(), []
-    for member in path.drawn:
-        tally.add(scores, member)
-        counts.append(tally.count(scores)[0])
-    return np.array(counts)
-
-
-def _recommend(table: pd.DataFrame) -> tuple[str, str]:
-    if table["held_out"].isna().any():
-        return MEAN, "one image: nothing is left to judge a search on, so the plain mean is recommended, not judged"
-    better = table[table["low"] > 0].sort_values("gain", ascending=False)
-    if len(better):
-        best = better.iloc[0]
-        return best["weights"], f"{_word(best)}: better than the plain mean on images that it did not see; use it"
-    tried = "; ".join(_word(row) for _, row in table.iloc[1:].iterrows()) or "nothing was searched"
-    return MEAN, f"{tried}: not above 0 for certain, so the plain mean is recommended"
-
-
-def _word(row: pd.Series) -> str:
-    return f"{row['weights']}: cross-validated gain {row['gain']:+.4f} mIoU [{row['low']:+.4f}, {row['high']:+.4f}]"
-
-
-# What a vote changed, image by image: pixels won and lost against one member, and the pictures that show it.
-
-
-KINDS = ("won", "lost", "wrong_both")
-
-
-def tabulate_changes(truth: Subset, before: Votes, after: Votes) -> pd.DataFrame:
-    """Valid pixels whose class the vote changed; both votes are of `truth`'s images, at one size.
-
-    Returns
-    -------
-    One row an image: image_id, won (right after, wrong before), lost (the other way round), wrong_both [px].
-    """
-    rows = []
-    for (start, old), (_, new) in zip(before, after, strict=True):
-        for image, (was, now) in enumerate(zip(old, new, strict=True)):
-            mask = read_mask(truth, start + image, len(now))
-            changed = (was != now) & (mask != IGNORED)
-            won, lost = int((changed & (now == mask)).sum()), int((changed & (was == mask)).sum())
-            rows.append([truth.image_ids[start + image], won, lost, int(changed.sum()) - won - lost])
-    return pd.DataFrame(rows, columns=["image_id", *KINDS])
-
-
-def choose_changes(table: pd.DataFrame, count: int) -> tuple[list[int], list[str]]:
-    """Positions and titles of images: half of them where most was won, net, half where most was lost; at least 2."""
-    order = np.argsort(table["lost"].to_numpy() - table["won"].to_numpy(), kind="stable")
-    count = min(max(2, count), len(order))
-    chosen = [int(place) for place in (*order[: (count + 1) // 2], *order[len(order) - count // 2 :][::-1])]
-    rows = [table.iloc[place] for place in chosen]
-    return chosen, [f"image {row['image_id']}\nwon {row['won']} px\nlost {row['lost']} px" for row in rows]
-
-
-def read_pictures(truth: Subset, positions: Sequence[int], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, size, size, 3) and masks (n, size, size), uint8, resized by nearest neighbour."""
-    images = []
-    for position in positions:
-        image = truth.read(position)[0]
-        index = np.arange(size) * len(image) // size
-        images.append(image[np.ix_(index, index)])
-    return np.stack(images), np.stack([read_mask(truth, position, size) for position in positions])
-
-
-# Class specialists in an ensemble: they vote for their own classes, by weight or where they are confident.
-
-
-def add_specialists(
-    stores: Sequence[ProbabilityStore],
-    weights: ArrayLike | None,
-    specialists: Sequence[ProbabilityStore],
-    specialist_weights: ArrayLike,
-) -> tuple[list[ProbabilityStore], np.ndarray]:
-    """Stores and weights (M + K, C) of a soft vote in which K specialists take part, by their own classes alone.
-
-    Each class's probability is the weighted mean over those who know it: a specialist counts where it says one of its
-    classes, and its background counts for nothing.
-
-    Parameters
-    ----------
-    weights : (M,) of the members, None: all the same.
-    specialist_weights : (K,) at least 0, on the scale of `weights`.
-    """
-    of_member, class_names = check_weights(weights, len(stores)), stores[0].class_names
-    own = np.array([[name in store.class_names[1:] for name in class_names] for store in specialists], np.float64)
-    known = np.concatenate([np.ones((len(stores), len(class_names))), own.reshape(-1, len(class_names))])
-    given = np.concatenate([of_member, check_weights(specialist_weights, len(specialists))])[:, None] * known
-    return [*stores, *(name_classes(store, class_names) for store in specialists)], given / given.sum(0)
-
-
-def follow_confident(
-    votes: Votes, specialists: Sequence[ProbabilityStore], class_names: Sequence[str], threshold: float
-) -> Votes:
-    """Votes in which a specialist decides where one of its classes has a probability above `threshold` (0..1).
-
-    Of several the most confident decides; a specialist's background never does. `class_names` are those of the votes.
-    """
-    views = [name_classes(store, class_names) for store in specialists]
-    require_alike(views)
-    if not 0 <= threshold <= 1:
-        raise InputError(f"specialists: threshold must be a probability from 0 to 1, got {threshold}")
-    return _follow(votes, specialists, views, threshold)
-
-
-def _follow(
-    votes: Votes, specialists: Sequence[ProbabilityStore], views: Sequence[ProbabilityStore], threshold: float
-) -> Votes:
-    with ExitStack() as opened:
-        files = [opened.enter_context(view.open()) for view in views]
-        for start, preds in votes:
-            preds = preds.copy()
-            for image, pred in enumerate(preds):
-                best = np.full(pred.shape, threshold, np.float32)
-                for store, view, file in zip(specialists, views, files, strict=True):
-                    for name in store.class_names[1:]:
-                        class_id = view.class_names.index(name)
-                        plane = np.empty(pred.size, view.data.dtype)
-                        view.read_plane(file, start + image, class_id, plane)
-                        p = decode_table(view.data.dtype)[plane.view(index_dtype(plane.dtype))].reshape(pred.shape)
-                        pred[p > best] = class_id
-                        np.maximum(best, p, out=best)
-            yield start, preds
-
-
-# What validation decided about an ensemble, applied to any images: vote, specialists, CRF, removal of components.
-
-
-Stores = Sequence[ProbabilityStore]
-
-
-@dataclass(frozen=True)
-class KeptMasks:
-    """Masks (N, S, S) uint8 in a .npy file, read where they are looked at: mapped pages would count as memory."""
-
-    path: Path
-    shape: tuple[int, int, int]
-    offset: int  # of the first mask [bytes]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: int | slice | Sequence[int]) -> np.ndarray:
-        if isinstance(key, slice):
-            key = range(len(self))[key]
-        if not isinstance(key, int | np.integer):
-            return np.stack([self[int(place)] for place in key])
-        if not 0 <= key < len(self):
-            raise IndexError(key)  # what ends a for loop over the masks
-        side = self.shape[1]
-        return np.fromfile(self.path, np.uint8, side * side, offset=self.offset + int(key) * side * side).reshape(
-            side, side
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Decisions:
-    """How the members' probabilities become masks.
-
-    Attributes
-    ----------
-    vote : "soft", "geometric" or "hard"
-    weights : (M,) of the members
-    tie_break : place of the member who decides ties of a hard vote; None for the surest class
-    specialist_weight : of each specialist in a soft vote, on the scale of `weights`; 0 for none
-    specialist_confidence : above which a specialist decides; 0 for never
-    crf, components : None, or what was found; only what is on is used
-    """
-
-    vote: str
-    weights: np.ndarray
+    members: Sequence[Member]
+    specialists: Sequence[Member]
+    options: Mapping[str, Any]
+    data_dir: str = ""
+    seed: int = 0
+    folder: Path = Path()
+    progress: Callable[[str], Progress | None] = lambda what: None
+    stores: Sequence[Store] = ()
+    special_stores: Sequence[Store] = ()
+    images: Subset | None = None
+    weights: np.ndarray = field(default_factory=lambda: np.ones(0))
+    vote: str = "soft"
     tie_break: int | None = None
     specialist_weight: float = 0.0
     specialist_confidence: float = 0.0
-    crf: Tuned | None = None
-    components: Tuned | None = None
+    crf: Mapping[str, Any] | None = None
+    components: Mapping[str, Any] | None = None
+    steps: Steps = ()
 
-    def for_runs(self, members: Sequence[Member]) -> "Decisions":
-        """The same for one store a run, as `predict_test` gives them, where a member may be several folds."""
-        counts = [len(member.folders) for member in members]
-        first = None if self.tie_break is None else sum(counts[: self.tie_break])
-        return replace(self, weights=spread_weights(members, self.weights), tie_break=first)
+    def __post_init__(self):
+        if self.stores:
+            require_alike(self.stores)
+            require_truth(self.stores[0], self.images)
+            check_weights(self.weights, len(self.stores))
+
+    # Who takes part, and their predictions.
+
+    @property
+    def names(self) -> list[str]:
+        """Of the members."""
+        return [member.name for member in self.members]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Background first."""
+        return list(self.stores[0].class_names)
+
+    def find_output_dir(self) -> Path:
+        """A folder for results, 04_ensemble (or .2, ...) in the grid of the first member."""
+        return find_free_dir(self.members[0].folders[0].parent / "04_ensemble")
+
+    def open_test_images(self, json_name: str) -> Subset:
+        """Open the images of a test set, see `seglib.inference.predict.open_test_images`."""
+        largest = max(self.members, key=lambda member: member.image_size)
+        return open_test_images(load_finished_run(largest.folders[0], self.data_dir), json_name)
+
+    def predict(self, folder: Path, progress: Callable[[str], Progress | None] = lambda what: None) -> "Ensemble":
+        """Predict the images that members are scored on, each by models that have not seen it; weights are equal.
+
+        Parameters
+        ----------
+        folder : where masks are kept.
+        progress : text -> function of (done, total), such as `partial(show_progress, folder=folder)`.
+
+        Raises
+        ------
+        InputError
+            Runs that cannot be opened or predicted, or that have other images.
+        """
+        kept = replace(self, folder=Path(folder), progress=progress)
+        everyone = [*self.members, *self.specialists]
+        stores, truth = predict_validation(everyone, **self._prediction("predicting: image", progress))
+        count, weights = len(self.members), np.full(len(self.members), 1 / len(self.members))
+        return replace(
+            kept, stores=stores[:count], special_stores=stores[count:], images=truth, weights=weights, steps=()
+        )
+
+    def try_views(self, tta: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> "Ensemble":
+        """Predict in other views too, see `build_views`; taken where both halves of the images gain. {}: as it is."""
+        if not tta:
+            return self
+        viewed = replace(self, options={**self.options, "tta": tta}).predict(self.folder, self.progress)
+        used = gains_in_both_halves(self.mean_confusion, viewed.mean_confusion)
+        return (viewed if used else self)._add_step("TTA", self.mean_miou, viewed.mean_miou, used)
+
+    def predict_test(self, json_name: str, test_dir: str = "") -> "Ensemble":
+        """The same decisions on other images, see `seglib.inference.predict.open_test_images`.
+
+        All runs of a member vote, each with an equal part of its weight; runs that were fitted to all images at the end
+        predict with these weights. Folds of a specialist are averaged: a threshold that was chosen on one prediction per
+        image is no threshold for the highest of five.
+        """
+        options = self._prediction("predicting test: image", self.progress) | {"test_dir": test_dir}
+        stores = predict_test(self.members, json_name, **options)
+        special = iter(predict_test(self.specialists, json_name, **options)) if self.special_stores else iter(())
+        special_stores = [average_stores([next(special) for _ in member.folders]) for member in self.specialists]
+        counts = [len(member.folders) for member in self.members]
+        return replace(
+            self,
+            stores=stores,
+            special_stores=special_stores if self.special_stores else (),
+            images=self.open_test_images(json_name),
+            weights=np.repeat(self.weights / counts, counts),
+            tie_break=None if self.tie_break is None else sum(counts[: self.tie_break]),
+        )
+
+    @property
+    def sources(self) -> list[dict[str, str]]:
+        """Grid and run, and the hash of the weights, of each store: what a submission's record names."""
+        stores = [*self.stores, *self.special_stores]
+        runs = [store.folder.parents[1] for store in stores]  # <grid>/<run>/probabilities/<store>
+        return [
+            {"run": f"{run.parent.name}/{run.name}", "weights_sha256": store.facts.get("weights_sha256")}
+            for run, store in zip(runs, stores, strict=True)
+        ]
+
+    # What the members are worth, and their weights.
+
+    @cached_property
+    def mean_confusion(self) -> np.ndarray:
+        """(N, C, C) int64 of the plain mean of the members."""
+        return score_weighted(self.stores, self.images)
+
+    @property
+    def mean_miou(self) -> float:
+        """Pooled mIoU of the plain mean of the members."""
+        return pooled_miou(self.mean_confusion)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """What one pass over all members found."""
+        return survey_members(self.stores, self.images, seed=self.seed)
+
+    def tabulate_members(self) -> pd.DataFrame:
+        """One row per member: member, miou, miou_image, accuracy, then IoU by class name."""
+        return tabulate_members(self.names, self.survey.confusions, self.class_names)
+
+    def correlate_errors(self) -> np.ndarray:
+        """(M, M) phi coefficients of "this pixel is wrong": 1 for the same pixels, 0 for errors that are independent."""
+        return correlate_errors(self.survey)
+
+    def judge_weights(self, resamples: int = 1000) -> pd.DataFrame:
+        """Search weights, judged on images that the search did not see, see `judge_searches`; a column per member."""
+        options = {"folds": FOLDS, "seed": self.seed, "resamples": resamples}
+        table, weights = judge_searches(self.stores, self.images, self.survey, **options)
+        shares = pd.DataFrame(
+            [weights[name] for name in table["weights"]], columns=[f"weight of {n}" for n in self.names]
+        )
+        return pd.concat([table, shares], axis=1)
+
+    def trace_selection(self) -> pd.DataFrame:
+        """Pooled mIoU against the number of members, see `seglib.inference.selection.trace_selection`."""
+        return trace_selection(self.survey, deal_images(self.images, FOLDS, self.seed), self.names)
+
+    def weigh(self, choice: str | Mapping[str, float], judged: pd.DataFrame) -> "Ensemble":
+        """Set the weights.
+
+        Parameters
+        ----------
+        choice : "auto" (what is better than the plain mean on images not seen, else this), a row of `judged`, or
+            member -> weight.
+        judged : of `judge_weights`.
+        """
+        if isinstance(choice, Mapping):
+            weights, name, held_out = np.zeros(len(self.members)), "given", None
+            for member, weight in choice.items():
+                weights[find_index(self.members, member)] = weight
+            miou = pooled_miou(score_weighted(self.stores, self.images, weights))
+        else:
+            name, why = recommend_weights(judged)
+            print(why)
+            name = name if choice == "auto" else choice
+            row = judged.set_index("weights").loc[name]
+            weights = row[[f"weight of {member}" for member in self.names]].to_numpy(np.float64)
+            miou = held_out = float(row["held_out"])
+        best = self.tabulate_members()["miou"].max()
+        weighed = self._add_step("plain mean, beside the best member", best, self.mean_miou, name == "mean")
+        label = f"weights: {name}" + (", held out" if held_out is not None else "")
+        weighed = weighed._add_step(label, self.mean_miou, miou, name != "mean", held_out=held_out is not None)
+        return weighed._change(weights=weights)
+
+    # How they vote, and what follows.
+
+    def average(self) -> Iterator[np.ndarray]:
+        """Merged probabilities of one image after another, (C, S, S) float32. Of a hard vote, the soft one's."""
+        stores, options = self._gather()
+        return average_probabilities(stores, **options)
+
+    def predict_masks(self) -> Iterator[np.ndarray]:
+        """Masks of one image after another, (S, S) uint8: vote, CRF, specialists, components."""
+        if self.crf and self.crf["on"]:
+            masks = map(self._refine, range(len(self.images)), self.average())
+        elif self.vote == "hard":
+            masks = hard_vote(self.stores, self.weights, tie_break=self.tie_break)
+        else:
+            stores, options = self._gather()
+            masks = soft_vote(stores, **options)
+        if self.special_stores and self.specialist_confidence:
+            masks = follow_confident(masks, self.special_stores, self.class_names, self.specialist_confidence)
+        if self.components and self.components["on"]:
+            masks = (remove_small_components(mask, self.components["chosen"]) for mask in masks)
+        return masks
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """(N, S, S) uint8, a memory map of a file in `folder`."""
+        return self._keep("final" if self.components else "voted", self.predict_masks())
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """(N, C, C) int64 of the masks."""
+        return count_masks(self.images, self.masks)
+
+    @property
+    def miou(self) -> float:
+        """Pooled mIoU of the masks, on images that the choices have seen."""
+        return pooled_miou(self.confusion)
+
+    @property
+    def miou_held_out(self) -> float:
+        """What to expect of other images: the plain mean's mIoU, and the gains of what is used on images not seen."""
+        gains = [step["after"] - step["before"] for step in self.steps if step["used"] and step["held_out"]]
+        return self.mean_miou + sum(gains)
+
+    def take_images(self, positions: Sequence[int] | np.ndarray) -> "Ensemble":
+        """The same decisions on some of the images."""
+        images = Subset(self.images.data, self.images.pixels, self.images.indices[positions])
+        stores, special = ([store.take(positions) for store in each] for each in (self.stores, self.special_stores))
+        return replace(self, stores=stores, special_stores=special, images=images)
+
+    def set_vote(self, vote: str, tie_break: str = "") -> "Ensemble":
+        """Vote otherwise, with the weights of the soft vote; `tie_break` names the member who decides a hard vote's ties."""
+        place = find_index(self.members, tie_break) if tie_break else None
+        voted = self._change(vote=vote, tie_break=place)
+        if vote == "soft":
+            return voted
+        soft = pooled_miou(score_weighted(self.stores, self.images, self.weights))
+        return voted._add_step(f"{vote} vote", soft, voted.miou, True)
+
+    def try_specialists(self, weight: float = 0.0, confidence: float = 0.0) -> "Ensemble":
+        """Let specialists decide by their own classes, where both halves of the images gain.
+
+        Parameters
+        ----------
+        weight : of each in a soft vote, where a member has 1 on average.
+        confidence : a specialist decides where its class has a higher probability (0..1).
+        """
+        scale = float(np.mean(self.weights)) * weight
+        if not (self.special_stores and (scale or confidence)):
+            return self
+        helped = self._change(specialist_weight=scale, specialist_confidence=confidence)
+        helped._set("masks", helped._keep("specialists", helped.predict_masks()))
+        used = gains_in_both_halves(self.confusion, helped.confusion)
+        return (helped if used else self)._add_step("specialists", self.miou, helped.miou, used)
+
+    def try_crf(self, candidates: int, images: int) -> "Ensemble":
+        """Search a dense CRF's parameters on some images, spread evenly; 0 candidates: as it is. See `search_crf`."""
+        if not candidates:
+            return self
+        positions = np.unique(np.linspace(0, len(self.images) - 1, images).astype(int))
+        size = self.stores[0].size
+        drawn = draw_crf_candidates(candidates, self.seed, size, pixels_per_cluster=16)
+        some = self.take_images(positions)
+        averages = some.average()
+
+        def read(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            picture, mask = read_pair(some.images, number, size)
+            return picture, next(averages), mask
+
+        found = search_crf(read, len(positions), drawn, self.options["device"], self.progress("CRF"))
+        print(describe_step(found))
+        refined = self._change(crf=found)
+        if found["on"]:
+            refined._set("masks", refined._keep("crf", refined.predict_masks()))
+        else:
+            refined._set("masks", self.masks)
+        step = f"CRF, held out, {len(positions)} images"
+        return refined._add_step(step, found["miou_before"], found["miou_held_out"], found["on"], held_out=True)
+
+    def try_components(self, search: bool = True) -> "Ensemble":
+        """Remove small components, their size chosen per class, see `search_min_pixels`; the masks are kept as final."""
+        cleaned, masks = self, self.masks
+        if search:
+            progress = self.progress("components: image")
+            found = search_min_pixels(self._read_pair, len(masks), len(self.class_names), progress=progress)
+            print(describe_step(found))
+            cleaned = self._change(components=found)._add_step(
+                "components, held out", found["miou_before"], found["miou_held_out"], found["on"], held_out=True
+            )
+            if found["on"]:
+                masks = (remove_small_components(np.array(mask), found["chosen"]) for mask in masks)
+        cleaned = cleaned._change(components=cleaned.components)
+        cleaned._set("masks", self._keep("final", masks))
+        return cleaned
+
+    # What it came to.
+
+    def tabulate_steps(self) -> pd.DataFrame:
+        """One row per step: step, before, after (mIoU of the same images), used, held_out, points of mIoU gained."""
+        table = pd.DataFrame(self.steps, columns=["step", "before", "after", "used", "held_out"])
+        return table.assign(points=100 * (table["after"] - table["before"]))
+
+    def compare_objects(self, before: "Ensemble", resamples: int = 1000) -> pd.DataFrame:
+        """Recall of the annotated objects by size, in another ensemble's masks and in these."""
+        pairs = zip(before.masks, self.masks, strict=True)
+        triples = ((self._read_pair(place)[0], *pair) for place, pair in enumerate(pairs))
+        return compare_objects(self.images.data, self.images.image_ids, triples, resamples)
+
+    @cached_property
+    def best_masks(self) -> np.ndarray:
+        """(N, S, S) uint8, the masks of the best member alone."""
+        return self._keep("best_member", soft_vote([self.stores[self.best]]))
+
+    @property
+    def best(self) -> int:
+        """Place of the member with the highest pooled mIoU."""
+        return int(self.tabulate_members()["miou"].argmax())
+
+    def compare_classes(self) -> pd.DataFrame:
+        """One row per class: its IoU in these masks and in the best member's, see `compare_class_iou`."""
+        return compare_class_iou(self.confusion, self.survey.confusions[self.best], self.class_names)
+
+    def tabulate_changes(self) -> pd.DataFrame:
+        """What changed from the best member to these masks, see `seglib.inference.ensemble.tabulate_changes`."""
+        return tabulate_changes(self.images, self.best_masks, self.masks)
+
+    def show_changes(self, count: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+        """Images, truths, the best member's masks, these masks, and titles: see `choose_changes`."""
+        positions, titles = choose_changes(self.tabulate_changes(), count)
+        pairs = [read_pair(self.images, position, self.stores[0].size) for position in positions]
+        images, truths = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+        return images, truths, self.best_masks[positions], self.masks[positions], titles
+
+    def name_results(self, resizing: str = "nearest") -> Iterator[tuple[str, np.ndarray]]:
+        """File name, and mask or (`resizing` "probabilities") probabilities of each image, as `write_submission` takes them."""
+        results = self.average() if resizing == "probabilities" else self.predict_masks()
+        return zip(self.stores[0].file_names, results, strict=True)
+
+    def count_shares(self) -> np.ndarray:
+        """(C,) pixel share of each class in the training data, which a submission is compared with."""
+        return count_shares(load_coco(self.images.data.data_dir, self.members[0].params["train_json"]))
 
     def describe(self) -> dict[str, Any]:
-        """Plain values for a record."""
-        return asdict(replace(self, weights=0)) | {"weights": self.weights.tolist()}
+        """Plain values for a record: with them the same decisions can be made again."""
+        names = ("vote", "tie_break", "specialist_weight", "specialist_confidence", "crf", "components")
+        everyone = [*self.members, *self.specialists]
+        return {
+            "members": {member.name: [str(folder) for folder in member.folders] for member in everyone},
+            "merging": {name: self.options.get(name) for name in ("tta", "merge", "sliding", "size")},
+            "decisions": {name: getattr(self, name) for name in names} | {"weights": self.weights.tolist()},
+            "steps": self.tabulate_steps().to_dict("records"),
+            "miou_held_out": self.miou_held_out,
+            "miou_seen": self.miou,
+            "iou": compute_metrics(self.confusion, self.class_names, 1)["iou"],
+        }
+
+    def _prediction(self, what: str, progress: Callable[[str], Progress | None]) -> dict[str, Any]:
+        return {**self.options, "data_dir": self.data_dir, "progress": progress(what)}
+
+    def _gather(self) -> tuple[Sequence[Store], dict[str, Any]]:
+        """All stores that vote by weight, and the options of the vote."""
+        stores, weights = self.stores, self.weights
+        if self.special_stores and self.specialist_weight:
+            own = np.full(len(self.special_stores), self.specialist_weight)
+            stores, weights = add_specialists(stores, weights, self.special_stores, own)
+        return stores, {"weights": weights, "mean": "geometric" if self.vote == "geometric" else "arithmetic"}
+
+    def _refine(self, position: int, probabilities: np.ndarray) -> np.ndarray:
+        picture, _ = read_pair(self.images, position, probabilities.shape[-1])
+        refined = dense_crf(picture, probabilities, CrfParams(**self.crf["chosen"]), self.options["device"])
+        return refined.argmax(0).astype(np.uint8)
+
+    def _read_pair(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        mask = np.array(self.masks[position])
+        return read_mask(self.images, position, len(mask)), mask
+
+    def _keep(self, name: str, masks: Iterator[np.ndarray]) -> np.ndarray:
+        return keep_masks(self.folder / f"masks_{name}.npy", masks, len(self.images), self.stores[0].size)
+
+    def _set(self, name: str, value: Any) -> None:
+        """Give a cached property its value."""
+        vars(self)[name] = value
+
+    def _add_step(self, step: str, before: float, after: float, used: bool, held_out: bool = False) -> "Ensemble":
+        row = {"step": step, "before": before, "after": after, "used": bool(used), "held_out": held_out}
+        return self._change(steps=(*self.steps, row))
+
+    def _change(self, **changes: Any) -> "Ensemble":
+        """A new one, which knows what this one has computed, as far as the changes leave it true."""
+        changed = replace(self, **changes)
+        names = ["survey", "mean_confusion", "best_masks"] + ["masks", "confusion"] * (changes.keys() <= {"steps"})
+        vars(changed).update({name: vars(self)[name] for name in names if name in vars(self)})
+        return changed
 
 
-def name_sources(stores: Stores) -> list[dict[str, str]]:
-    """Grid and run, and the hash of the weights, of each store: what a submission's record names."""
-    runs = [store.folder.parents[1] for store in stores]  # <grid>/<run>/probabilities/<store>
-    return [
-        {"run": f"{run.parent.name}/{run.name}", "weights_sha256": store.facts["weights_sha256"]}
-        for run, store in zip(runs, stores, strict=True)
-    ]
-
-
-def average(decisions: Decisions, stores: Stores, specialists: Stores) -> Votes:
-    """Merged probabilities, an image at a time: start, (1, C, S, S) float32. Of a hard vote, the soft one's."""
-    stores, options = gather_voters(decisions, stores, specialists)
-    return average_probabilities(stores, **options)
-
-
-def gather_voters(decisions: Decisions, stores: Stores, specialists: Stores) -> tuple[Stores, dict[str, Any]]:
-    """All stores that vote by weight, and `weights` and `mean` as the functions of `ensemble` take them."""
-    weights = decisions.weights
-    if len(specialists) and decisions.specialist_weight:
-        own = np.full(len(specialists), decisions.specialist_weight)
-        stores, weights = add_specialists(stores, weights, specialists, own)
-    mean = "geometric" if decisions.vote == "geometric" else "arithmetic"
-    return stores, {"weights": weights, "mean": mean}
-
-
-def predict_masks(
-    decisions: Decisions, stores: Stores, specialists: Stores, images: Subset, device: torch.device
-) -> Votes:
-    """Masks: position of the first image, (n, S, S) uint8.
+def open_ensemble(
+    members: str | Path | Sequence[str | Path] = "",
+    *,
+    top: int = 0,
+    data_dir: str = "",
+    size: int = 0,
+    merge: str = "mean",
+    sliding: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str = "",
+) -> Ensemble:
+    """The runs that vote together, see `find_members`; nothing is predicted yet.
 
     Parameters
     ----------
-    stores, specialists : of `images`, in their order.
+    members : folders of finished runs and of grids; "" is the grid of the newest run.
+    top : only so many of the best by recorded mIoU; 0 is all.
+    data_dir : where the runs' data is now; "" where it was.
+    size : side at which members are merged [px]; 0 is the largest input size among them.
+    merge, sliding : see `predict_run`.
+    device : "" is a GPU where there is one.
     """
-    if decisions.crf and decisions.crf.on:
-        votes = _refine(average(decisions, stores, specialists), decisions.crf, images, device)
-    else:
-        votes = _vote(decisions, stores, specialists)
-    if len(specialists) and decisions.specialist_confidence:
-        votes = follow_confident(votes, specialists, stores[0].class_names, decisions.specialist_confidence)
-    return remove_components(votes, decisions.components)
+    given = members if not isinstance(members, str | Path) else [members or find_newest_run().parent]
+    found, specialists = find_members([str(each) for each in given], top)
+    size = size or max(member.image_size for member in [*found, *specialists])
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options = {"device": chosen, "size": size, "merge": merge, "sliding": sliding or {}}
+    return Ensemble(found, specialists, options, data_dir, seed)
 
 
-def remove_components(votes: Votes, components: Tuned | None) -> Votes:
-    """Masks without their small components, where that is on."""
-    for start, preds in votes:
-        if components and components.on:
-            preds = np.stack([remove_small_components(pred, components.chosen) for pred in preds])
-        yield start, preds
+# Predictions of members: out-of-fold on the validation images, of each fold on test images.
 
 
-def split_masks(masks: KeptMasks) -> Votes:
-    """Masks that were kept, an image at a time."""
-    return ((image, masks[image : image + 1]) for image in range(len(masks)))
+def predict_validation(members: Sequence[Member], *, data_dir: str = "", **options: Any) -> tuple[list[Store], Subset]:
+    """Predict the images that members are scored on, each by models that have not seen it; one model in memory at a time.
+
+    Parameters
+    ----------
+    data_dir : where the runs' data is now; "" where it was.
+    options : of `predict_run`: device, size, tta, merge, sliding, resize, dtype, batch_size, progress.
+
+    Returns
+    -------
+    stores : one per member, of the same images in the same order.
+    truth : these images with their masks, at the largest input size among the members that know all classes.
+
+    Raises
+    ------
+    InputError
+        Runs that cannot be opened or predicted, or that have other images.
+    """
+    predicted = []
+    for member in members:
+        stores, subsets = [], []
+        for folder in member.folders:
+            run = load_finished_run(folder, data_dir)
+            stores.append(predict_run(run, run.val_images, **options))
+            subsets.append(run.val_images)
+            del run  # and its model
+        indices = np.sort(np.concatenate([subset.indices for subset in subsets]))
+        images = Subset(subsets[0].data, subsets[0].pixels, indices)
+        predicted.append((stores[0] if len(stores) == 1 else join_stores(stores, images.image_ids), images))
+    _require_same_files([store for store, _ in predicted])
+    full = [images for member, (_, images) in zip(members, predicted, strict=True) if not member.focus_classes]
+    return [store for store, _ in predicted], max(full or [predicted[0][1]], key=lambda images: images.image_size)
 
 
-def name_images(votes: Votes, images: Subset) -> Iterator[tuple[str, np.ndarray]]:
-    """File name and mask (or probabilities) of each image, as `write_submission` takes them."""
-    names = images.data.images["file_name"].to_numpy()[images.indices]
-    for start, results in votes:
-        yield from zip(names[start : start + len(results)], results, strict=True)
+def predict_test(
+    members: Sequence[Member], json_name: str, *, data_dir: str = "", test_dir: str = "", **options: Any
+) -> list[Store]:
+    """Predict other images by all runs of all members, one store per run.
+
+    A run that was fitted to all images at the end predicts with these weights, its final.pt.
+
+    Parameters
+    ----------
+    json_name : see `open_test_images`; in `test_dir`, or with "" beside the validation images.
+    data_dir, options : those of `predict_validation`.
+    """
+    stores = []
+    for folder in [folder for member in members for folder in member.folders]:
+        run = load_finished_run(folder, data_dir)
+        stores.append(predict_run(run, open_test_images(run, json_name, test_dir), final=True, **options))
+        del run
+    _require_same_files(stores)
+    return stores
 
 
-def count_masks(truth: Subset, masks: KeptMasks) -> np.ndarray:
-    """(N, C, C) int64 of masks (N, S, S), truth in rows, resized to them by nearest neighbour."""
-    pairs, num_classes = MaskPairs(truth, masks), len(truth.data.class_names)
-    counts = [
-        confusion_per_image(*(torch.from_numpy(np.array(mask))[None] for mask in pair), num_classes) for pair in pairs
-    ]
-    return torch.cat(counts).numpy()
+def _require_same_files(stores: Sequence[Store]) -> None:
+    """Ids may be alike by chance, of two data sets that both count from 1."""
+    for store in stores[1:]:
+        if store.file_names != stores[0].file_names:
+            raise InputError(f"{store.folder}: required the images of {stores[0].folder}, got others, or another order")
 
 
-def keep_masks(path: str | Path, votes: Votes, images: int, size: int) -> KeptMasks:
-    """Write masks as they come; the file is there when it is whole."""
-    shape = (images, size, size)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        offset = file.tell()
-        for _, preds in votes:
-            file.write(np.ascontiguousarray(preds, np.uint8).tobytes())
-    return KeptMasks(Path(path), shape, offset)
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Some of the images for `search_crf`: samples[i] is (image (S, S, 3), probabilities (C, S, S), truth (S, S))."""
-
-    decisions: Decisions
-    stores: Stores
-    specialists: Stores
-    truth: Subset
-    positions: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        position = [int(self.positions[number])]
-        stores, specialists = (
-            [take_images(store, position) for store in group] for group in (self.stores, self.specialists)
-        )
-        ((_, probabilities),) = average(self.decisions, stores, specialists)
-        images, masks = read_pictures(self.truth, position, self.stores[0].size)
-        return images[0], probabilities[0], masks[0]
-
-
-@dataclass(frozen=True, eq=False)
-class MaskPairs:
-    """pairs[i] is (truth, pred) of an image, (S, S) uint8 both, for `tune_min_pixels`."""
-
-    truth: Subset
-    preds: KeptMasks
-
-    def __len__(self) -> int:
-        return len(self.preds)
-
-    def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        pred = self.preds[number]
-        return read_mask(self.truth, number, len(pred)), pred
+# What a vote changed, image by image.
 
 
 def gains_in_both_halves(before: np.ndarray, after: np.ndarray) -> bool:
@@ -1064,16 +569,33 @@ def gains_in_both_halves(before: np.ndarray, after: np.ndarray) -> bool:
     return all(pooled_miou(after[part]) > pooled_miou(before[part]) for part in parts)
 
 
-def _vote(decisions: Decisions, stores: Stores, specialists: Stores) -> Votes:
-    if decisions.vote == "hard":
-        return hard_vote(stores, decisions.weights, tie_break=decisions.tie_break)
-    stores, options = gather_voters(decisions, stores, specialists)
-    return soft_vote(stores, **options)
+def tabulate_changes(truth: Subset, before: Iterable[np.ndarray], after: Iterable[np.ndarray]) -> pd.DataFrame:
+    """Valid pixels whose class differs between two sets of masks of `truth`'s images, at one size.
+
+    Returns
+    -------
+    One row per image: image_id, won (right after, wrong before), lost (the other way round), wrong_both [px].
+    """
+    rows = []
+    for position, (was, now) in enumerate(zip(before, after, strict=True)):
+        mask = read_mask(truth, position, len(now))
+        changed = (was != now) & (mask != IGNORE_INDEX)
+        won, lost = int((changed & (now == mask)).sum()), int((changed & (was == mask)).sum())
+        rows.append([truth.image_ids[position], won, lost, int(changed.sum()) - won - lost])
+    return pd.DataFrame(rows, columns=["image_id", "won", "lost", "wrong_both"])
 
 
-def _refine(votes: Votes, crf: Tuned, images: Subset, device: torch.device) -> Iterator[tuple[int, np.ndarray]]:
-    params = CrfParams(**crf.chosen)
-    for start, probabilities in votes:
-        pictures, _ = read_pictures(images, [start], probabilities.shape[-1])
-        refined = dense_crf(pictures[0], probabilities[0], params, device)
-        yield start, refined.argmax(0)[None].astype(np.uint8)
+def choose_changes(table: pd.DataFrame, count: int) -> tuple[list[int], list[str]]:
+    """Positions and titles of images: half of them where most was won, net, half where most was lost; at least 2."""
+    order = np.argsort((table["lost"] - table["won"]).to_numpy(), kind="stable")
+    count = min(max(2, count), len(order))
+    chosen = [int(place) for place in (*order[: (count + 1) // 2], *order[len(order) - count // 2 :][::-1])]
+    rows = [table.iloc[place] for place in chosen]
+    return chosen, [f"image {row['image_id']}\nwon {row['won']} px\nlost {row['lost']} px" for row in rows]
+
+
+def read_pair(truth: Subset, position: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image (size, size, 3) and mask (size, size), uint8, resized by nearest neighbour."""
+    image = truth.read(position)[0]
+    index = np.arange(size) * len(image) // size
+    return image[np.ix_(index, index)], read_mask(truth, position, size)

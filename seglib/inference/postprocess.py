@@ -1,7 +1,8 @@
-"""What follows a prediction: thresholds by class, small components, the CRF."""
+"""What follows a vote: a dense CRF, small components removed; chosen on one half of the images, judged on the other."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,68 +13,10 @@ from scipy.ndimage import distance_transform_edt
 from seglib.data.coco import CocoData
 from seglib.errors import InputError
 from seglib.evaluation.errors import measure_objects, summarise_objects
-from seglib.evaluation.metrics import confusion_matrix, mean_iou
+from seglib.evaluation.metrics import mean_iou
+from seglib.inference.stores import Progress
+from seglib.inference.votes import count_mask
 from seglib.zoo.crf import CrfParams, dense_crf
-
-# Small connected components of a predicted mask are given to what surrounds them.
-
-
-def remove_small_components(mask: np.ndarray, min_pixels: Sequence[int]) -> np.ndarray:
-    """Remove components (8 neighbours) of fewer than `min_pixels[class]` pixels.
-
-    All small components go at once, and each of their pixels takes the class of the nearest pixel that stays: the class
-    around a speck, or the nearer one where it lies between two. No probabilities are needed, so that votes and submission
-    files can be cleaned too. Where nothing would stay the mask is left as it is.
-
-    Parameters
-    ----------
-    mask
-        (H, W) uint8 class ids.
-    min_pixels
-        One number a class [px], 0 keeps all of its components; that of the background fills small holes.
-
-    Returns
-    -------
-    (H, W) uint8, a new array.
-
-    Raises
-    ------
-    InputError
-        A mask of another type or shape, or with an id that has no number.
-    """
-    _check_mask(mask, min_pixels)
-    removed = np.zeros(mask.shape, bool)
-    for class_id in np.unique(mask):
-        if min_pixels[class_id] > 1:
-            removed |= _find_small(mask == class_id, min_pixels[class_id])
-    if removed.all() or not removed.any():
-        return mask.copy()
-    rows, columns = distance_transform_edt(removed, return_distances=False, return_indices=True)
-    return mask[rows, columns]
-
-
-def _find_small(is_class: np.ndarray, min_pixels: int) -> np.ndarray:
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(is_class.view(np.uint8), connectivity=8)
-    small = stats[:, cv2.CC_STAT_AREA] < min_pixels
-    small[0] = False  # all that is not of the class
-    return small[labels]
-
-
-def _check_mask(mask: np.ndarray, min_pixels: Sequence[int]) -> None:
-    if mask.dtype != np.uint8 or mask.ndim != 2:
-        raise InputError(
-            f"remove_small_components: mask must be (H, W) uint8 class ids, got {mask.shape} {mask.dtype};"
-            " pass probabilities.argmax(0).astype(np.uint8)"
-        )
-    if mask.size and mask.max() >= len(min_pixels):
-        raise InputError(
-            f"remove_small_components: min_pixels must have a number for every class, got {len(min_pixels)} and a mask with"
-            f" class id {mask.max()}; give one number a class, background included"
-        )
-
-
-# Choose the post-processing on validation images, estimate what it gains on others, switch it off where it does not.
-
 
 MIN_PIXELS = (0, 4, 8, 16, 32, 64, 128, 256, 512)  # tried for each class
 CRF_VALUES = {  # drawn from by draw_crf_candidates; pixels at an image size of 256 px
@@ -84,45 +27,51 @@ CRF_VALUES = {  # drawn from by draw_crf_candidates; pixels at an image size of 
     "colour_sigma": (4.0, 8.0, 13.0, 20.0),
 }
 
-Progress = Callable[[int, int], None]
 
+def remove_small_components(mask: np.ndarray, min_pixels: Sequence[int]) -> np.ndarray:
+    """Remove components (8 neighbours) of fewer than `min_pixels[class]` pixels.
 
-@dataclass(frozen=True)
-class Tuned:
-    """What a search found; `dataclasses.asdict` of it goes into a record.
+    All small components go at once, and each of their pixels takes the class of the nearest pixel that stays: the class
+    around a speck, or the nearer one where it lies between two. Where nothing would stay the mask is left as it is.
 
-    Attributes
+    Parameters
     ----------
-    step : "crf" or "components"
-    on : whether the step is worth using: what was chosen on either half of the images gains mIoU on the other half, and
-        over both together
-    chosen : what was chosen on all images: fields of CrfParams or one number of pixels a class; None where that is "off"
-    miou_before : pooled mIoU of all images without the step
-    miou_held_out : with it, each half with what the other half chose: the estimate for new images
-    miou_chosen : with `chosen`, on the images that it was chosen on: too high by the search's own overfit
-    half_gains : mIoU that the first and the second half gain with what the other chose; NaN of a half without images
-    candidates : what was tried, with the mIoU of all images
+    mask : (H, W) uint8 class ids.
+    min_pixels : one number per class [px], 0 keeps all of its components; that of the background fills small holes.
+
+    Returns
+    -------
+    (H, W) uint8, a new array.
+
+    Raises
+    ------
+    InputError
+        A mask of another type or shape, or with an id that has no number.
     """
+    if mask.dtype != np.uint8 or mask.ndim != 2:
+        raise InputError(
+            f"remove_small_components: mask must be (H, W) uint8 class ids, got {mask.shape} {mask.dtype};"
+            " pass probabilities.argmax(0).astype(np.uint8)"
+        )
+    if mask.size and mask.max() >= len(min_pixels):
+        raise InputError(
+            f"remove_small_components: min_pixels must have a number for every class, got {len(min_pixels)} and a mask with"
+            f" class id {mask.max()}; give one number per class, background included"
+        )
+    removed = np.zeros(mask.shape, bool)
+    for class_id in np.unique(mask):
+        if min_pixels[class_id] > 1:
+            removed |= find_small(mask == class_id, min_pixels[class_id])
+    if removed.all() or not removed.any():
+        return mask.copy()
+    rows, columns = distance_transform_edt(removed, return_distances=False, return_indices=True)
+    return mask[rows, columns]
 
-    step: str
-    on: bool
-    chosen: dict | list[int] | None
-    miou_before: float
-    miou_held_out: float
-    miou_chosen: float
-    half_gains: list[float]
-    candidates: list[dict]
 
-
-def describe_tuned(tuned: Tuned) -> str:
-    """One line: on or off, and the held-out gain."""
-    if np.isnan(tuned.half_gains).any():
-        return f"{tuned.step}: off; mIoU {tuned.miou_before:.4f}, a half of the images has nothing to test a choice on"
-    first, second = (f"{100 * gain:+.2f}" for gain in tuned.half_gains)
-    return (
-        f"{tuned.step}: {'on' if tuned.on else 'off'}; mIoU {tuned.miou_before:.4f} becomes {tuned.miou_held_out:.4f} on images"
-        f" it was not chosen on (halves {first} and {second} points), {tuned.miou_chosen:.4f} on those it was"
-    )
+def find_small(is_class: np.ndarray, min_pixels: int) -> np.ndarray:
+    """(H, W) bool: the pixels of components (8 neighbours) of fewer than `min_pixels`."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(is_class.view(np.uint8), connectivity=8)
+    return is_class & (stats[:, cv2.CC_STAT_AREA] < min_pixels)[labels]
 
 
 def draw_crf_candidates(count: int, seed: int, image_size: int, pixels_per_cluster: int = 1) -> list[CrfParams]:
@@ -149,103 +98,111 @@ def draw_crf_candidates(count: int, seed: int, image_size: int, pixels_per_clust
 
 
 def search_crf(
-    samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    read: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]],
+    count: int,
     candidates: Sequence[CrfParams],
     device: torch.device | str = "cpu",
-    ignore_index: int = 255,
     progress: Progress | None = None,
-) -> Tuned:
+) -> dict[str, Any]:
     """Choose the CRF's parameters, or none, by the pooled mIoU.
 
     Parameters
     ----------
-    samples
-        samples[i] is (image (H, W, 3) uint8, probabilities (C, H, W), truth (H, W) uint8) of image i, read once and one at a
-        time. The halves are the first and the second half of them: photographs of one series stay on one side. One image
+    read : position, 0 to `count` - 1, -> image (H, W, 3) uint8, probabilities (C, H, W), truth (H, W) uint8; each is read
+        once. The halves are the first and the second half of them: photographs of one series stay on one side. One image
         alone is never switched on.
-    candidates
-        The CRF is tried with each; "off" always takes part, and wins ties.
-    progress
-        Called with (CRFs done, CRFs in all).
+    candidates : the CRF is tried with each; "off" always takes part, and wins ties.
+    progress : called with (CRFs done, CRFs in all).
+
+    Returns
+    -------
+    For a record: step, on (whether what was chosen on either half gains mIoU on the other, and over both together), chosen
+    (on all images; None is "off"), miou_before, miou_held_out (each half with what the other chose: the estimate for new
+    images), miou_chosen (on the images that it was chosen on: too high), half_gains (NaN of a half without images), tried
+    (each with the mIoU of all images).
 
     Raises
     ------
     InputError
         No image, or no candidate.
     """
-    half = _halve("search_crf", samples)
+    _require_images("search_crf", count)
     if not candidates:
         raise InputError("search_crf: candidates must hold parameters to try, got none; draw_crf_candidates draws some")
-    counts, done = None, 0
-    for i in range(len(samples)):
-        image, probabilities, truth = samples[i]
-        if counts is None:
-            counts = np.zeros((2, 1 + len(candidates), len(probabilities), len(probabilities)), np.int64)
-        counts[half[i], 0] += _count(truth, probabilities.argmax(0), len(probabilities), ignore_index)
-        for k, params in enumerate(candidates, start=1):
-            refined = dense_crf(image, probabilities, params, device)
-            counts[half[i], k] += _count(truth, refined.argmax(0), len(probabilities), ignore_index)
-            done += 1
+    counts = []
+    for image in range(count):
+        photograph, probabilities, truth = read(image)
+        preds = [probabilities.argmax(0)]
+        for params in candidates:
+            preds.append(dense_crf(photograph, probabilities, params, device).argmax(0))
             if progress:
-                progress(done, len(samples) * len(candidates))
-    choices = [_best(counts[h]) for h in (0, 1)]
-    chosen = _best(counts.sum(0))
-    tried = [
-        asdict(params) | {"miou": mean_iou(matrix)}
-        for params, matrix in zip(candidates, counts.sum(0)[1:], strict=True)
-    ]
-    held_out = np.stack([counts[0, choices[1]], counts[1, choices[0]]])
+                progress(image * len(candidates) + len(preds) - 1, count * len(candidates))
+        counts.append([count_mask(truth, pred, len(probabilities)) for pred in preds])
+    halves = _halve(np.array(counts))
+    choices = [_best(half) for half in halves]
+    chosen = _best(halves.sum(0))
+    mious = [mean_iou(matrix) for matrix in halves.sum(0)]
+    tried = [asdict(params) | {"miou": miou} for params, miou in zip(candidates, mious[1:], strict=True)]
+    held_out = np.stack([halves[0, choices[1]], halves[1, choices[0]]])
     found = asdict(candidates[chosen - 1]) if chosen else None
-    return _conclude("crf", found, counts[:, 0], held_out, counts.sum(0)[chosen], tried)
+    return _judge("crf", found, halves[:, 0], held_out, mious[chosen], tried)
 
 
-def tune_min_pixels(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+def search_min_pixels(
+    read: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    count: int,
     num_classes: int,
     sizes: Sequence[int] = MIN_PIXELS,
-    ignore_index: int = 255,
     progress: Progress | None = None,
-) -> Tuned:
+) -> dict[str, Any]:
     """Choose for each class the size under which its components are removed, or none, by the pooled mIoU.
 
     Each class is tried alone, then what they chose is applied together. Of `sizes` 0 keeps all and wins ties.
 
     Parameters
     ----------
-    pairs
-        pairs[i] is (truth, pred) of image i, (H, W) uint8 both; each is read twice, one at a time. Halves as in `search_crf`.
-    progress
-        Called with (images done, images in all), where each image counts twice.
+    read : position -> truth, pred, (H, W) uint8 both; each is read twice. Halves and result are those of `search_crf`.
+    progress : called with (images done, images in all), where each image counts twice.
 
     Raises
     ------
     InputError
         No image.
     """
-    half = _halve("tune_min_pixels", pairs)
-    sizes = sorted({0, *sizes})
-    counts = np.zeros((2, num_classes, len(sizes), num_classes, num_classes), np.int64)
-    for i in range(len(pairs)):
-        counts[half[i]] += _count_each_class(*pairs[i], sizes, num_classes, ignore_index)
-        if progress:
-            progress(i + 1, 2 * len(pairs))
-    choices = [_best_sizes(counts[h], sizes) for h in (0, 1)]
-    chosen = _best_sizes(counts.sum(0), sizes)
-    held_out, with_chosen = np.zeros((2, 2, num_classes, num_classes), np.int64)
-    for i in range(len(pairs)):
-        truth, pred = pairs[i]
-        others, own = (remove_small_components(pred, numbers) for numbers in (choices[1 - half[i]], chosen))
-        held_out[half[i]] += _count(truth, others, num_classes, ignore_index)
-        with_chosen[half[i]] += _count(truth, own, num_classes, ignore_index)
-        if progress:
-            progress(len(pairs) + i + 1, 2 * len(pairs))
+    _require_images("search_min_pixels", count)
+    sizes, progress = sorted({0, *sizes}), progress or (lambda done, total: None)
+    counts = []
+    for image in range(count):
+        counts.append(_count_each_class(*read(image), sizes, num_classes))
+        progress(image + 1, 2 * count)
+    halves = _halve(np.array(counts))
+    of_half, chosen = [_best_sizes(half, sizes) for half in halves], _best_sizes(halves.sum(0), sizes)
+    cleaned = []
+    for image in range(count):
+        truth, pred = read(image)
+        numbers = of_half[int(image < count // 2)], chosen  # what the other half chose
+        cleaned.append([count_mask(truth, remove_small_components(pred, each), num_classes) for each in numbers])
+        progress(count + image + 1, 2 * count)
+    cleaned = _halve(np.array(cleaned))
     tried = [
-        {"class_id": c, "min_pixels": size, "miou": mean_iou(counts[:, c, s].sum(0))}
-        for c in range(num_classes)
-        for s, size in enumerate(sizes)
+        {"class_id": class_id, "min_pixels": size, "miou": mean_iou(halves.sum(0)[class_id, place])}
+        for class_id in range(num_classes)
+        for place, size in enumerate(sizes)
     ]
-    found = chosen if any(chosen) else None
-    return _conclude("components", found, counts[:, 0, 0], held_out, with_chosen.sum(0), tried)
+    miou = mean_iou(cleaned[:, 1].sum(0))
+    return _judge("components", chosen if any(chosen) else None, halves[:, 0, 0], cleaned[:, 0], miou, tried)
+
+
+def describe_step(found: dict[str, Any]) -> str:
+    """One line on what a search found: on or off, and the held-out gain."""
+    if np.isnan(found["half_gains"]).any():
+        return f"{found['step']}: off; mIoU {found['miou_before']:.4f}, a half of the images has nothing to test a choice on"
+    first, second = (f"{100 * gain:+.2f}" for gain in found["half_gains"])
+    return (
+        f"{found['step']}: {'on' if found['on'] else 'off'}; mIoU {found['miou_before']:.4f} becomes"
+        f" {found['miou_held_out']:.4f} on images it was not chosen on (halves {first} and {second} points),"
+        f" {found['miou_chosen']:.4f} on those it was"
+    )
 
 
 def compare_objects(
@@ -258,19 +215,17 @@ def compare_objects(
 
     Parameters
     ----------
-    image_ids, masks
-        The images, and (truth, pred before, pred after) of each, (S, S) uint8, taken one at a time.
-    resamples
-        Of the images, for the intervals of the mean recall.
+    image_ids, masks : the images, and (truth, pred before, pred after) of each, (S, S) uint8, taken one at a time.
+    resamples : of the images, for the intervals of the mean recall.
 
     Returns
     -------
-    One row a size: the columns of `summarise_objects` for both, ending in _before and _after.
+    One row per size: the columns of `summarise_objects` for both, ending in _before and _after.
     """
     tables = {"_before": [], "_after": []}
-    for image_id, (truth, before, after) in zip(image_ids, masks, strict=True):
-        for name, pred in zip(tables, (before, after), strict=True):
-            tables[name].append(measure_objects(data, [image_id], [(truth, pred)]))
+    for image_id, (truth, *preds) in zip(image_ids, masks, strict=True):
+        for kept, pred in zip(tables.values(), preds, strict=True):
+            kept.append(measure_objects(data, [image_id], [(truth, pred)]))
     parts = [
         summarise_objects(pd.concat([table for table in kept if len(table)] or kept), "bin", resamples).add_suffix(name)
         for name, kept in tables.items()
@@ -278,54 +233,38 @@ def compare_objects(
     return pd.concat(parts, axis=1)
 
 
-def _conclude(
-    step: str,
-    chosen: dict | list | None,
-    before: np.ndarray,
-    held_out: np.ndarray,
-    with_chosen: np.ndarray,
-    tried: list,
-) -> Tuned:
-    """before, held_out: (2, C, C), a matrix a half."""
+def _judge(
+    step: str, chosen: dict | list | None, before: np.ndarray, held_out: np.ndarray, miou_chosen: float, tried: list
+) -> dict[str, Any]:
+    """before, held_out: (2, C, C), a matrix per half."""
     gains = [mean_iou(after) - mean_iou(without) for after, without in zip(held_out, before, strict=True)]
-    return Tuned(
-        step=step,
-        on=chosen is not None
-        and all(gain > 0 for gain in [*gains, mean_iou(held_out.sum(0)) - mean_iou(before.sum(0))]),
-        chosen=chosen,
-        miou_before=mean_iou(before.sum(0)),
-        miou_held_out=mean_iou(held_out.sum(0)),
-        miou_chosen=mean_iou(with_chosen),
-        half_gains=gains,
-        candidates=tried,
-    )
+    miou_before, miou_held_out = mean_iou(before.sum(0)), mean_iou(held_out.sum(0))
+    on = chosen is not None and all(gain > 0 for gain in [*gains, miou_held_out - miou_before])
+    return {
+        "step": step, "on": on, "chosen": chosen, "miou_before": miou_before, "miou_held_out": miou_held_out,
+        "miou_chosen": miou_chosen, "half_gains": gains, "tried": tried,
+    }  # fmt: skip
 
 
-def _halve(where: str, samples: Sequence) -> np.ndarray:
-    """Half, 0 or 1, of each image."""
-    if not len(samples):
+def _require_images(where: str, count: int) -> None:
+    if not count:
         raise InputError(f"{where}: required at least one image, got none; check what was predicted")
-    return (np.arange(len(samples)) >= len(samples) // 2).astype(int)
 
 
-def _count(truth: np.ndarray, pred: np.ndarray, num_classes: int, ignore_index: int) -> np.ndarray:
-    arrays = (torch.from_numpy(np.array(array, dtype=np.uint8)) for array in (truth, pred))
-    return confusion_matrix(*arrays, num_classes, ignore_index).numpy()
+def _halve(counts: np.ndarray) -> np.ndarray:
+    """(images, ...) -> (2, ...): the sums of the first and of the second half."""
+    return np.stack([counts[: len(counts) // 2].sum(0), counts[len(counts) // 2 :].sum(0)])
 
 
-def _count_each_class(
-    truth: np.ndarray, pred: np.ndarray, sizes: Sequence[int], num_classes: int, ignore_index: int
-) -> np.ndarray:
+def _count_each_class(truth: np.ndarray, pred: np.ndarray, sizes: Sequence[int], num_classes: int) -> np.ndarray:
     """(classes, sizes, C, C): confusion when components of one class under one size are removed."""
-    before = _count(truth, pred, num_classes, ignore_index)
+    before = count_mask(truth, pred, num_classes)
     counts = np.broadcast_to(before, (num_classes, len(sizes), *before.shape)).copy()
     for class_id in np.unique(pred):
-        for s, size in enumerate(sizes):
-            numbers = np.zeros(num_classes, int)
-            numbers[class_id] = size
-            cleaned = remove_small_components(pred, numbers)
+        for place, size in enumerate(sizes):
+            cleaned = remove_small_components(pred, np.eye(num_classes, dtype=int)[class_id] * size)
             if (cleaned != pred).any():
-                counts[class_id, s] = _count(truth, cleaned, num_classes, ignore_index)
+                counts[class_id, place] = count_mask(truth, cleaned, num_classes)
     return counts
 
 
@@ -336,5 +275,5 @@ def _best(matrices: np.ndarray) -> int:
 
 
 def _best_sizes(matrices: np.ndarray, sizes: Sequence[int]) -> list[int]:
-    """Size a class of matrices (classes, sizes, C, C)."""
+    """Size per class of matrices (classes, sizes, C, C)."""
     return [sizes[_best(of_class)] for of_class in matrices]

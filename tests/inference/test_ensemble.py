@@ -1,206 +1,232 @@
+"""What validation decided is applied as it was measured: votes, specialists, CRF, components, on any images."""
+
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from seglib.data.dataset import Subset, open_data
 from seglib.errors import InputError
-from seglib.inference.ensemble import (
-    add_specialists,
-    average_probabilities,
-    count_votes,
-    follow_confident,
-    hard_vote,
-    soft_vote,
-)
-from seglib.inference.predict_run import average_folds
-from seglib.inference.stores import (
-    average_stores,
-    describe_store,
-    join_stores,
-    name_classes,
-    open_store,
-    take_images,
-    write_store,
-)
+from seglib.evaluation.metrics import pooled_miou
+from seglib.inference import ensemble as module
+from seglib.inference.ensemble import Ensemble, gains_in_both_halves, predict_validation, read_pair
+from seglib.inference.postprocess import remove_small_components
+from seglib.inference.stores import describe_store, open_store, write_store
+from seglib.zoo.crf import CrfParams, dense_crf
 
-COUNT, SIZE, CLASSES = 3, 6, ["Background", "Paper", "Metal"]
+SIZE, IMAGES = 64, 3
 
 
-def make_store(folder, seed=0, classes=CLASSES, dtype="uint8", count=COUNT, first_id=0, array=None):
-    p = np.random.default_rng(seed).dirichlet(np.full(len(classes), 0.5), (count, SIZE, SIZE)).transpose(0, 3, 1, 2)
-    if array is None:
-        array = (255 * p).round().astype(np.uint8) if dtype == "uint8" else p.astype(dtype)
-    ids = np.arange(count) + first_id
-    write_store(folder, describe_store(ids, [f"{i}.jpg" for i in ids], classes, array.shape[-1], array.dtype.name, {}),
-                lambda start: iter([array]), count)  # fmt: skip
-    return open_store(folder)
+@pytest.fixture(scope="module")
+def truth(small_data):
+    _, val = open_data(str(small_data), "train.json", "val.json", split="given", folds=2, fold=0, seed=1, paint_order="area",
+                       background="class", image_size=SIZE, cache=False)  # fmt: skip
+    return replace(val, indices=val.indices[:IMAGES])
 
 
-def gather(votes):
-    return np.concatenate([preds for _, preds in votes])
+@pytest.fixture(scope="module")
+def write(tmp_path_factory, truth):
+    """A store of given probabilities (N, C, S, S)."""
+
+    def write(probabilities, class_names=None):
+        folder = tmp_path_factory.mktemp("store") / "store"
+        names = list(class_names or truth.data.class_names)
+        file_names = truth.data.images["file_name"].to_numpy()[truth.indices].tolist()
+        about = describe_store(truth.image_ids, file_names, names, SIZE, "uint8", {"weights_sha256": "0"})
+        stored = np.round(255 * probabilities).astype(np.uint8)
+        write_store(folder, about, lambda start: iter([stored[start:]]), IMAGES, None)
+        return open_store(folder)
+
+    return write
 
 
-def read_all(store):
-    return store.read(0, len(store)).astype(np.float64)
+@pytest.fixture(scope="module")
+def stores(write, truth):
+    shape = IMAGES, SIZE, SIZE
+    rng, alpha = np.random.default_rng(5), np.full(truth.data.num_classes, 0.4)
+    return [write(rng.dirichlet(alpha, shape).transpose(0, 3, 1, 2)) for _ in range(3)]
 
 
 @pytest.fixture
-def stores(tmp_path):
-    return [make_store(tmp_path / f"m{seed}", seed, dtype=("uint8", "float16")[seed % 2]) for seed in range(3)]
+def plain(stores, truth, tmp_path):
+    """Three members of equal weights."""
+    members = [SimpleNamespace(name=name, folders=(name,), image_size=SIZE) for name in "abc"]
+    options = {"device": "cpu", "size": SIZE}
+    return Ensemble(members, [], options, folder=tmp_path, stores=stores, images=truth, weights=np.ones(3))
 
 
-def average_slowly(stores, weights, mean):
-    """Image by image, pixel by pixel, in double precision."""
-    members, floors = [read_all(store) for store in stores], {"uint8": 0.5 / 255, "float16": 2.0**-25}
-    result = np.zeros(members[0].shape)
-    for n, y, x in np.ndindex(COUNT, SIZE, SIZE):
-        total = np.zeros(len(CLASSES))
-        for store, member, weight in zip(stores, members, weights, strict=True):
-            p = member[n, :, y, x]
-            floor = floors[store.data.dtype.name]
-            total += weight * (np.log(np.maximum(p, floor)) if mean == "geometric" else p)
-        if mean == "geometric":
-            total = np.exp(total / np.sum(weights, axis=0))
-        result[n, :, y, x] = total / total.sum()
-    return result
+@pytest.fixture
+def advised(plain, write, truth):
+    """The same with a specialist of class 3, who is sure of it in the first eight rows and sure that there is none else."""
+    sure = np.zeros((IMAGES, 2, SIZE, SIZE))
+    sure[:, 0, 8:], sure[:, 1, :8] = 1, 1
+    specialist = write(sure, [truth.data.class_names[0], truth.data.class_names[3]])
+    return replace(plain, special_stores=[specialist], specialists=[SimpleNamespace(name="s", folders=("s",))])
 
 
-@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
-@pytest.mark.parametrize("weights", [(1, 1, 1), (0.7, 0, 0.3), [(1, 2, 0.5), (0.2, 1, 1), (1, 0.5, 2)]])
-def test_soft_votes_equal_slow_arithmetic(stores, mean, weights):
-    slow = average_slowly(stores, np.asarray(weights), mean)
-    parts = list(average_probabilities(stores, weights, mean=mean))
-    assert [start for start, _ in parts] == list(range(COUNT))
-    np.testing.assert_allclose(gather(parts), slow, atol=2e-6)
-    preds = gather(soft_vote(stores, weights, mean=mean))
-    top = np.sort(slow, axis=1)
-    clear = top[:, -1] - top[:, -2] > 1e-5
-    assert clear.mean() > 0.9
-    np.testing.assert_array_equal(preds[clear], slow.argmax(1)[clear])
+def predict(ensemble):
+    return np.stack(list(ensemble.predict_masks()))
 
 
-def test_the_plain_soft_vote_is_the_mean_of_probabilities(stores):
-    np.testing.assert_array_equal(gather(soft_vote(stores)), average_slowly(stores, [1] * 3, "arithmetic").argmax(1))
+def found(step, chosen, on=True):
+    return {"step": step, "on": on, "chosen": chosen}
 
 
-def vote_slowly(preds, weights, decide):
-    """Exact votes in whole numbers; `decide(pixel, tied classes)` where several are first."""
-    result = np.zeros(preds.shape[1:], np.uint8)
-    for pixel in np.ndindex(preds.shape[1:]):
-        votes = [sum(w for w, p in zip(weights, preds, strict=True) if p[pixel] == c) for c in range(len(CLASSES))]
-        tied = [c for c, vote in enumerate(votes) if vote == max(votes)]
-        result[pixel] = tied[0] if len(tied) == 1 else decide(pixel, tied)
-    return result
+def test_masks_are_those_of_the_weighted_probabilities(plain, stores):
+    weighed = replace(plain, weights=np.array([1.0, 2.0, 0.0]))
+    probabilities = [np.stack([store.read_probabilities(place) for place in range(IMAGES)]) for store in stores]
+    expected = (probabilities[0] + 2 * probabilities[1]).argmax(1)
+    assert (predict(weighed) == expected).mean() > 0.999  # sums of quantised probabilities may tie
+    merged = np.stack(list(weighed.average()))
+    assert np.allclose(merged.sum(1), 1, atol=1e-5) and (merged.argmax(1) == expected).mean() > 0.9999
 
 
-@pytest.mark.parametrize("weights", [(1, 1, 1), (3, 2, 1), (0, 1, 1)])
-def test_hard_votes_equal_slow_counting_with_ties_by_confidence(stores, weights):
-    members = [read_all(store) for store in stores]
-    confidence = sum(weight * member for weight, member in zip(weights, members, strict=True))
-    preds = np.stack([member.argmax(1) for member in members])
-    slow = vote_slowly(preds, weights, lambda at, tied: max(tied, key=lambda c: confidence[at[0], c, *at[1:]]))
-    np.testing.assert_array_equal(gather(hard_vote(stores, weights)), slow)
+def test_the_crf_refines_the_merged_probabilities_and_components_go_last(plain, truth):
+    params = CrfParams(smoothness_weight=2, smoothness_sigma=2, appearance_weight=2, appearance_sigma=5, iterations=2)
+    sizes = [0] + [20] * (truth.data.num_classes - 1)
+    preds = predict(replace(plain, crf=found("crf", vars(params)), components=found("components", sizes)))
+    for place, (probabilities, pred) in enumerate(zip(plain.average(), preds, strict=True)):
+        refined = dense_crf(truth.read(place)[0], probabilities, params).argmax(0).astype(np.uint8)
+        assert np.array_equal(pred, remove_small_components(refined, sizes))
+    assert not np.array_equal(preds, predict(plain))
 
 
-def test_a_named_member_decides_ties(stores):
-    preds = np.stack([read_all(store).argmax(1) for store in stores])
-    slow = vote_slowly(preds, (1, 1, 1), lambda at, tied: preds[2][at])  # all differ, so its own is among them
-    np.testing.assert_array_equal(gather(hard_vote(stores, tie_break=2)), slow)
-    assert (slow != gather(hard_vote(stores, tie_break=0))).any()
+def test_a_step_that_is_off_changes_nothing(plain, truth):
+    off = found("components", [50] * truth.data.num_classes, on=False)
+    decided = replace(plain, crf=found("crf", None, on=False), components=off)
+    assert np.array_equal(predict(plain), predict(decided))
 
 
-def test_who_did_not_vote_for_a_tied_class_does_not_decide():
-    preds = np.array([[2], [0], [0], [1], [1]], np.uint8)
-    assert count_votes(preds, np.ones(5), 3, order=[0, 3, 1, 2, 4]).tolist() == [1]
+@pytest.mark.parametrize("options", [{"specialist_weight": 100.0}, {"specialist_confidence": 0.5}])
+def test_a_specialist_counts_for_its_own_class_by_weight_or_where_it_is_sure(advised, options):
+    assert (predict(replace(advised, **options))[:, :8] == 3).all()
+    assert not (predict(advised)[:, :8] == 3).all()
 
 
-def test_tenths_that_add_up_are_a_tie():
-    preds = np.array([[1], [1], [0]], np.uint8)  # 0.1 + 0.2 > 0.3 in binary
-    assert count_votes(preds, [0.1, 0.2, 0.3], 2, order=[2, 0, 1]).tolist() == [0]
+@pytest.mark.parametrize("vote", ["geometric", "hard"])
+def test_other_votes_are_taken(plain, vote):
+    preds, soft = predict(plain.set_vote(vote)), predict(plain)
+    assert preds.shape == soft.shape and 0.3 < (preds == soft).mean() < 1
+    assert plain.set_vote("soft").steps == ()
+    assert plain.set_vote(vote).tabulate_steps()["step"].tolist() == [f"{vote} vote"]
 
 
-def test_what_does_not_fit_is_refused(stores):
-    for vote in (lambda: soft_vote(stores, [1, 2], mean="geometric"), lambda: hard_vote(stores, [1, -1, 1])):
-        with pytest.raises(InputError, match="weights: required 3 weights of at least 0"):
-            vote()
-    with pytest.raises(InputError, match="unknown mean 'geometrc'; did you mean 'geometric'"):
-        soft_vote(stores, mean="geometrc")
-    with pytest.raises(InputError, match="tie_break: required the place of a member, 0 to 2, got 3"):
-        hard_vote(stores, tie_break=3)
+def test_a_member_that_is_named_decides_ties(plain):
+    assert plain.set_vote("hard", "b").tie_break == 1
+    with pytest.raises(InputError, match="unknown member 'd'"):
+        plain.set_vote("hard", "d")
 
 
-def test_specialists_count_for_their_own_classes_by_weight(tmp_path, stores):
-    metal = make_store(tmp_path / "metal", 9, ["Background", "Metal"])
-    votes = gather(soft_vote(*add_specialists(stores, [1, 2, 1], [metal], [3])))
-    total = sum(weight * read_all(store) for weight, store in zip([1, 2, 1], stores, strict=True)) / 4
-    total[:, 2] = (4 * total[:, 2] + 3 * read_all(metal)[:, 1]) / 7
-    top = np.sort(total, axis=1)
-    clear = top[:, -1] - top[:, -2] > 1e-4
-    np.testing.assert_array_equal(votes[clear], total.argmax(1)[clear])
-    np.testing.assert_array_equal(
-        gather(soft_vote(*add_specialists(stores, None, [metal], [1e-9]))), gather(soft_vote(stores))
-    )
+def test_folds_of_a_member_share_its_weight_on_test_images(plain, stores, truth, monkeypatch):
+    members = [SimpleNamespace(name=name, folders=folders) for name, folders in (("a", ("1",)), ("b", ("2", "3")))]
+    decided = replace(plain, members=members, stores=stores[:2], weights=np.array([1.0, 3.0]), tie_break=1)
+    monkeypatch.setattr(module, "predict_test", lambda members, json_name, **options: stores)
+    monkeypatch.setattr(Ensemble, "open_test_images", lambda self, json_name: truth)
+    tested = decided.predict_test("test.json")
+    assert (tested.weights.tolist(), tested.tie_break) == ([1.0, 1.5, 1.5], 1)
+    assert [name for name, _ in tested.name_results()] == stores[0].file_names
 
 
-def test_a_confident_specialist_decides_and_its_background_never_does(tmp_path, stores):
-    metal, paper = (
-        make_store(tmp_path / name, seed, ["Background", name]) for seed, name in ((8, "Metal"), (9, "Paper"))
-    )
-    before = gather(soft_vote(stores))
-    after = gather(follow_confident(soft_vote(stores), [metal, paper], CLASSES, 0.6))
-    p_metal, p_paper = read_all(metal)[:, 1].astype(np.float32), read_all(paper)[:, 1].astype(np.float32)
-    chosen = np.where(p_paper > p_metal, 1, 2)
-    expected = np.where(np.maximum(p_metal, p_paper) > 0.6, chosen, before)
-    np.testing.assert_array_equal(after, expected)
-    assert (after != before).any()
-    with pytest.raises(InputError, match="probability from 0 to 1, got 2"):
-        follow_confident(soft_vote(stores), [metal], CLASSES, 2)
+def test_a_specialist_of_folds_is_the_mean_of_them_on_test_images(advised, stores, truth, monkeypatch):
+    special = replace(advised, specialists=[SimpleNamespace(name="s", folders=("1", "2", "3"))])
+    monkeypatch.setattr(module, "predict_test", lambda members, json_name, **options: stores)
+    monkeypatch.setattr(Ensemble, "open_test_images", lambda self, json_name: truth)
+    (average,) = special.predict_test("test.json").special_stores
+    expected = np.mean([store.read_probabilities(1) for store in stores], axis=0)
+    np.testing.assert_allclose(average.read_probabilities(1), expected, atol=0.501 / 255)
 
 
-def test_views_read_what_their_stores_hold(tmp_path):
-    first, second = make_store(tmp_path / "a", 1, count=2), make_store(tmp_path / "b", 2, count=2, first_id=5)
-    joined = join_stores([first, second], np.array([6, 0, 5]))
-    np.testing.assert_array_equal(joined.read(0, 3), [second.read(1, 2)[0], first.read(0, 1)[0], second.read(0, 1)[0]])
-    np.testing.assert_array_equal(take_images(joined, [2]).read(0, 1), second.read(0, 1))
-    wide = name_classes(first, ["Background", "Glass", "Paper", "Metal"]).read(0, 2)
-    np.testing.assert_array_equal(wide[:, [0, 2, 3]], first.read(0, 2))
-    assert (wide[:, 1] == 0).all()
-    np.testing.assert_array_equal(gather(soft_vote([joined, joined])), joined.read(0, 3).argmax(1))
+def test_kept_masks_are_counted_and_named(plain, truth, tmp_path):
+    masks = plain.masks
+    assert np.array_equal(np.load(tmp_path / "masks_voted.npy", allow_pickle=False), predict(plain))
+    assert plain.confusion.sum() == sum((truth.read(i)[1] != 255).sum() for i in range(IMAGES))
+    assert np.trace(plain.confusion.sum(0)) == sum((masks[i] == truth.read(i)[1]).sum() for i in range(IMAGES))
+    named = dict(plain.name_results())
+    assert [*named] == truth.data.images["file_name"].tolist()[:IMAGES]
+    assert np.array_equal(named[[*named][1]], masks[1])
+    assert next(plain.name_results("probabilities"))[1].shape == (truth.data.num_classes, SIZE, SIZE)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float16"])
-def test_averaged_folds_read_as_one_store(tmp_path, dtype):
-    folds = [make_store(tmp_path / f"{seed}", seed, dtype=dtype) for seed in range(3)]
-    average = average_stores(folds)
-    expected = np.mean([read_all(store) for store in folds], axis=0)
-    np.testing.assert_allclose(average.read(0, COUNT), expected, atol={"uint8": 0.501 / 255, "float16": 5e-4}[dtype])
-    np.testing.assert_array_equal(gather(soft_vote([average])), average.read(0, COUNT).argmax(1))
-    np.testing.assert_array_equal(take_images(average, [2]).read(0, 1), average.read(2, 3))
-    assert average_stores(folds[:1]) is folds[0]
-    with pytest.raises(InputError, match=f"required {dtype} as in"):
-        average_stores(
-            [folds[0], make_store(tmp_path / "other", dtype={"uint8": "float16", "float16": "uint8"}[dtype])]
-        )
+def test_the_crf_search_sees_images_probabilities_and_truth(plain, stores, truth, monkeypatch):
+    seen = []
+    result = {"step": "crf", "on": False, "chosen": None, "miou_before": 0.5, "miou_held_out": 0.5, "miou_chosen": 0.5}
+
+    def search(read, count, candidates, device, progress):
+        seen.extend(read(number) for number in range(count))
+        return result | {"half_gains": [0.0, 0.0], "tried": []}
+
+    monkeypatch.setattr(module, "search_crf", search)
+    refined = plain.try_crf(candidates=2, images=2)
+    image, probabilities, mask = seen[1]
+    assert len(seen) == 2 and np.array_equal(image, truth.read(2)[0]) and np.array_equal(mask, truth.read(2)[1])
+    expected = sum(store.read_probabilities(2) for store in stores) / 3
+    assert np.allclose(probabilities, expected, atol=0.01)
+    assert np.array_equal(predict(refined), predict(plain))
+    assert refined.tabulate_steps().iloc[0][["step", "used", "held_out"]].tolist() == [
+        "CRF, held out, 2 images", False, True
+    ]  # fmt: skip
 
 
-def test_a_specialist_of_folds_is_as_confident_as_their_mean(tmp_path, stores):
-    classes, sure, unsure = ["Background", "Metal"], *(np.empty((COUNT, 2, SIZE, SIZE), np.uint8) for _ in range(2))
-    sure[:], unsure[:] = np.array([25, 230], np.uint8)[:, None, None], np.array([235, 20], np.uint8)[:, None, None]
-    folds = [
-        make_store(tmp_path / f"f{n}", classes=classes, array=array) for n, array in enumerate((sure, unsure, unsure))
-    ]
-    before = gather(soft_vote(stores))
-    (specialist,) = average_folds([SimpleNamespace(folders=(1, 2, 3))], folds)
-    np.testing.assert_array_equal(gather(follow_confident(soft_vote(stores), [specialist], CLASSES, 0.5)), before)
-    assert (gather(follow_confident(soft_vote(stores), folds, CLASSES, 0.5)) == 2).all(), "the highest of three decides"
-    (confident,) = average_folds([SimpleNamespace(folders=(1, 2))], folds[:2])
-    assert (gather(follow_confident(soft_vote(stores), [confident], CLASSES, 0.48)) == 2).all()
+def test_steps_that_are_not_asked_for_leave_no_row(plain):
+    assert plain.try_views({}) is plain.try_crf(0, 3) is plain.try_specialists() is plain
+    assert plain.try_components(False).steps == ()
 
 
-def test_an_image_in_two_folds_or_in_none_is_refused(tmp_path):
-    first, second = make_store(tmp_path / "a", 1), make_store(tmp_path / "b", 2, first_id=2)
-    for ids in ([0, 9], [0, 2]):
-        with pytest.raises(InputError, match="each of 2 images in one fold's predictions"):
-            join_stores([first, second], np.array(ids))
-    with pytest.raises(InputError, match=r"required classes of the ensemble \(Background\), got Paper, Metal"):
-        name_classes(first, ["Background"])
+def test_components_are_removed_from_the_masks_of_before_and_kept_as_final(plain, tmp_path):
+    final = plain.try_components()
+    assert np.array_equal(np.load(tmp_path / "masks_final.npy", allow_pickle=False), predict(final))
+    assert np.array_equal(final.masks, predict(final))
+    assert final.steps[0]["step"] == "components, held out"
+
+
+def test_the_expected_miou_is_the_mean_and_what_is_gained_on_images_not_seen(plain):
+    weighed = plain.weigh({"a": 1.0, "c": 3.0}, plain.judge_weights(resamples=10))
+    assert weighed.weights.tolist() == [1, 0, 3]
+    steps = weighed.tabulate_steps()
+    assert steps["step"].tolist() == ["plain mean, beside the best member", "weights: given"]
+    assert steps["held_out"].tolist() == [False, False]
+    assert weighed.miou_held_out == plain.mean_miou
+    greedy = plain.weigh("greedy", plain.judge_weights(resamples=10))
+    gains = [step["after"] - step["before"] for step in greedy.steps if step["held_out"]]
+    assert len(gains) == 1 and greedy.miou_held_out == plain.mean_miou + gains[0]
+    with pytest.raises(InputError, match="unknown member 'd'"):
+        plain.weigh({"d": 1.0}, plain.judge_weights(resamples=10))
+
+
+def test_a_gain_counts_where_both_halves_have_it():
+    def confusions(rights):
+        return np.array([[[right, 10 - right], [10 - right, right]] for right in rights])
+
+    before = confusions([5, 5, 5, 5])
+    assert gains_in_both_halves(before, confusions([6, 5, 5, 7]))
+    assert not gains_in_both_halves(before, confusions([9, 9, 5, 5]))
+    assert pooled_miou(confusions([9, 9, 5, 5])) > pooled_miou(before)
+
+
+def test_pictures_are_resized_by_nearest_neighbour(truth):
+    image, mask = read_pair(truth, 1, 32)
+    assert np.array_equal(image, truth.read(1)[0][::2, ::2]) and np.array_equal(mask, truth.read(1)[1][::2, ::2])
+
+
+def test_folds_predict_all_images_each_by_the_model_that_did_not_see_it(tmp_path, monkeypatch):
+    folds, classes = {0: [3, 1], 1: [0, 2]}, ["Background", "Paper", "Metal"]
+    pixels = SimpleNamespace(image_ids=np.arange(4), image_size=64)
+
+    def load(folder, data_dir):
+        return SimpleNamespace(fold=folder, val_images=Subset(SimpleNamespace(), pixels, np.sort(folds[folder])))
+
+    def predict(run, images, *, device, size):
+        ids = images.image_ids
+        about = describe_store(ids, [f"{i}.jpg" for i in ids], classes, size, "uint8", {})
+        array = np.full((len(ids), 3, size, size), 10 * run.fold, np.uint8) + ids[:, None, None, None].astype(np.uint8)
+        write_store(tmp_path / f"store{run.fold}", about, lambda start: iter([array]), 4)
+        return open_store(tmp_path / f"store{run.fold}")
+
+    monkeypatch.setattr(module, "load_finished_run", load)
+    monkeypatch.setattr(module, "predict_run", predict)
+    members = [SimpleNamespace(folders=(0, 1), focus_classes=[])]
+    (store,), truth = predict_validation(members, device="cpu", size=4)
+    assert truth.image_ids.tolist() == store.image_ids.tolist() == [0, 1, 2, 3]
+    assert store.file_names == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert [int(store.read(place)[0, 0, 0]) for place in range(4)] == [10, 1, 12, 3]

@@ -12,11 +12,11 @@ from seglib.data.coco import CocoData
 from seglib.errors import InputError
 from seglib.inference.postprocess import (
     compare_objects,
-    describe_tuned,
+    describe_step,
     draw_crf_candidates,
     remove_small_components,
     search_crf,
-    tune_min_pixels,
+    search_min_pixels,
 )
 from seglib.zoo.crf import CrfParams
 
@@ -97,22 +97,22 @@ def test_masks_that_are_no_class_ids_are_refused():
 
 def test_a_crf_that_helps_is_switched_on_and_estimated_on_the_other_half():
     samples = [sample(seed) for seed in range(4)]
-    tuned = search_crf(samples, [CRF, CrfParams(appearance_weight=0.01, smoothness_weight=0)])
-    assert tuned.on
-    assert CrfParams(**tuned.chosen) == CRF
-    assert min(tuned.half_gains) > 0.02
-    assert tuned.miou_held_out == tuned.miou_chosen == tuned.candidates[0]["miou"] > tuned.miou_before
-    assert "crf: on; mIoU 0." in describe_tuned(tuned)
+    tuned = search_crf(samples.__getitem__, len(samples), [CRF, CrfParams(appearance_weight=0.01, smoothness_weight=0)])
+    assert tuned["on"]
+    assert CrfParams(**tuned["chosen"]) == CRF
+    assert min(tuned["half_gains"]) > 0.02
+    assert tuned["miou_held_out"] == tuned["miou_chosen"] == tuned["tried"][0]["miou"] > tuned["miou_before"]
+    assert "crf: on; mIoU 0." in describe_step(tuned)
 
 
 def test_a_crf_that_cannot_help_is_switched_off():
     certain = np.eye(CLASSES, dtype=np.float32)
     perfect = [(image, certain[truth].transpose(2, 0, 1), truth) for image, _, truth in map(sample, range(2))]
-    tuned = search_crf(perfect, [CRF])
-    assert not tuned.on
-    assert tuned.chosen is None
-    assert tuned.miou_before == tuned.miou_held_out == tuned.miou_chosen == 1
-    assert "crf: off" in describe_tuned(tuned)
+    tuned = search_crf(perfect.__getitem__, 2, [CRF])
+    assert not tuned["on"]
+    assert tuned["chosen"] is None
+    assert tuned["miou_before"] == tuned["miou_held_out"] == tuned["miou_chosen"] == 1
+    assert "crf: off" in describe_step(tuned)
 
 
 def test_what_helps_one_half_only_is_switched_off():
@@ -120,20 +120,21 @@ def test_what_helps_one_half_only_is_switched_off():
         image, _, truth = sample(seed)
         return image, (0.3 + 0.1 * np.eye(CLASSES)[truth]).transpose(2, 0, 1).astype(np.float32), truth
 
-    tuned = search_crf([sample(0), sample(1), right_already(2), right_already(3)], [CRF])
-    assert CrfParams(**tuned.chosen) == CRF
-    assert tuned.miou_chosen > tuned.miou_before
-    assert not tuned.on
+    samples = [sample(0), sample(1), right_already(2), right_already(3)]
+    tuned = search_crf(samples.__getitem__, 4, [CRF])
+    assert CrfParams(**tuned["chosen"]) == CRF
+    assert tuned["miou_chosen"] > tuned["miou_before"]
+    assert not tuned["on"]
 
 
 def test_each_half_is_scored_with_what_the_other_chose():
     strong, weak = CRF, CrfParams(smoothness_weight=0.2, appearance_weight=0, iterations=1)
     samples = [sample(seed) for seed in range(4)]
-    scores = {h: search_crf(samples[2 * h : 2 * h + 2], [strong, weak]) for h in (0, 1)}
-    assert all(scores[h].candidates[0]["miou"] > scores[h].candidates[1]["miou"] for h in (0, 1))
-    tuned = search_crf(samples, [weak, strong])
-    expected = [scores[h].candidates[0]["miou"] - scores[h].miou_before for h in (0, 1)]
-    assert tuned.half_gains == pytest.approx(expected)
+    scores = {h: search_crf(samples[2 * h : 2 * h + 2].__getitem__, 2, [strong, weak]) for h in (0, 1)}
+    assert all(scores[h]["tried"][0]["miou"] > scores[h]["tried"][1]["miou"] for h in (0, 1))
+    tuned = search_crf(samples.__getitem__, len(samples), [weak, strong])
+    expected = [scores[h]["tried"][0]["miou"] - scores[h]["miou_before"] for h in (0, 1)]
+    assert tuned["half_gains"] == pytest.approx(expected)
 
 
 def test_ignored_pixels_do_not_count():
@@ -143,43 +144,42 @@ def test_ignored_pixels_do_not_count():
     ]
     wrong = [(image, np.where(np.arange(SIZE) < SIZE // 2, p[[1, 2, 0]], p), truth) for image, p, truth in hidden]
     off = CrfParams(smoothness_weight=0, appearance_weight=0)
-    assert search_crf(hidden, [off]).miou_before == search_crf(wrong, [off]).miou_before
+    assert (
+        search_crf(hidden.__getitem__, 2, [off])["miou_before"]
+        == search_crf(wrong.__getitem__, 2, [off])["miou_before"]
+    )
     pairs = [(truth, p.argmax(0).astype(np.uint8)) for _, p, truth in hidden]
-    assert tune_min_pixels(pairs, CLASSES, [4]).miou_before == search_crf(hidden, [off]).miou_before
+    assert (
+        search_min_pixels(pairs.__getitem__, len(pairs), CLASSES, [4])["miou_before"]
+        == search_crf(hidden.__getitem__, 2, [off])["miou_before"]
+    )
 
 
 def test_specks_of_one_class_are_removed_of_that_class():
     pairs = [speckled(seed) for seed in range(6)]
-    tuned = tune_min_pixels(pairs, CLASSES, sizes=(2, 8))
-    assert tuned.on
-    assert tuned.chosen[1] >= 2
-    assert tuned.chosen[0] == tuned.chosen[2] == 0
-    assert tuned.miou_held_out > tuned.miou_before
-    cleaned = [remove_small_components(pred, tuned.chosen) for _, pred in pairs]
+    tuned = search_min_pixels(pairs.__getitem__, len(pairs), CLASSES, sizes=(2, 8))
+    assert tuned["on"]
+    assert tuned["chosen"][1] >= 2
+    assert tuned["chosen"][0] == tuned["chosen"][2] == 0
+    assert tuned["miou_held_out"] > tuned["miou_before"]
+    cleaned = [remove_small_components(pred, tuned["chosen"]) for _, pred in pairs]
     assert sum((c != t).sum() for c, (t, _) in zip(cleaned, pairs, strict=True)) < sum((p != t).sum() for t, p in pairs)
 
 
 def test_removal_that_cannot_help_is_switched_off():
-    tuned = tune_min_pixels([(blobs(seed), blobs(seed)) for seed in range(4)], CLASSES)
-    assert not tuned.on
-    assert tuned.chosen is None
-    assert tuned.half_gains == [0, 0]
+    pairs = [(blobs(seed), blobs(seed)) for seed in range(4)]
+    tuned = search_min_pixels(pairs.__getitem__, 4, CLASSES)
+    assert not tuned["on"]
+    assert tuned["chosen"] is None
+    assert tuned["half_gains"] == [0, 0]
 
 
 def test_images_are_read_one_at_a_time():
-    class Samples:
-        reads = []  # noqa: RUF012
-
-        def __len__(self):
-            return 3
-
-        def __getitem__(self, i):
-            self.reads.append(i)
-            return sample(i)
-
-    seen = []
-    search_crf(Samples(), [CRF, CRF], progress=lambda done, total: seen.append((done, total)))
-    assert Samples.reads == [0, 1, 2]
+    reads, seen = [], []
+    search_crf(
+        lambda i: reads.append(i) or sample(i), 3, [CRF, CRF], progress=lambda done, total: seen.append((done, total))
+    )
+    assert reads == [0, 1, 2]
     assert seen == [(i, 6) for i in range(1, 7)]
 
 
@@ -196,21 +196,22 @@ def test_candidates_are_seeded_different_and_grow_with_the_image():
 
 
 def test_one_image_is_never_switched_on():
-    crf, components = search_crf([sample(0)], [CRF]), tune_min_pixels([speckled(0)], CLASSES, sizes=(2,))
+    crf = search_crf([sample(0)].__getitem__, 1, [CRF])
+    components = search_min_pixels([speckled(0)].__getitem__, 1, CLASSES, sizes=(2,))
     assert (
-        crf.miou_chosen > crf.miou_before == crf.miou_held_out
+        crf["miou_chosen"] > crf["miou_before"] == crf["miou_held_out"]
     )  # it helps this image, and nothing says that it helps another
-    assert components.miou_chosen > components.miou_before
+    assert components["miou_chosen"] > components["miou_before"]
     for tuned in (crf, components):
-        assert not tuned.on
-        assert describe_tuned(tuned).endswith("a half of the images has nothing to test a choice on")
+        assert not tuned["on"]
+        assert describe_step(tuned).endswith("a half of the images has nothing to test a choice on")
 
 
 def test_no_image_and_no_candidate_are_refused():
     with pytest.raises(InputError, match="search_crf: required at least one image, got none"):
-        search_crf([], [CRF])
+        search_crf([].__getitem__, 0, [CRF])
     with pytest.raises(InputError, match="candidates must hold parameters to try, got none"):
-        search_crf([sample(0), sample(1)], [])
+        search_crf([sample(0), sample(1)].__getitem__, 2, [])
 
 
 def test_erased_small_objects_show_in_the_recall_by_size():

@@ -13,7 +13,7 @@ from seglib.data.coco import load_coco
 from seglib.data.dataset import Subset, join_extra, open_data
 from seglib.data.verify import verify_coco
 from seglib.errors import InputError
-from seglib.inference.ensemble import average_probabilities
+from seglib.inference.ensemble import Ensemble
 from seglib.inference.pseudo_labels import NEVER, choose_confidence, make_pseudo_labels
 from seglib.inference.stores import describe_store, open_store, write_store
 
@@ -63,9 +63,24 @@ def make_stores(tmp_path, test_set):
     return make
 
 
+def read_all(store):
+    return np.stack([store.read(position) for position in range(len(store))]).astype(np.float64)
+
+
+def gather(stores, images, weights=None, vote="soft"):
+    """An ensemble of stores, of a data set's images or of a subset."""
+    if not isinstance(images, Subset):
+        places = images.images["file_name"].tolist()
+        indices = np.array([places.index(name) for name in stores[0].file_names])
+        pixels = SimpleNamespace(image_ids=images.images["image_id"].to_numpy())
+        images = Subset(images, pixels, indices)
+    weights = np.ones(len(stores)) if weights is None else np.array(weights)
+    return Ensemble((), (), {}, stores=stores, images=images, weights=weights, vote=vote)
+
+
 def label_slowly(stores, weights, confidence):
     """(N, S, S): the most probable class of the weighted mean, 255 where its probability is below its confidence."""
-    total = sum(weight * np.array(store.data, np.float64) for store, weight in zip(stores, weights, strict=True))
+    total = sum(weight * read_all(store) for store, weight in zip(stores, weights, strict=True))
     total /= total.sum(1, keepdims=True)
     pred = total.argmax(1)
     return np.where(total.max(1) >= np.array(confidence)[pred], pred, 255), pred, total.max(1)
@@ -88,7 +103,7 @@ def test_a_run_trains_on_confident_classes_and_ignores_the_rest(
     stores, path = make_stores(), tmp_path / "labels.json"
     names, weights = test_set.class_names, (3, 1)
     confidence = dict(zip(names, np.linspace(0.9, 0.5, len(names)), strict=True))
-    make_pseudo_labels(stores, test_set, path, weights=weights, confidence=confidence)
+    make_pseudo_labels(gather(stores, test_set, weights), path, confidence=confidence)
     expected, _, _ = label_slowly(stores, weights, list(confidence.values()))
     expected = expected[1:]  # the first image is unsure all over
     assert len(np.unique(expected)) > 6
@@ -99,7 +114,7 @@ def test_a_run_trains_on_confident_classes_and_ignores_the_rest(
 
 def test_the_file_has_no_errors_and_the_training_set_s_categories(small_data, test_set, make_stores, tmp_path):
     path = tmp_path / "new" / "labels.json"
-    make_pseudo_labels(make_stores(), test_set, path, confidence=0.5)
+    make_pseudo_labels(gather(make_stores(), test_set), path, confidence=0.5)
     data = load_coco(small_data, str(path))
     assert verify_coco(data, read_pixels=True).empty
     train = load_coco(small_data, "train.json")
@@ -112,7 +127,7 @@ def test_the_file_has_no_errors_and_the_training_set_s_categories(small_data, te
 
 def test_scores_are_mean_probabilities_and_unsure_pixels_have_none(small_data, test_set, make_stores, tmp_path):
     stores, path = make_stores(), tmp_path / "labels.json"
-    make_pseudo_labels(stores, test_set, path, confidence=0.6)
+    make_pseudo_labels(gather(stores, test_set), path, confidence=0.6)
     labels, _, probability = label_slowly(stores, (1, 1), np.full(test_set.num_classes, 0.6))
     annotations = json.loads(path.read_text())["annotations"]
     assert any(annotation["ignore"] for annotation in annotations)
@@ -127,7 +142,7 @@ def test_scores_are_mean_probabilities_and_unsure_pixels_have_none(small_data, t
 
 def test_images_of_confident_background_stay_and_unsure_ones_go(test_set, make_stores, tmp_path, capsys):
     path = tmp_path / "labels.json"
-    make_pseudo_labels(make_stores(), test_set, path, confidence=0.5)
+    make_pseudo_labels(gather(make_stores(), test_set), path, confidence=0.5)
     content, ids = json.loads(path.read_text()), test_set.images["image_id"].tolist()
     assert [image["id"] for image in content["images"]] == ids[1:]
     assert {annotation["image_id"] for annotation in content["annotations"]} == set(ids[2:])
@@ -137,7 +152,7 @@ def test_images_of_confident_background_stay_and_unsure_ones_go(test_set, make_s
 def test_the_summary_counts_what_is_labelled(test_set, make_stores, tmp_path):
     stores, names = make_stores(), test_set.class_names
     confidence = dict.fromkeys(names, 0.7) | {names[2]: NEVER}
-    table = make_pseudo_labels(stores, test_set, tmp_path / "labels.json", confidence=confidence)
+    table = make_pseudo_labels(gather(stores, test_set), tmp_path / "labels.json", confidence=confidence)
     labels, pred, probability = label_slowly(stores, (1, 1), list(confidence.values()))
     assert table["class"].tolist() == list(names)
     assert table["confidence"].tolist() == list(confidence.values())
@@ -161,7 +176,7 @@ def test_components_of_few_pixels_are_unsure(small_data, test_set, tmp_path):
     pred[44, 44] = 0  # a hole: small background stays
     p[:] = np.eye(test_set.num_classes)[pred].transpose(2, 0, 1)
     store = write(tmp_path / "s", p, test_set.images["image_id"], test_set.images["file_name"], test_set.class_names)
-    make_pseudo_labels([store], test_set, tmp_path / "labels.json", confidence=0.5, min_pixels=10)
+    make_pseudo_labels(gather([store], test_set), tmp_path / "labels.json", confidence=0.5, min_pixels=10)
     expected = pred.copy()
     expected[20:23, 20:23] = 255
     assert all((mask == expected).all() for mask in train_on(small_data, tmp_path / "labels.json"))
@@ -184,7 +199,7 @@ def label_photographs(small_data, tmp_path, width, height):
     (folder / "test.json").write_text(json.dumps(content))
     data = load_coco(folder, "test.json")
     store = write(tmp_path / "s", draw_probabilities(2, data.num_classes, 5), [0, 1], names, data.class_names)
-    make_pseudo_labels([store], data, tmp_path / "labels.json", confidence=0.6)
+    make_pseudo_labels(gather([store], data), tmp_path / "labels.json", confidence=0.6)
     return label_slowly([store], (1,), np.full(data.num_classes, 0.6))[0]
 
 
@@ -202,9 +217,10 @@ def test_photographs_of_half_the_size_keep_every_second_label(small_data, tmp_pa
 
 
 def test_means_are_those_of_the_vote(small_data, test_set, make_stores, tmp_path):
-    stores, options = make_stores(), {"weights": (2, 1), "mean": "geometric"}
-    make_pseudo_labels(stores, test_set, tmp_path / "labels.json", confidence=0.8, **options)
-    averages = np.concatenate([average for _, average in average_probabilities(stores, **options)])
+    stores = make_stores()
+    ensemble = gather(stores, test_set, (2, 1), vote="geometric")
+    make_pseudo_labels(ensemble, tmp_path / "labels.json", confidence=0.8)
+    averages = np.stack(list(ensemble.average()))
     expected = np.where(averages.max(1) >= 0.8, averages.argmax(1), 255)
     assert (expected != label_slowly(stores, (2, 1), np.full(test_set.num_classes, 0.8))[0]).any()
     np.testing.assert_array_equal(train_on(small_data, tmp_path / "labels.json"), expected[1:])
@@ -218,11 +234,11 @@ def test_a_file_that_is_there_stays_and_a_broken_writing_leaves_none(test_set, m
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_pseudo_labels(stores, test_set, path, confidence=0.5, progress=stop)
+        make_pseudo_labels(gather(stores, test_set), path, confidence=0.5, progress=stop)
     assert not list(tmp_path.glob("*labels*"))
     path.write_text("mine")
     with pytest.raises(InputError, match="required a new file, got one that is there already; delete it"):
-        make_pseudo_labels(stores, test_set, path, confidence=0.5)
+        make_pseudo_labels(gather(stores, test_set), path, confidence=0.5)
     assert path.read_text() == "mine"
 
 
@@ -232,23 +248,28 @@ def test_a_file_is_written_over_where_that_is_asked_for_and_stays_until_the_new_
     path, stores = tmp_path / "labels.json", make_stores()
     path.write_text("an earlier trial")
     with pytest.raises(InputError, match="required a confident pixel"):
-        make_pseudo_labels(stores, test_set, path, confidence=NEVER, overwrite=True)
+        make_pseudo_labels(gather(stores, test_set), path, confidence=NEVER, overwrite=True)
     assert path.read_text() == "an earlier trial"
-    make_pseudo_labels(stores, test_set, path, confidence=0.5, overwrite=True)
+    make_pseudo_labels(gather(stores, test_set), path, confidence=0.5, overwrite=True)
     assert json.loads(path.read_text())["annotations"]
 
 
 def test_a_file_that_another_process_wrote_meanwhile_stays(test_set, make_stores, tmp_path):
     path = tmp_path / "labels.json"
     with pytest.raises(InputError, match="got one that is there already"):
-        make_pseudo_labels(make_stores(), test_set, path, confidence=0.5, progress=lambda *_: path.write_text("theirs"))
+        make_pseudo_labels(
+            gather(make_stores(), test_set), path, confidence=0.5, progress=lambda *_: path.write_text("theirs")
+        )
     assert path.read_text() == "theirs"
 
 
 def test_progress_counts_images(test_set, make_stores, tmp_path):
     seen = []
     make_pseudo_labels(
-        make_stores(), test_set, tmp_path / "labels.json", confidence=0.5, progress=lambda *now: seen.append(now)
+        gather(make_stores(), test_set),
+        tmp_path / "labels.json",
+        confidence=0.5,
+        progress=lambda *now: seen.append(now),
     )
     assert seen == [(done, len(test_set.images)) for done in range(1, len(test_set.images) + 1)]
 
@@ -260,28 +281,25 @@ def test_progress_counts_images(test_set, make_stores, tmp_path):
         ({"confidence": -0.1}, "confidence: required a number of at least 0 for Background, got -0.1"),
         ({"confidence": float("nan")}, "confidence: required a number of at least 0 for Background, got nan"),
         ({"confidence": {"Papr": 0.5}}, "confidence: unknown class 'Papr'; did you mean 'Paper'"),
-        ({"confidence": {"Paper": 0.5}}, "confidence: required one a class, got none for Background, UNKNOWN"),
-        ({"weights": (1, 2, 3)}, "weights: required 2 weights of at least 0"),
-        ({"mean": "harmonic"}, "unknown mean 'harmonic'"),
+        ({"confidence": {"Paper": 0.5}}, "confidence: required one per class, got none for Background, UNKNOWN"),
     ],
 )
-def test_options_that_do_not_fit_are_told(test_set, make_stores, tmp_path, changes, words):
+def test_options_that_do_not_fit_are_refused(test_set, make_stores, tmp_path, changes, words):
     with pytest.raises(InputError, match=words):
-        make_pseudo_labels(make_stores(), test_set, tmp_path / "labels.json", **{"confidence": 0.5} | changes)
+        make_pseudo_labels(gather(make_stores(), test_set), tmp_path / "labels.json", **{"confidence": 0.5} | changes)
     assert not list(tmp_path.glob("*labels*"))
 
 
-def test_images_or_classes_of_another_file_are_told(test_set, make_stores, small_data, tmp_path):
-    stores = make_stores()
-    with pytest.raises(
-        InputError, match=r"required images of .*val\.json, got images/.*; pass the file that was predicted"
-    ):
-        make_pseudo_labels(stores, load_coco(small_data, "val.json"), tmp_path / "labels.json", confidence=0.5)
+def test_images_or_classes_of_another_file_are_refused(test_set, make_stores, small_data, tmp_path):
+    stores, val = make_stores(), load_coco(small_data, "val.json")
+    others = Subset(val, SimpleNamespace(image_ids=val.images["image_id"].to_numpy()), np.arange(len(val.images)))
+    with pytest.raises(InputError, match=r"required predictions of the 6 images of val\.json, got 8 or others"):
+        gather(stores, others)
     renamed = replace(test_set, class_names=("Background", "Trash", *test_set.class_names[2:]))
-    with pytest.raises(
-        InputError, match=r"required the classes of .*test\.json \(Background, Trash, .* got Background, UNKNOWN"
-    ):
-        make_pseudo_labels(stores, renamed, tmp_path / "labels.json", confidence=0.5)
+    with pytest.raises(InputError, match=r"the classes of test\.json \(Background, Trash, .* got Background, UNKNOWN"):
+        gather(stores, renamed)
+    with pytest.raises(InputError, match="weights: required 2 weights of at least 0"):
+        gather(stores, test_set, (1, 2, 3))
 
 
 @pytest.fixture
@@ -305,7 +323,7 @@ def validation(small_data, tmp_path):
 
 def test_confidences_are_the_lowest_that_keep_the_precision(validation, capsys):
     stores, truth, masks = validation
-    chosen = choose_confidence(stores, truth, (1, 2), precision=0.9)
+    chosen = choose_confidence(gather(stores, truth, (1, 2)), 0.9)
     assert list(chosen) == list(truth.data.class_names)
     _, pred, probability = label_slowly(stores, (1, 2), np.zeros(truth.data.num_classes))
     printed = capsys.readouterr().out
@@ -333,14 +351,14 @@ def test_the_precision_is_reached_exactly_by_certain_pixels_and_ignored_ones_do_
     pixels = SimpleNamespace(image_ids=np.array([7]), read=lambda index: (None, mask))
     truth = Subset(test_set, pixels, np.array([0]))
     expected = dict.fromkeys(test_set.class_names, NEVER) | {"Background": 0.0}
-    assert choose_confidence([store], truth, precision=0.75) == expected | {test_set.class_names[2]: 0.0}
-    assert choose_confidence([store], truth, precision=0.76) == expected
+    assert choose_confidence(gather([store], truth), 0.75) == expected | {test_set.class_names[2]: 0.0}
+    assert choose_confidence(gather([store], truth), 0.76) == expected
 
 
-def test_images_and_precisions_that_do_not_fit_are_told(validation):
+def test_images_and_precisions_that_do_not_fit_are_refused(validation):
     stores, truth, _ = validation
     with pytest.raises(InputError, match="precision: required above 0 and at most 1, got 90"):
-        choose_confidence(stores, truth, precision=90)
+        choose_confidence(gather(stores, truth), 90)
     fewer = replace(truth, indices=truth.indices[1:])
-    with pytest.raises(InputError, match="required the 5 images of the truth, got 6 or others"):
-        choose_confidence(stores, fewer)
+    with pytest.raises(InputError, match=r"required predictions of the 5 images of val\.json, got 6 or others"):
+        gather(stores, fewer)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seglib.errors import InputError
-from seglib.inference.stores import checksum, describe_store, open_store, write_store
+from seglib.inference.stores import average_stores, checksums, describe_store, join_stores, open_store, write_store
 
 COUNT, CLASSES, SIZE, BATCH = 7, 3, 6, 2  # planes of 36 bytes: no whole number of words
 
@@ -19,6 +19,10 @@ def draw(dtype="uint8", seed=0):
 def describe(dtype="uint8", **facts):
     names = [f"{number}.jpg" for number in range(COUNT)]
     return describe_store(np.arange(COUNT) + 10, names, ["Background", "유리", "Metal"], SIZE, dtype, facts)
+
+
+def read_all(store):
+    return np.stack([store.read(position) for position in range(len(store))])
 
 
 def predict_from(array, stop=COUNT, starts=None):
@@ -54,12 +58,11 @@ def test_what_is_written_is_read_back(tmp_path, dtype, scale):
     assert store.class_names == ["Background", "유리", "Metal"]
     assert store.file_names[2] == "2.jpg"
     assert store.image_ids.tolist() == list(range(10, 17)) and store.image_ids.dtype == np.int64
-    np.testing.assert_array_equal(store.data, array)
-    read = store.read(2, 5)
-    assert read.dtype == np.float32
-    np.testing.assert_array_equal(read, array[2:5].astype(np.float32) / scale)
-    assert store.read(5, 99).shape == (2, CLASSES, SIZE, SIZE)
-    assert store.read(3, 3).shape == (0, CLASSES, SIZE, SIZE)
+    np.testing.assert_array_equal(read_all(store), array)
+    assert store.dtype == dtype
+    probabilities = store.read_probabilities(3)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_array_equal(probabilities, array[3].astype(np.float32) / scale)
 
 
 def test_progress_counts_images(tmp_path):
@@ -88,7 +91,7 @@ def test_a_batch_that_was_cut_anywhere_is_written_again(tmp_path, lost):
         path = tmp_path / "store.part" / name
         os.truncate(path, path.stat().st_size - share)
     write_store(tmp_path / "store", describe(), predict_from(array, starts=starts), BATCH)
-    np.testing.assert_array_equal(open_store(tmp_path / "store").read(0, 7), array.astype(np.float32) / 255)
+    np.testing.assert_array_equal(read_all(open_store(tmp_path / "store")), array)
     assert starts[0] % BATCH == 0 and starts[0] >= 2
 
 
@@ -100,30 +103,30 @@ def test_a_hole_that_a_power_cut_left_is_written_again(tmp_path):
         file.write(bytes(40))
     write_store(tmp_path / "store", describe(), predict_from(array, starts=starts), BATCH)
     assert starts == [2]
-    np.testing.assert_array_equal(open_store(tmp_path / "store").data, array)
+    np.testing.assert_array_equal(read_all(open_store(tmp_path / "store")), array)
 
 
 def test_a_writing_that_ended_before_the_renaming_is_only_renamed(tmp_path):
     array = draw()
     write(tmp_path / "store", array).folder.rename(tmp_path / "store.part")
     write_store(tmp_path / "store", describe(), None, BATCH)
-    np.testing.assert_array_equal(open_store(tmp_path / "store").data, array)
+    np.testing.assert_array_equal(read_all(open_store(tmp_path / "store")), array)
 
 
-def test_what_is_left_of_another_description_is_begun_anew(tmp_path):
+def test_what_is_left_of_another_description_is_begun_again(tmp_path):
     starts = []
     interrupt(tmp_path / "store", draw(seed=1))
     write_store(tmp_path / "store", describe(device="cuda"), predict_from(draw(), starts=starts), BATCH)
     assert starts == [0]
-    np.testing.assert_array_equal(open_store(tmp_path / "store").data, draw())
+    np.testing.assert_array_equal(read_all(open_store(tmp_path / "store")), draw())
 
 
 def test_a_store_is_whole_until_a_new_one_is(tmp_path):
     write(tmp_path / "store", draw(seed=1))
     interrupt(tmp_path / "store", draw())
-    np.testing.assert_array_equal(open_store(tmp_path / "store").data, draw(seed=1))
+    np.testing.assert_array_equal(read_all(open_store(tmp_path / "store")), draw(seed=1))
     write(tmp_path / "store", draw())
-    np.testing.assert_array_equal(open_store(tmp_path / "store").data, draw())
+    np.testing.assert_array_equal(read_all(open_store(tmp_path / "store")), draw())
 
 
 def test_a_full_disk_is_said_before_the_first_image(tmp_path, monkeypatch):
@@ -178,18 +181,70 @@ def test_a_damaged_store_is_refused_in_one_line(tmp_path, name, damage):
 def test_bytes_that_changed_are_found_when_they_are_read(tmp_path):
     store = write(tmp_path / "store")
     with open(store.folder / "probabilities.npy", "r+b") as file:
-        file.seek(store.data.offset + (4 * CLASSES + 1) * SIZE * SIZE + 35)
+        file.seek(128 + (4 * CLASSES + 1) * SIZE * SIZE + 35)  # the header has 128 bytes
         file.write(bytes([int(draw()[4, 1, 5, 5]) ^ 1]))
     store = open_store(store.folder)
-    store.read(0, 4)
+    store.read(3)
     with pytest.raises(InputError, match=r"got others for 4\.jpg \(유리\); the file is damaged: delete the folder"):
-        store.read(4, 5)
+        store.read(4)
 
 
 def test_a_checksum_counts_every_byte():
-    plane = np.arange(37, dtype=np.uint8)
+    planes = np.arange(74, dtype=np.uint8).reshape(2, 37)
     for position in range(37):
-        changed = plane.copy()
-        changed[position] ^= 128
-        assert checksum(changed) != checksum(plane)
-    assert checksum(np.full(16, 255, np.uint8)) == 2**64 - 2
+        changed = planes.copy()
+        changed[1, position] ^= 128
+        assert (checksums(changed) != checksums(planes)).tolist() == [False, True]
+    assert checksums(np.full((1, 16), 255, np.uint8)).tolist() == [2**64 - 2]
+
+
+# Views of stores.
+
+
+def make_member(folder, seed=0, dtype="uint8", count=3, first_id=0):
+    p = np.random.default_rng(seed).dirichlet(np.full(3, 0.5), (count, SIZE, SIZE)).transpose(0, 3, 1, 2)
+    array = (255 * p).round().astype(np.uint8) if dtype == "uint8" else p.astype(dtype)
+    ids, classes = np.arange(count) + first_id, ["Background", "Paper", "Metal"]
+    about = describe_store(ids, [f"{number}.jpg" for number in ids], classes, SIZE, dtype, {})
+    write_store(folder, about, lambda start: iter([array]), count)
+    return open_store(folder)
+
+
+def read_probabilities(store):
+    return np.stack([store.read_probabilities(position) for position in range(len(store))]).astype(np.float64)
+
+
+def test_views_read_what_their_stores_hold(tmp_path):
+    first, second = make_member(tmp_path / "a", 1, count=2), make_member(tmp_path / "b", 2, count=2, first_id=5)
+    joined = join_stores([first, second], np.array([6, 0, 5]))
+    np.testing.assert_array_equal(read_all(joined), [second.read(1), first.read(0), second.read(0)])
+    np.testing.assert_array_equal(joined.take([2]).read(0), second.read(0))
+    wide = read_all(first.name_classes(["Background", "Glass", "Paper", "Metal"]))
+    np.testing.assert_array_equal(wide[:, [0, 2, 3]], read_all(first))
+    assert (wide[:, 1] == 0).all()
+    assert joined.file_names == ["6.jpg", "0.jpg", "5.jpg"] and joined.image_ids.tolist() == [6, 0, 5]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_averaged_folds_read_as_one_store(tmp_path, dtype):
+    folds = [make_member(tmp_path / f"{seed}", seed, dtype=dtype) for seed in range(3)]
+    average = average_stores(folds)
+    expected = np.mean([read_probabilities(store) for store in folds], axis=0)
+    np.testing.assert_allclose(
+        read_probabilities(average), expected, atol={"uint8": 0.501 / 255, "float16": 5e-4}[dtype]
+    )
+    np.testing.assert_array_equal(average.take([2]).read(0), average.read(2))
+    assert average_stores(folds[:1]) is folds[0]
+    with pytest.raises(InputError, match=f"required {dtype} as in"):
+        average_stores(
+            [folds[0], make_member(tmp_path / "other", dtype={"uint8": "float16", "float16": "uint8"}[dtype])]
+        )
+
+
+def test_an_image_in_two_folds_or_in_none_is_refused(tmp_path):
+    first, second = make_member(tmp_path / "a", 1), make_member(tmp_path / "b", 2, first_id=2)
+    for ids in ([0, 9], [0, 2]):
+        with pytest.raises(InputError, match="each of 2 images in one fold's predictions"):
+            join_stores([first, second], np.array(ids))
+    with pytest.raises(InputError, match=r"required classes of the ensemble \(Background\), got Paper, Metal"):
+        first.name_classes(["Background"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seglib.errors import InputError
-from seglib.inference.predict import (
+from seglib.inference.views import (
     View,
     apply_turns,
     build_views,

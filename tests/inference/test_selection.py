@@ -8,30 +8,22 @@ from sklearn.metrics import matthews_corrcoef
 from seglib.data.dataset import Subset
 from seglib.errors import InputError
 from seglib.evaluation.metrics import pooled_miou
-from seglib.inference import ensemble
-from seglib.inference.ensemble import (
+from seglib.inference import selection
+from seglib.inference.ensemble import choose_changes, tabulate_changes
+from seglib.inference.selection import (
     SEARCHES,
-    choose_changes,
     correlate_errors,
     deal_images,
+    find_greedy,
     judge_searches,
-    score_weights,
+    recommend_weights,
     select_greedily,
     survey_members,
-    tabulate_changes,
     tabulate_members,
     trace_selection,
-    weigh_path,
 )
-from seglib.inference.stores import (
-    describe_store,
-    open_store,
-    score_store,
-    score_weighted,
-    take_images,
-    weighted_argmax,
-    write_store,
-)
+from seglib.inference.stores import describe_store, open_store, write_store
+from seglib.inference.votes import score_weighted, soft_vote
 
 CLASSES, COUNT, SIZE = ["Background", "Paper", "Metal"], 12, 16
 
@@ -74,102 +66,102 @@ def scene(tmp_path_factory):
 def test_a_survey_scores_each_member(scene):
     stores, truth, survey = scene
     for store, confusion in zip(stores, survey.confusions, strict=True):
-        np.testing.assert_array_equal(confusion, score_store(store, truth))
+        np.testing.assert_array_equal(confusion, score_weighted([store], truth))
     table = tabulate_members(list("abcd"), survey.confusions, CLASSES)
     assert table.columns.tolist() == ["member", "miou", "miou_image", "accuracy", *CLASSES]
-    assert table["miou"].tolist() == [pytest.approx(pooled_miou(score_store(store, truth))) for store in stores]
+    assert table["miou"].tolist() == [pytest.approx(pooled_miou(score_weighted([store], truth))) for store in stores]
 
 
 def test_correlation_of_errors_equals_scikit_learn(scene):
     stores, truth, survey = scene
     masks = np.stack([truth.read(image)[1] for image in range(COUNT)])
     valid = masks != 255
-    wrong = [(store.read(0, COUNT).argmax(1) != masks)[valid] for store in stores]
+    wrong = [(np.stack(list(soft_vote([store]))) != masks)[valid] for store in stores]
     phi = correlate_errors(survey)
     np.testing.assert_allclose(phi, [[matthews_corrcoef(a, b) for a in wrong] for b in wrong], atol=1e-12)
 
 
 def test_a_sample_of_all_disputed_pixels_scores_exactly(scene):
     stores, truth, survey = scene
-    assert (survey.sample.stands_for == 1).all()
-    for weights in ([0.25] * 4, [0.7, 0.3, 0, 0], [0, 0.1, 0.4, 0.5]):
-        exact = pooled_miou(score_weighted(stores, truth, weights))
-        assert score_weights(survey.sample, np.array(weights)) == pytest.approx(
-            exact, abs=2e-4
-        )  # ties are rounded otherwise
+    assert (survey.stands_for == 1).all()
+    for draws in ([1, 1, 1, 1], [7, 3, 0, 0], [0, 1, 4, 5]):
+        assert survey.score(draws) == pytest.approx(pooled_miou(score_weighted(stores, truth, draws)), abs=1e-12)
 
 
 def test_a_small_sample_stands_for_all_valid_pixels(scene):
     stores, truth, survey = scene
-    small = survey_members(stores, truth, pixels=COUNT * 20, seed=1).sample
-    assert len(small.truth) == COUNT * 20
-    assert not (small.truth == 255).any()
-    assert small.stands_for.sum() == survey.confusions[0].sum()
-    assert small.stands_for[small.disputed].sum() == survey.disputed.sum()
-    again = survey_members(stores, truth, pixels=COUNT * 20, seed=1).sample
+    small = survey_members(stores, truth, pixels=COUNT * 20, seed=1)
+    assert len(small.labels) == COUNT * 16  # four fifths of the pixels
+    assert not (small.labels == 255).any()
+    assert small.stands_for.sum() + small.agreed.sum() == pytest.approx(survey.confusions[0].sum())
+    np.testing.assert_array_equal(small.confusions, survey.confusions)
+    again = survey_members(stores, truth, pixels=COUNT * 20, seed=1)
     np.testing.assert_array_equal(small.planes, again.planes)
-    assert not np.array_equal(small.planes, survey_members(stores, truth, pixels=COUNT * 20, seed=2).sample.planes)
+    assert not np.array_equal(small.planes, survey_members(stores, truth, pixels=COUNT * 20, seed=2).planes)
 
 
 def test_greedy_selection_equals_trying_all_by_hand(scene):
     stores, truth, survey = scene
-    path, drawn = select_greedily(survey.sample, draws=4), []
-    for expected in path.drawn:
+    (path, _), drawn = select_greedily(survey, draws=4), []
+    for expected in path:
         scores = [
             pooled_miou(score_weighted(stores, truth, np.bincount([*drawn, member], minlength=4)))
             for member in range(4)
         ]
         assert scores[expected] == pytest.approx(max(scores), abs=2e-4)
         drawn.append(expected)
-    assert path.drawn[0] == 0
-    assert 3 not in path.drawn
+    assert path[0] == 0
+    assert 3 not in path
 
 
-def test_weights_of_a_path_end_at_its_best_draw():
-    path = select_greedily.__annotations__["return"]([2, 0, 2, 1], [0.4, 0.5, 0.7, 0.6])
-    assert weigh_path(path, 4).tolist() == [1 / 3, 0, 2 / 3, 0]
+def test_weights_of_a_path_end_at_its_best_draw(scene, monkeypatch):
+    monkeypatch.setattr(selection, "select_greedily", lambda survey: ([2, 0, 2, 1], [0.4, 0.5, 0.7, 0.6]))
+    assert find_greedy(scene[2]).tolist() == [1 / 3, 0, 2 / 3, 0]
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_beats_the_mean_where_a_member_is_worse_than_chance(scene, name):
     stores, truth, survey = scene
-    weights = SEARCHES[name](survey.sample)
+    weights = SEARCHES[name](survey)
     assert weights.sum() == pytest.approx(1)
     assert (weights >= 0).all()
     assert weights[3] < 0.05
     mean, found = (pooled_miou(score_weighted(stores, truth, given)) for given in ([1] * 4, weights))
     assert found > mean + 0.02
-    np.testing.assert_array_equal(SEARCHES[name](survey.sample), weights)
+    np.testing.assert_array_equal(SEARCHES[name](survey), weights)
 
 
 def test_a_searchs_gain_is_judged_on_images_that_it_did_not_see(scene):
     stores, truth, survey = scene
-    verdict = judge_searches(stores, truth, survey.sample, ("greedy", "best"), folds=3, resamples=200)
-    table = verdict.table.set_index("weights")
+    judged, weights = judge_searches(stores, truth, survey, ("greedy", "best"), folds=3, resamples=200)
+    table, (recommended, text) = judged.set_index("weights"), recommend_weights(judged)
     assert table.index.tolist() == ["mean", "greedy", "best"]
-    assert table.loc["greedy", "searched"] == pytest.approx(pooled_miou(verdict.confusions["greedy"]))
+    assert table.loc["greedy", "searched"] == pytest.approx(
+        pooled_miou(score_weighted(stores, truth, weights["greedy"]))
+    )
     assert table.loc["greedy", "gain"] == pytest.approx(table.loc["greedy", "held_out"] - table.loc["mean", "held_out"])
     assert table.loc["greedy", "low"] < table.loc["greedy", "gain"] < table.loc["greedy", "high"]
-    assert verdict.recommended == table["gain"].idxmax()
-    assert "use it" in verdict.text
+    assert recommended == table["gain"].idxmax()
+    assert "use it" in text
     with pytest.raises(InputError, match="unknown search 'gredy'; did you mean 'greedy'"):
-        judge_searches(stores, truth, survey.sample, ("gredy",))
+        judge_searches(stores, truth, survey, ("gredy",))
 
 
-def test_a_search_that_only_fits_its_images_is_told_apart(scene, monkeypatch):
+def test_a_search_that_only_fits_its_images_is_not_recommended(scene):
     """Three copies of one member: no weighting changes anything."""
     stores, truth, _ = scene
     same = [stores[0]] * 3
-    verdict = judge_searches(same, truth, survey_members(same, truth).sample, folds=3, resamples=100)
-    assert verdict.recommended == "mean"
-    assert "greedy: cross-validated gain +0.0000 mIoU [+0.0000, +0.0000]: not above 0 for certain" in verdict.text
+    table, _ = judge_searches(same, truth, survey_members(same, truth), folds=3, resamples=100)
+    recommended, text = recommend_weights(table)
+    assert recommended == "mean"
+    assert "greedy: cross-validated gain +0.0000 mIoU [+0.0000, +0.0000]: not above 0 for certain" in text
 
 
 def test_held_out_images_take_no_part_in_their_own_weights(scene, monkeypatch):
     stores, truth, survey = scene
     seen = []
-    monkeypatch.setitem(ensemble.SEARCHES, "greedy", lambda sample: seen.append(sample) or np.ones(4) / 4)
-    judge_searches(stores, truth, survey.sample, folds=3, resamples=100)
+    monkeypatch.setitem(SEARCHES, "greedy", lambda sample: seen.append(sample) or np.ones(4) / 4)
+    judge_searches(stores, truth, survey, folds=3, resamples=100)
     folds = deal_images(truth, 3, 0)
     for fold, sample in enumerate(seen[1:]):
         assert set(sample.image) == set(np.flatnonzero(folds != fold))
@@ -197,25 +189,24 @@ def test_images_of_one_video_are_dealt_one_by_one_and_it_is_said(capsys):
 
 def test_one_image_has_weights_that_are_not_judged(scene):
     stores, truth, _ = scene
-    stores, truth = [take_images(store, [0]) for store in stores], Subset(truth.data, truth.pixels, truth.indices[:1])
-    sample = survey_members(stores, truth).sample
-    verdict = judge_searches(stores, truth, sample, ("greedy",), folds=5, resamples=10)
-    assert (verdict.recommended, list(verdict.weights)) == ("mean", ["mean", "greedy"])
-    assert (
-        verdict.text == "one image: nothing is left to judge a search on, so the plain mean is recommended, not judged"
-    )
-    greedy = verdict.table.iloc[1]
-    assert greedy["searched"] > verdict.table["searched"][0] and np.isnan(greedy["held_out"])
-    curve = trace_selection(sample, deal_images(truth, 5, 0), list("abcd"))
+    stores, truth = [store.take([0]) for store in stores], Subset(truth.data, truth.pixels, truth.indices[:1])
+    survey = survey_members(stores, truth)
+    table, weights = judge_searches(stores, truth, survey, ("greedy",), folds=5, resamples=10)
+    recommended, text = recommend_weights(table)
+    assert (recommended, list(weights)) == ("mean", ["mean", "greedy"])
+    assert text == "one image: nothing is left to judge a search on, so the plain mean is recommended, not judged"
+    greedy = table.iloc[1]
+    assert greedy["searched"] > table["searched"][0] and np.isnan(greedy["held_out"])
+    curve = trace_selection(survey, deal_images(truth, 5, 0), list("abcd"))
     assert curve["held_out"].isna().all() and curve["searched"].notna().all()
 
 
 def test_the_curve_has_what_was_searched_and_what_was_held_out(scene):
     stores, truth, survey = scene
-    curve = trace_selection(survey.sample, deal_images(truth, 3, 0), list("abcd"), draws=6)
+    curve = trace_selection(survey, deal_images(truth, 3, 0), list("abcd"), draws=6)
     assert curve["draw"].tolist() == [1, 2, 3, 4, 5, 6]
     assert curve["member"].iloc[0] == "a"
-    assert curve["searched"].iloc[0] == pytest.approx(pooled_miou(score_store(stores[0], truth)), abs=2e-4)
+    assert curve["searched"].iloc[0] == pytest.approx(pooled_miou(score_weighted(stores[:1], truth)), abs=2e-4)
     assert curve["held_out"].iloc[0] == pytest.approx(curve["searched"].iloc[0])  # "a" is the best of every part
     assert curve["best_mean"].iloc[3] == pytest.approx(pooled_miou(score_weighted(stores, truth)), abs=2e-4)
     assert curve["best_mean"].iloc[4:].isna().all()
@@ -223,10 +214,10 @@ def test_the_curve_has_what_was_searched_and_what_was_held_out(scene):
 
 def test_changes_are_counted_and_the_images_with_most_of_them_chosen(scene):
     stores, truth, _ = scene
-    before, after = (list(weighted_argmax(each)) for each in (stores[:1], stores[:3]))
-    table = tabulate_changes(truth, iter(before), iter(after))
+    was, now = (np.stack(list(soft_vote(each))) for each in (stores[:1], stores[:3]))
+    table = tabulate_changes(truth, was, now)
     masks = np.stack([truth.read(image)[1] for image in range(COUNT)])
-    was, now, valid = before[0][1], after[0][1], masks != 255
+    valid = masks != 255
     assert table["won"].tolist() == (valid & (now == masks) & (was != masks)).sum((1, 2)).tolist()
     assert table["lost"].tolist() == (valid & (was == masks) & (now != masks)).sum((1, 2)).tolist()
     assert table["wrong_both"].tolist() == (valid & (was != now) & (was != masks) & (now != masks)).sum((1, 2)).tolist()

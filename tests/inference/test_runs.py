@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 
@@ -9,8 +10,18 @@ from seglib.data.dataset import Subset
 from seglib.errors import InputError
 from seglib.evaluation.metrics import load_confusion, save_confusion
 from seglib.files import write_json
-from seglib.inference.runs import find_newest_run, load_finished_run, prepare_output_dir, require_same_images
+from seglib.inference.ensemble import open_ensemble
+from seglib.inference.runs import (
+    find_index,
+    find_members,
+    find_newest_run,
+    load_finished_run,
+    prepare_output_dir,
+    require_same_images,
+)
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
+
+CLASSES = ["Background", "Paper", "Metal"]
 
 
 def change_record(folder, **fields):
@@ -148,3 +159,118 @@ def test_runs_on_the_same_masks_can_be_compared_and_others_not(two_runs, run_dir
     other.record["params"]["paint_order"] = "area"
     with pytest.raises(InputError, match=r"compare_with .*: required the paint_order of"):
         require_same_images(run, other)
+
+
+# Who takes part in an ensemble.
+
+
+def make_run(folder, miou=0.5, *, status="ok", classes=CLASSES, ids=(1, 2, 3), pixels=10, **params):
+    folder.mkdir(parents=True)
+    params = {"image_size": 64, "split": "given", "folds": 5, "fold": 0, "seed": 1, "paint_order": "class_id",
+              "background": "class", "run_dir": str(folder), **params}  # fmt: skip
+    record = {"status": status, "params": params, "metrics": {"miou": miou}}
+    (folder / "record.json").write_text(json.dumps(record))
+    confusion = np.full((len(ids), len(classes), len(classes)), pixels)
+    save_confusion(folder / "confusion.npz", confusion, np.array(ids), classes)
+    return folder
+
+
+def write_board(grid):
+    with open(grid / "leaderboard.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "status"])
+        for folder in sorted(path for path in grid.iterdir() if path.is_dir() and not path.name.startswith("old")):
+            writer.writerow([folder.name, json.loads((folder / "record.json").read_text())["status"]])
+    return grid
+
+
+def names_of(members):
+    return [member.name for member in members]
+
+
+def test_listed_runs_take_part_in_the_order_given(tmp_path):
+    folders = [make_run(tmp_path / "g" / name, miou) for name, miou in (("a", 0.3), ("b", 0.5))]
+    members, specialists = find_members([str(folder) for folder in folders])
+    assert (names_of(members), specialists) == (["a", "b"], [])
+    assert find_index(members, "b") == 1
+    with pytest.raises(InputError, match="unknown member 'c'"):
+        find_index(members, "c")
+
+
+def test_of_a_grid_the_best_runs_take_part_that_are_ok_in_its_leaderboard(tmp_path):
+    for name, miou in (("a", 0.3), ("b", 0.5), ("c", 0.4), ("old.1", 0.9)):
+        make_run(tmp_path / "g" / name, miou)
+    make_run(tmp_path / "g" / "d", 0.8, status="failed")
+    write_board(tmp_path / "g")
+    assert names_of(find_members(str(tmp_path / "g"))[0]) == ["b", "c", "a"]
+    assert names_of(find_members(str(tmp_path / "g"), top=2)[0]) == ["b", "c"]
+
+
+def test_a_run_that_is_named_and_not_ok_is_refused(tmp_path):
+    folder = make_run(tmp_path / "a", status="killed")
+    with pytest.raises(InputError, match=r"required runs that are ok, got .*a \(killed\)"):
+        find_members([str(folder)])
+    with pytest.raises(InputError, match=r"without leaderboard\.csv or record\.json"):
+        find_members([str(tmp_path / "nothing")])
+    with pytest.raises(InputError, match="no run twice; refused: b"):
+        find_members([str(make_run(tmp_path / "b"))] * 2)
+
+
+def test_folds_of_one_condition_are_one_member(tmp_path):
+    for fold in (1, 0, 2):
+        for seed in (1, 2):
+            name = f"seed={seed},fold={fold}"
+            make_run(tmp_path / "g" / name, seed / 10, ids=(fold,), split="kfold", folds=3, fold=fold, seed=seed)
+    members, _ = find_members(str(write_board(tmp_path / "g")))
+    assert names_of(members) == ["seed=2 (3 folds)", "seed=1 (3 folds)"]
+    assert [folder.name for folder in members[0].folders] == ["seed=2,fold=0", "seed=2,fold=1", "seed=2,fold=2"]
+    assert members[0].miou == pytest.approx(0.2)
+
+
+def test_missing_folds_are_refused_and_one_fold_alone_is_a_run(tmp_path):
+    one = make_run(tmp_path / "fold=0", split="kfold", folds=3, fold=0)
+    assert names_of(find_members([str(one)])[0]) == ["fold=0"]
+    two = make_run(tmp_path / "fold=2", split="kfold", folds=3, fold=2)
+    with pytest.raises(InputError, match=r"the folds \[0, 1, 2\] of fold=0.*got \[0, 2\]"):
+        find_members([str(one), str(two)])
+    again = make_run(tmp_path / "again", split="kfold", folds=3, fold=0)
+    with pytest.raises(InputError, match=r"each once.*got \[0, 0\]"):
+        find_members([str(one), str(again)])
+
+
+def test_all_that_do_not_fit_the_first_are_refused_in_one_line(tmp_path):
+    folders = [
+        make_run(tmp_path / "first"),
+        make_run(tmp_path / "names", classes=["Background", "Metal", "Paper"]),
+        make_run(tmp_path / "images", ids=(1, 2)),
+        make_run(tmp_path / "painted", paint_order="area"),
+        make_run(tmp_path / "counted", pixels=11),
+        make_run(tmp_path / "larger", image_size=128, pixels=40),
+    ]
+    with pytest.raises(InputError) as caught:
+        find_members([str(folder) for folder in folders])
+    text = str(caught.value)
+    assert "\n" not in text
+    assert (
+        "required the classes, validation images and masks of first; refused: names (classes Background, Metal, Paper);"
+        in text
+    )
+    assert (
+        "images (2 validation images); painted (masks: paint_order area); counted (masks: other pixels); leave" in text
+    )
+
+
+def test_specialists_stand_apart_and_runs_of_one_name_get_their_grids(tmp_path):
+    paper = make_run(tmp_path / "s" / "a", 0.9, classes=["Background", "Paper"], focus_classes=["Paper"])
+    folders = [make_run(tmp_path / "g" / "a"), make_run(tmp_path / "h" / "b"), paper]
+    members, specialists = find_members([str(folder) for folder in folders], top=2)
+    assert (names_of(members), names_of(specialists)) == (["g/a", "b"], ["s/a"])
+    assert specialists[0].focus_classes == ["Paper"]
+    with pytest.raises(InputError, match="required a run of all classes, got 1 specialists"):
+        find_members([str(paper)])
+
+
+def test_members_are_merged_at_the_size_asked_for_or_the_largest(tmp_path):
+    folders = [make_run(tmp_path / f"{size}", image_size=size) for size in (64, 96)]
+    sizes = [open_ensemble(folders, size=size).options["size"] for size in (0, 32)]
+    assert sizes == [96, 32]
