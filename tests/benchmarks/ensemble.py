@@ -14,17 +14,16 @@ import numpy as np
 import pandas as pd
 
 from seglib.data.dataset import Subset
-from seglib.inference.ensemble import (
+from seglib.inference.selection import (
     SEARCHES,
     correlate_errors,
     deal_images,
-    hard_vote,
     judge_searches,
-    soft_vote,
     survey_members,
     trace_selection,
 )
-from seglib.inference.stores import ProbabilityStore, open_store
+from seglib.inference.stores import Store, open_store
+from seglib.inference.votes import hard_vote, soft_vote
 
 
 def main() -> None:
@@ -34,22 +33,21 @@ def main() -> None:
     stores = [open_store(folder) for folder in sorted(arguments.folder.glob("member*"))]
     truth, names = draw_truth(stores[0]), [store.folder.name for store in stores]
     survey = measure("survey", lambda: survey_members(stores, truth))
-    print(
-        f"  {len(survey.sample.truth)} pixels drawn, {survey.disputed.sum() / survey.confusions[0].sum():.0%} disputed"
-    )
+    disputed = 1 - survey.agreed.sum() / survey.confusions[0].sum()
+    print(f"  {len(survey.labels)} pixels drawn, {disputed:.0%} disputed")
     measure("correlation", lambda: correlate_errors(survey))
     for name, find in SEARCHES.items():
-        measure(f"search: {name}", lambda find=find: find(survey.sample))
-    measure("curve", lambda: trace_selection(survey.sample, deal_images(truth, 5, 0), names))
-    measure("judge best and greedy", lambda: judge_searches(stores, truth, survey.sample))
+        measure(f"search: {name}", lambda find=find: find(survey))
+    measure("curve", lambda: trace_selection(survey, deal_images(truth, 5, 0), names))
+    measure("judge best and greedy", lambda: judge_searches(stores, truth, survey))
     measure("hard vote", lambda: exhaust(hard_vote(stores)))
     measure("geometric mean", lambda: exhaust(soft_vote(stores, mean="geometric")))
 
 
-def draw_truth(store: ProbabilityStore) -> Subset:
+def draw_truth(store: Store) -> Subset:
     """Masks that resemble the first member's."""
     masks = np.random.default_rng(0).integers(0, len(store.class_names), (store.size, store.size)).astype(np.uint8)
-    masks[: store.size // 2] = store.read(0, 1)[0].argmax(0)[: store.size // 2]
+    masks[: store.size // 2] = store.read(0).argmax(0)[: store.size // 2]
     pixels = SimpleNamespace(
         image_ids=store.image_ids, image_size=store.size, read=lambda index: (None, np.roll(masks, index, axis=-1))
     )

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from seglib.inference.stores import describe_store, open_store, weighted_argmax, write_store
+from seglib.inference.stores import describe_store, open_store, write_store
+from seglib.inference.votes import soft_vote
 
 
 def main() -> None:
@@ -60,10 +61,10 @@ def measure(folders: list[Path]) -> None:
         stores = [open_store(folder) for folder in folders]
         shape = (len(folders), len(stores[0].class_names)) if name == "weights a class" else len(folders)
         weights = np.random.default_rng(0).random(shape)
-        pixels = sum(preds.size for _, preds in weighted_argmax(stores, weights))
+        pixels = sum(pred.size for pred in soft_vote(stores, weights))
         seconds, computed = time.perf_counter() - began, time.process_time() - computed
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        gigabytes = sum(store.data.nbytes for store in stores) / 1e9
+        gigabytes = sum((folder / "probabilities.npy").stat().st_size for folder in folders) / 1e9
         print(
             f"{name}: {seconds:.1f} s ({computed:.1f} s of processor) for {gigabytes:.1f} GB, {pixels} pixels; peak {peak:.0f} MB"
         )
