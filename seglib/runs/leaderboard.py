@@ -159,6 +159,23 @@ def collect_runs(grid_dir: str | Path, run_names: list[str], varied: list[str]) 
     return [_read_row(Path(grid_dir) / run, run, varied) for run in run_names]
 
 
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Rows of a history.csv as finite numbers by column, without pandas; none where no epoch was finished."""
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        rows = [{name: _parse(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return [row for row in rows if "epoch" in row]
+
+
+def _parse(text: object) -> float | None:
+    try:
+        return _number(float(text))
+    except (TypeError, ValueError):  # a text, or a line that is too long or too short
+        return None
+
+
 def rank_rows(rows: list[RunResult]) -> list[RunResult]:
     """Runs with a score by falling mIoU, then ok runs without one, then all others in the grid's order."""
     return sorted(rows, key=lambda row: (row.status != "ok", row.miou is None, -(row.miou or 0)))
