@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,10 @@ POLL = 0.25  # [s] between two looks at what runs
 
 @dataclass(frozen=True)
 class Job:
-    """A notebook to execute: a run of the grid, or a step that follows. Everything is written in `run_dir`."""
+    """A notebook to execute: a run of the grid, or a step that follows. Everything is written in `run_dir`.
+
+    `neighbours` of a run: `previous` and `next` in its grid, and the runs of the `baseline`.
+    """
 
     label: str
     notebook: Path
@@ -55,6 +58,7 @@ class Job:
     key: dict[str, Any]
     parameters: dict[str, Any]
     varied: dict[str, Any]
+    neighbours: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -354,7 +358,10 @@ def run_grid(
         return job
 
     write_text(grid.folder / "grid.yaml", grid.file.as_yaml())
-    jobs = [Job(run.name, grid.notebook, run.folder, run.key, run.parameters, run.varied) for run in waiting]
+    near = find_neighbours(grid)
+    jobs = [
+        Job(run.name, grid.notebook, run.folder, run.key, run.parameters, run.varied, near[run.name]) for run in waiting
+    ]
     try:
         ok = run_jobs(jobs, workers, fail_fast, prepare, report, show, lambda: write_results(grid))
         if grid.file.then:
@@ -368,6 +375,16 @@ def run_grid(
     except KeyboardInterrupt:
         write_results(grid)
         raise
+
+
+def find_neighbours(grid: Grid) -> dict[str, dict[str, Any]]:
+    """By a run's name: the runs before and after it (`previous`, `next`), and those of the `baseline`."""
+    names, wanted = ["", *(run.name for run in grid.runs), ""], grid.file.baseline.items()
+    baseline = [run.name for run in grid.runs if wanted and wanted <= run.parameters.items()]
+    return {
+        name: {"previous": names[place], "next": names[place + 2], "baseline": baseline}
+        for place, name in enumerate(names[1:-1])
+    }
 
 
 def _plan_group(grid: Grid, places: Sequence[int], ok: bool, report: Callable[[str], None]) -> tuple[list[Job], bool]:

@@ -7,14 +7,18 @@ stays open for as long as the runner lives.
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
@@ -23,6 +27,7 @@ from papermill.iorw import LocalHandler, papermill_io
 from traitlets.config import Config
 
 from seglib.files import clear_parts, write_text
+from seglib.parameters import read_defaults
 from seglib.runs.keys import saves_result
 from seglib.runs.record import UNDER_RUNNER, kill_family, read_record, start_record, update_record
 from seglib.runs.trackers import NAME as TRACKING
@@ -48,14 +53,19 @@ class _WholeFiles(LocalHandler):
 
 
 def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[str, str | None]:
-    """Execute a notebook; return (status, error): ok, failed, oom, killed or interrupted, and one line why."""
+    """Execute a notebook; return (status, error): ok, failed, oom, killed or interrupted, and one line why.
+
+    Only parameters that are not the notebook's defaults are put into the executed copy.
+    """
+    defaults = read_defaults(notebook)
+    changed = {name: value for name, value in parameters.items() if name not in defaults or value != defaults[name]}
     papermill_io.reset()  # papermill takes the last "local" handler of its list, which would be its own
     papermill_io.register("local", _WholeFiles())
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory(prefix="seglib-") as sockets:
             papermill.execute_notebook(
-                str(notebook), str(output), parameters=parameters, kernel_name="python3", cwd=str(notebook.parent),
+                str(notebook), str(output), parameters=changed, kernel_name="python3", cwd=str(notebook.parent),
                 progress_bar=False, start_timeout=300, iopub_timeout=120, config=_use_sockets(sockets),
             )  # fmt: skip
     except PapermillExecutionError as error:
@@ -95,7 +105,11 @@ def run_job(job: dict[str, Any]) -> None:
     if status == "ok" and saves_result(notebook) and "finished_at" not in (read_record(run_dir) or {}):
         status, error = "failed", "the notebook ended before it saved its result"
     if output.is_file():
-        render_html(output)
+        try:
+            add_header(output, job, status, error)
+            render_html(output)
+        except Exception as problem:  # the result is there: a page that cannot be made does not undo it
+            print(f"{output}: no page was made of it: {type(problem).__name__}: {problem}", flush=True)
     tracking = _send_notebook(output, job["parameters"], status)
     update_record(run_dir, status=status, error=error, seconds=round(time.monotonic() - began, 2), **tracking)
 
@@ -114,10 +128,69 @@ def _send_notebook(output: Path, parameters: dict[str, Any], status: str) -> dic
         return {}
 
 
+# What an executed notebook opens with, and its page.
+
+
+def add_header(path: Path, job: Mapping[str, Any], status: str, error: str | None) -> None:
+    """Open an executed notebook with what varied, what came out, and the way to its grid and the runs beside it."""
+    notebook, near = nbformat.read(path, as_version=4), job.get("neighbours") or {}
+    metrics = (read_record(path.parent) or {}).get("metrics") or {}
+    varied = ", ".join(f"{name} = {value}" for name, value in job["varied"].items())
+    links = ["[grid](../index.html)", "[grid file](../grid.yaml)"] if near else []
+    links += [
+        f"{role} run: [{_escape(near[role])}](../{quote(near[role])}/{quote(path.name)})"
+        for role in ("previous", "next")
+        if near.get(role)
+    ]
+    lines = [
+        f"**{_escape(path.parent.name)}**" + (f" · {_escape(varied)}" if varied else ""),
+        _word_scores(metrics) if status == "ok" else f"**{status}**: {_escape(error or '')}",
+        _compare(metrics.get("miou"), [path.parent.parent / name for name in near.get("baseline", ())]),
+        " · ".join(links),
+    ]
+    header = "\n>\n".join(f"> {line}" for line in lines if line)
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell(header, metadata={"tags": ["header"]}))
+    write_text(path, nbformat.writes(notebook))
+
+
+def _word_scores(metrics: Mapping[str, Any]) -> str:
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    names = ["miou"] if "miou" in numbers else [*numbers][:3]
+    return ", ".join(f"{'mIoU' if name == 'miou' else _escape(name)} **{numbers[name]:.4f}**" for name in names)
+
+
+def _compare(miou: float | None, baseline: list[Path]) -> str:
+    """The baseline's mIoU, the mean of its runs that are done, and how far this run is from it."""
+    records = [record for folder in baseline if (record := read_record(folder) or {}).get("status") == "ok"]
+    known = [each for record in records if (each := (record.get("metrics") or {}).get("miou")) is not None]
+    if not known:
+        return ""
+    mean, runs = sum(known) / len(known), f", the mean of {len(known)} runs" if len(known) > 1 else ""
+    return f"baseline: mIoU {mean:.4f}{runs}" + ("" if miou is None else f"; this run: {miou - mean:+.4f}")
+
+
+def _escape(text: str) -> str:
+    """A text as Markdown shows it, letter by letter and in one line."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|~$&])", r"\\\1", " ".join(text.split()))
+
+
+_FOLDED = """{%- extends "lab/index.html.j2" -%}
+{%- block input_group -%}
+{%- if "parameters" in cell.metadata.tags or "hide-input" in cell.metadata.tags -%}
+<details><summary>code</summary>{{ super() }}</details>
+{%- else -%}{{ super() }}{%- endif -%}
+{%- endblock input_group -%}"""
+
+
 def render_html(notebook: Path) -> None:
-    """Write the executed notebook as one HTML page beside it."""
-    exporter = HTMLExporter(embed_images=True)
-    page, _ = exporter.from_filename(str(notebook))
+    """Write the executed notebook as one HTML page beside it, its parameters and its plumbing (`hide-input`) folded."""
+    content = nbformat.read(notebook, as_version=4)
+    for cell in content.cells:
+        if "header" in cell.metadata.get(
+            "tags", []
+        ):  # from page to page, where these links go from notebook to notebook
+            cell.source = cell.source.replace(f"/{quote(notebook.name)})", f"/{quote(notebook.stem)}.html)")
+    page, _ = HTMLExporter(embed_images=True, raw_template=_FOLDED).from_notebook_node(content)
     write_text(notebook.with_suffix(".html"), page)
 
 

@@ -7,7 +7,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -228,7 +230,8 @@ def update_record(run_dir: str | Path, **fields: Any) -> dict[str, Any]:
 def save_result(run_dir: str | Path, **fields: Any) -> None:
     """The last line of a notebook: write its results (metrics, best_epoch, ...) into the record.
 
-    Under the runner the status stays `running` until the executed notebook is on disk too.
+    Under the runner the status stays `running` until the executed notebook is on disk too; by hand a copy of the
+    notebook, as it was last saved, is laid beside the record.
 
     Raises
     ------
@@ -238,6 +241,23 @@ def save_result(run_dir: str | Path, **fields: Any) -> None:
     _refuse_changes(Path(run_dir))
     status = "running" if os.environ.get(UNDER_RUNNER) else "ok"
     update_record(run_dir, status=status, error=None, finished_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if status == "ok" and hasattr(shell, "kernel"):
+        print(
+            _keep_notebook(Path(run_dir), os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__"))
+        )
+
+
+def _keep_notebook(run_dir: Path, notebook: str | None) -> str:
+    """Copy a notebook that is run by hand beside its record; return a line that says whether it could be done."""
+    if not notebook or not notebook.endswith(".ipynb"):
+        return f"no copy of the notebook is in {run_dir}: its file is not known (JPY_SESSION_NAME is not set)"
+    try:
+        with contextlib.suppress(shutil.SameFileError):
+            shutil.copyfile(notebook, run_dir / Path(notebook).name)
+    except OSError as error:
+        return f"no copy of the notebook is in {run_dir}: {error}"
+    return f"{Path(notebook).name} as it was last saved is in {run_dir}: save it and run this cell again for the latest"
 
 
 @cache

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from seglib.files import write_json
 from seglib.runs.execute import run_job
 from seglib.runs.record import UNDER_RUNNER, read_record
 
@@ -16,19 +17,24 @@ def execute(tmp_path, write_notebook, monkeypatch):
     """Execute a notebook with a given body; return its record."""
     monkeypatch.setenv(UNDER_RUNNER, "")  # run_job sets it for the kernel
 
-    def execute(body="", **options):
+    def execute(body="", name="run", neighbours=None, tags=(), **options):
         notebook = write_notebook(tmp_path / "notebook.ipynb", body, **options)
-        parameters = {"do": 'it\'s "quoted"', "weight": 1e-3, "run_dir": str(tmp_path / "run")}
+        content = json.loads(notebook.read_text())
+        for place in tags:
+            content["cells"][place]["metadata"]["tags"] = [tags[place]]
+        notebook.write_text(json.dumps(content))
+        parameters = {"do": 'it\'s "quoted"', "weight": 1e-3, "seed": 21, "run_dir": str(tmp_path / name)}
         job = {
             "notebook": notebook,
-            "run_dir": tmp_path / "run",
+            "run_dir": tmp_path / name,
             "key": {"notebook": "k"},
             "parameters": parameters,
             "varied": {"seed": 1},
+            "neighbours": neighbours,
         }
-        (tmp_path / "run").mkdir()
+        (tmp_path / name).mkdir()
         run_job(job)
-        return read_record(tmp_path / "run")
+        return read_record(tmp_path / name)
 
     return execute
 
@@ -97,3 +103,48 @@ def test_a_reader_never_meets_half_a_notebook(execute, tmp_path):
         ended.set()
         reader.join()
     assert read > 20 and not broken
+
+
+def test_the_executed_notebook_carries_only_what_the_run_changed(execute, tmp_path):
+    execute()
+    cells = json.loads((tmp_path / "run" / "notebook.ipynb").read_text())["cells"]
+    (injected,) = [cell["source"] for cell in cells if "injected-parameters" in cell["metadata"]["tags"]]
+    assert [line.partition(" = ")[0] for line in "".join(injected).splitlines()[1:]] == ["do", "weight", "run_dir"]
+
+
+def test_the_executed_notebook_opens_with_what_varied_and_what_came_out(execute, tmp_path):
+    for name, miou in {"base_1": 0.25, "base_2": 0.75, "a*[b]": None}.items():
+        write_json(tmp_path / name / "record.json", {"status": "ok" if miou else "failed", "metrics": {"miou": miou}})
+    near = {"previous": "a*[b]", "next": "", "baseline": ["base_1", "base_2", "a*[b]", "not yet"]}
+    execute(neighbours=near, name="w=<1>,s=a_b")
+    folder = tmp_path / "w=<1>,s=a_b"
+    header = json.loads((folder / "notebook.ipynb").read_text())["cells"][0]
+    page = (folder / "notebook.html").read_text()
+    assert header["cell_type"] == "markdown"
+    for words in (
+        "<strong>w=&lt;1&gt;,s=a_b</strong> · seed = 1</p>",
+        "<p>mIoU <strong>0.5000</strong></p>",
+        "<p>baseline: mIoU 0.5000, the mean of 2 runs; this run: +0.0000</p>",
+        '<a href="../index.html">grid</a> · <a href="../grid.yaml">grid file</a>',
+        'previous run: <a href="../a%2A%5Bb%5D/notebook.html">a*[b]</a></p>',
+    ):
+        assert words in page
+    assert "](../a%2A%5Bb%5D/notebook.ipynb)" in "".join(header["source"]) and "next run" not in page
+
+
+def test_a_failed_run_opens_with_its_error(execute, tmp_path):
+    execute("raise ValueError('of <b>*this*</b>')")
+    page = (tmp_path / "run" / "notebook.html").read_text()
+    assert "<p><strong>failed</strong>: ValueError: of &lt;b&gt;*this*&lt;/b&gt;</p>" in page
+
+
+def test_parameters_and_plumbing_are_folded_in_the_page(execute, tmp_path):
+    execute(tags={1: "hide-input"})
+    page = (tmp_path / "run" / "notebook.html").read_text()
+    assert page.count("<details><summary>code</summary>") == 2
+
+
+def test_a_page_that_cannot_be_made_does_not_fail_the_run(execute, monkeypatch, capsys):
+    monkeypatch.setattr("seglib.runs.execute._FOLDED", "{% extends 'nowhere.html.j2' %}")
+    assert execute()["status"] == "ok"
+    assert "no page was made of it: TemplateNotFound: nowhere.html.j2" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import pytest
 
 from seglib.errors import InputError
 from seglib.files import PROJECT
+from seglib.runs.engine import find_neighbours
 from seglib.runs.grid import load_grid
 from seglib.runs.keys import find_notebook
 
@@ -334,3 +335,12 @@ def test_steps_weights_and_classes_that_cannot_be_are_refused_before_a_run(load_
     ]
     assert len(lines) == len(words)
     assert all(any(word in line for line in lines) for word in words), lines
+
+
+def test_each_run_knows_its_neighbours_and_the_baseline(load):
+    grid = load("grid: {seed: [1, 2], weight: [0, 1]}\nbaseline: {weight: 0}")
+    first, *_, last = grid.runs
+    near = find_neighbours(grid)
+    assert near[first.name]["previous"] == "" and near[first.name]["next"] == grid.runs[1].name
+    assert near[last.name]["previous"] == grid.runs[2].name and near[last.name]["next"] == ""
+    assert near[last.name]["baseline"] == [grid.runs[0].name, grid.runs[2].name]

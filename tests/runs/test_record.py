@@ -99,3 +99,32 @@ def test_a_parameter_that_changed_since_the_run_was_opened_is_not_recorded_as_th
     notebook |= {"lr": 0.1, "run_dir": ""}
     save_result(folder, metrics={})
     assert read_record(folder)["status"] == "ok" and read_record(folder)["params"] == {"lr": 0.1, "seed": 1}
+
+
+SAVES = """
+import json, sys
+from pathlib import Path
+from IPython.core.interactiveshell import InteractiveShell
+from seglib import open_run, save_result
+shell = InteractiveShell.instance()
+shell.kernel = "a kernel"
+save_result(open_run({}, sys.argv[1]), metrics={})
+"""
+
+
+@pytest.mark.parametrize(
+    ("session", "line"),
+    [
+        ("mine.ipynb", "mine.ipynb as it was last saved is in "),
+        ("gone.ipynb", "no copy of the notebook is in "),
+        ("", "no copy of the notebook is in "),
+    ],
+)
+def test_a_run_by_hand_leaves_its_notebook_beside_its_record(tmp_path, session, line):
+    (tmp_path / "mine.ipynb").write_text("the notebook")
+    environment = os.environ | {"JPY_SESSION_NAME": session and str(tmp_path / session)}
+    command = [sys.executable, "-c", SAVES, str(tmp_path / "run")]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert output.startswith(line) and output.count("\n") == 1
+    assert (tmp_path / "run" / "mine.ipynb").is_file() == (session == "mine.ipynb")
+    assert read_record(tmp_path / "run")["status"] == "ok"
