@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from seglib import parts, register
 from seglib.errors import InputError
+from seglib.evaluation.metrics import load_confusion
 from seglib.files import PROJECT
 from seglib.inference.runs import load_finished_run
 from seglib.models import build_model
@@ -45,11 +47,17 @@ def poly1(logits, target, weight, *, epsilon: float = 1.0):
     """Cross entropy + epsilon (1 - p)."""
     log_p = logits.log_softmax(1).gather(1, target[:, None])[:, 0]
     return ((-log_p + epsilon * (1 - log_p.exp())) * weight).sum() / weight.sum().clamp_min(1)  # valid pixels
+
+
+@register("metric")
+def missed(confusion, higher_is_better: bool = False):
+    """Share of the objects' pixels that are taken for background."""
+    return confusion[1:, 0].sum() / confusion[1:].sum()
 '''
 GRID = """
 notebook: notebooks/02_train.ipynb
 parts: [my_parts.py]
-fixed: {data_dir: synthetic, image_size: 64, encoder: "", encoder_weights: "", batch_size: 8, lr: 0.01}
+fixed: {data_dir: synthetic, image_size: 64, encoder: "", encoder_weights: "", batch_size: 8, lr: 0.01, select_by: missed}
 runs:
   - {architecture: {TinyNet: {width: 8}}, loss: {poly1: {weight: 0.5, epsilon: 2.0}}}
 """
@@ -94,7 +102,7 @@ def test_a_file_is_read_as_it_is_registered(folder):
     change(folder, "width: int = 16", 'width: int, *, act: str = "relu", deep: bool = False, extra=None')
     read = {part.name: part for part in read_parts([folder / "my_parts.py"])}
     load_parts([folder / "my_parts.py"])
-    assert read == find_parts("model") | find_parts("loss")
+    assert read == find_parts("model") | find_parts("loss") | find_parts("metric")
     assert list(read["TinyNet"].options) == ["width", "act", "deep", "extra"] and read["TinyNet"].needed == ("width",)
 
 
@@ -155,6 +163,7 @@ def test_the_newest_registration_counts_and_shipped_names_are_taken():
         ("grid.yaml", "{TinyNet: {width: 8}}", "{FPN: {width: 8}}", "architecture FPN takes no options"),
         ("grid.yaml", 'encoder: ""', "encoder: resnet18", "TinyNet has no encoder to choose, got 'resnet18'"),
         ("grid.yaml", "[my_parts.py]", "[other.py]", "`parts`: there is no file 'other.py', neither in"),
+        ("grid.yaml", "select_by: missed", "select_by: mised", "unknown select_by 'mised'; did you mean 'missed'"),
         ("my_parts.py", "class TinyNet", "class FPN", "got that of a shipped model; rename yours"),
         (
             "my_parts.py",
@@ -217,6 +226,10 @@ def test_a_grid_of_own_parts_trains_and_opens_again_without_the_file(folder, cap
     record = json.loads((run_dir / "record.json").read_text())
     assert record["params"]["architecture"] == {"TinyNet": {"width": 8}}
     assert record["params"]["loss"] == {"poly1": {"weight": 0.5, "epsilon": 2.0}}
+    history, confusion = pd.read_csv(run_dir / "history.csv"), load_confusion(run_dir / "confusion.npz")[0].sum(0)
+    assert record["metrics"]["missed"] == confusion[1:, 0].sum() / confusion[1:].sum()
+    assert record["best_epochs"]["missed"]["score"] == pytest.approx(history["missed"].min())
+    assert record["best_epoch"] == record["best_epochs"]["missed"]["epoch"]
     assert (run_dir / "parts" / "my_parts.py").read_text() == MY_PARTS
     (folder / "my_parts.py").unlink()
     run = load_finished_run(run_dir)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from seglib.evaluation.metrics import compute_metrics, confusion_per_image, save_confusion
+from seglib.evaluation.metrics import compute_metrics, confusion_per_image, find_signs, save_confusion
 from seglib.files import replacing
 from seglib.training.averaging import Averages, build_averages
 from seglib.training.checkpoint import Position, TrainingState, hash_weights, save_checkpoint
@@ -93,12 +93,9 @@ def _explain(words: str, loader: DataLoader, epoch: int, step: int) -> str:
 # Which epoch is the best, by what score and with which weights, and when no better one is waited for any more.
 
 
-BETTER = {"miou": 1, "miou_image": 1, "accuracy": 1, "loss": -1}  # 1: higher is better
-
-
 def rank(scores: Mapping[str, float], select_by: str) -> float:
     """A score, higher is better; the worst where it is no number: nothing would ever be better than NaN."""
-    score = BETTER[select_by] * scores[_column(select_by)]
+    score = find_signs()[select_by] * scores[_column(select_by)]
     return -math.inf if math.isnan(score) else score
 
 
@@ -112,7 +109,7 @@ def is_over(rows: Sequence[Mapping], epochs: int, patience: int, select_by: str)
 def find_best(history: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The best by each score: {"miou": {"epoch", "weights" ("plain", "ema", ...), "score"}, ...}."""
     best = {}
-    for select_by, sign in BETTER.items():
+    for select_by, sign in find_signs().items():
         columns = {"plain": _column(select_by)} | {name: f"{name}_{_column(select_by)}" for name in AVERAGES}
         scores = {name: sign * (sign * history[column]).max() for name, column in columns.items() if column in history}
         scores = {name: score for name, score in scores.items() if not math.isnan(score)}
@@ -244,7 +241,7 @@ class _Examiner:
         evaluation = evaluate(self.trainee, self.loader, len(class_names))
         metrics = compute_metrics(evaluation.confusion, class_names, self.loader.batch_sampler.batch_size)
         scores = {"val_loss": evaluation.loss}
-        scores |= {name: metrics[name] for name in ("miou", "miou_image", "miou_batch", "accuracy")}
+        scores |= {name: value for name, value in metrics.items() if name != "iou"}
         score = rank(scores, self.select_by)
         if position.best is None or score > position.best:
             position.best, model = score, self.trainee.model.state_dict()
