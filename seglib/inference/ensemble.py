@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +12,12 @@ import torch
 
 from seglib.data.coco import load_coco
 from seglib.data.dataset import Subset
-from seglib.data.masks import IGNORE_INDEX
-from seglib.errors import InputError
 from seglib.evaluation.compare import compare_class_iou
 from seglib.evaluation.metrics import compute_metrics, pooled_miou
-from seglib.inference.postprocess import (
-    compare_objects,
-    describe_step,
-    draw_crf_candidates,
-    remove_small_components,
-    search_crf,
-    search_min_pixels,
-)
-from seglib.inference.predict import open_test_images, predict_run
+from seglib.inference import postprocess, selection, votes
+from seglib.inference.predict import open_test_images, predict_test, predict_validation
 from seglib.inference.runs import Member, find_free_dir, find_index, find_members, find_newest_run, load_finished_run
-from seglib.inference.selection import (
-    Survey,
-    correlate_errors,
-    deal_images,
-    judge_searches,
-    recommend_weights,
-    survey_members,
-    tabulate_members,
-    trace_selection,
-)
-from seglib.inference.stores import Progress, Store, average_stores, join_stores, keep_masks, require_alike
-from seglib.inference.votes import (
-    add_specialists,
-    average_probabilities,
-    check_weights,
-    count_masks,
-    follow_confident,
-    hard_vote,
-    read_mask,
-    require_truth,
-    score_weighted,
-    soft_vote,
-)
+from seglib.inference.stores import Progress, Store, average_stores, keep_masks, require_alike
 from seglib.submission import count_shares
 from seglib.zoo.crf import CrfParams, dense_crf
 
@@ -101,10 +70,8 @@ class Ensemble:
     def __post_init__(self):
         if self.stores:
             require_alike(self.stores)
-            require_truth(self.stores[0], self.images)
-            check_weights(self.weights, len(self.stores))
-
-    # Who takes part, and their predictions.
+            votes.require_truth(self.stores[0], self.images)
+            votes.check_weights(self.weights, len(self.stores))
 
     @property
     def names(self) -> list[str]:
@@ -138,20 +105,18 @@ class Ensemble:
         InputError
             Runs that cannot be opened or predicted, or that have other images.
         """
-        kept = replace(self, folder=Path(folder), progress=progress)
-        everyone = [*self.members, *self.specialists]
-        stores, truth = predict_validation(everyone, **self._prediction("predicting: image", progress))
-        count, weights = len(self.members), np.full(len(self.members), 1 / len(self.members))
-        return replace(
-            kept, stores=stores[:count], special_stores=stores[count:], images=truth, weights=weights, steps=()
-        )
+        options = {**self.options, "data_dir": self.data_dir, "progress": progress("predicting: image")}
+        stores, truth = predict_validation([*self.members, *self.specialists], **options)
+        count = len(self.members)
+        predicted = {"stores": stores[:count], "special_stores": stores[count:], "images": truth}
+        return replace(self, folder=Path(folder), progress=progress, weights=np.full(count, 1 / count), **predicted)
 
     def try_views(self, tta: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> "Ensemble":
         """Predict in other views too, see `build_views`; taken where both halves of the images gain. {}: as it is."""
         if not tta:
             return self
         viewed = replace(self, options={**self.options, "tta": tta}).predict(self.folder, self.progress)
-        used = gains_in_both_halves(self.mean_confusion, viewed.mean_confusion)
+        used = votes.gains_in_both_halves(self.mean_confusion, viewed.mean_confusion)
         return (viewed if used else self)._add_step("TTA", self.mean_miou, viewed.mean_miou, used)
 
     def predict_test(self, json_name: str, test_dir: str = "") -> "Ensemble":
@@ -161,15 +126,13 @@ class Ensemble:
         predict with these weights. Folds of a specialist are averaged: a threshold that was chosen on one prediction per
         image is no threshold for the highest of five.
         """
-        options = self._prediction("predicting test: image", self.progress) | {"test_dir": test_dir}
-        stores = predict_test(self.members, json_name, **options)
-        special = iter(predict_test(self.specialists, json_name, **options)) if self.special_stores else iter(())
-        special_stores = [average_stores([next(special) for _ in member.folders]) for member in self.specialists]
+        options = {**self.options, "data_dir": self.data_dir, "progress": self.progress("predicting test: image")}
+        predict = partial(predict_test, json_name=json_name, test_dir=test_dir, **options)
         counts = [len(member.folders) for member in self.members]
         return replace(
             self,
-            stores=stores,
-            special_stores=special_stores if self.special_stores else (),
+            stores=predict(self.members),
+            special_stores=[average_stores(predict([member])) for member in self.specialists],
             images=self.open_test_images(json_name),
             weights=np.repeat(self.weights / counts, counts),
             tie_break=None if self.tie_break is None else sum(counts[: self.tie_break]),
@@ -181,16 +144,14 @@ class Ensemble:
         stores = [*self.stores, *self.special_stores]
         runs = [store.folder.parents[1] for store in stores]  # <grid>/<run>/probabilities/<store>
         return [
-            {"run": f"{run.parent.name}/{run.name}", "weights_sha256": store.facts.get("weights_sha256")}
+            {"run": f"{run.parent.name}/{run.name}", "weights_sha256": store.origin.get("weights_sha256")}
             for run, store in zip(runs, stores, strict=True)
         ]
-
-    # What the members are worth, and their weights.
 
     @cached_property
     def mean_confusion(self) -> np.ndarray:
         """(N, C, C) int64 of the plain mean of the members."""
-        return score_weighted(self.stores, self.images)
+        return votes.score_weighted(self.stores, self.images)
 
     @property
     def mean_miou(self) -> float:
@@ -198,30 +159,30 @@ class Ensemble:
         return pooled_miou(self.mean_confusion)
 
     @cached_property
-    def survey(self) -> Survey:
+    def survey(self) -> selection.Survey:
         """What one pass over all members found."""
-        return survey_members(self.stores, self.images, seed=self.seed)
+        return selection.survey_members(self.stores, self.images, seed=self.seed)
 
     def tabulate_members(self) -> pd.DataFrame:
         """One row per member: member, miou, miou_image, accuracy, then IoU by class name."""
-        return tabulate_members(self.names, self.survey.confusions, self.class_names)
+        return selection.tabulate_members(self.names, self.survey.confusions, self.class_names)
 
     def correlate_errors(self) -> np.ndarray:
         """(M, M) phi coefficients of "this pixel is wrong": 1 for the same pixels, 0 for errors that are independent."""
-        return correlate_errors(self.survey)
+        return selection.correlate_errors(self.survey)
 
     def judge_weights(self, resamples: int = 1000) -> pd.DataFrame:
         """Search weights, judged on images that the search did not see, see `judge_searches`; a column per member."""
         options = {"folds": FOLDS, "seed": self.seed, "resamples": resamples}
-        table, weights = judge_searches(self.stores, self.images, self.survey, **options)
+        table, weights = selection.judge_searches(self.stores, self.images, self.survey, **options)
         shares = pd.DataFrame(
             [weights[name] for name in table["weights"]], columns=[f"weight of {n}" for n in self.names]
         )
         return pd.concat([table, shares], axis=1)
 
     def trace_selection(self) -> pd.DataFrame:
-        """Pooled mIoU against the number of members, see `seglib.inference.selection.trace_selection`."""
-        return trace_selection(self.survey, deal_images(self.images, FOLDS, self.seed), self.names)
+        """Pooled mIoU against the number of members, see `trace_selection`."""
+        return selection.trace_selection(self.survey, selection.deal_images(self.images, FOLDS, self.seed), self.names)
 
     def weigh(self, choice: str | Mapping[str, float], judged: pd.DataFrame) -> "Ensemble":
         """Set the weights.
@@ -233,54 +194,51 @@ class Ensemble:
         judged : of `judge_weights`.
         """
         if isinstance(choice, Mapping):
-            weights, name, held_out = np.zeros(len(self.members)), "given", None
+            weights, name = np.zeros(len(self.members)), "given"
             for member, weight in choice.items():
                 weights[find_index(self.members, member)] = weight
-            miou = pooled_miou(score_weighted(self.stores, self.images, weights))
+            held_out = pooled_miou(votes.score_weighted(self.stores, self.images, weights))
         else:
-            name, why = recommend_weights(judged)
+            name, why = selection.recommend_weights(judged)
             print(why)
             name = name if choice == "auto" else choice
             row = judged.set_index("weights").loc[name]
             weights = row[[f"weight of {member}" for member in self.names]].to_numpy(np.float64)
-            miou = held_out = float(row["held_out"])
+            held_out = float(row["held_out"])
         best = self.tabulate_members()["miou"].max()
         weighed = self._add_step("plain mean, beside the best member", best, self.mean_miou, name == "mean")
-        label = f"weights: {name}" + (", held out" if held_out is not None else "")
-        weighed = weighed._add_step(label, self.mean_miou, miou, name != "mean", held_out=held_out is not None)
+        weighed = weighed._add_step(
+            f"weights: {name}, held out", self.mean_miou, held_out, name != "mean", held_out=True
+        )
         return weighed._change(weights=weights)
-
-    # How they vote, and what follows.
 
     def average(self) -> Iterator[np.ndarray]:
         """Merged probabilities of one image after another, (C, S, S) float32. Of a hard vote, the soft one's."""
         stores, options = self._gather()
-        return average_probabilities(stores, **options)
+        return votes.average_probabilities(stores, **options)
 
     def predict_masks(self) -> Iterator[np.ndarray]:
         """Masks of one image after another, (S, S) uint8: vote, CRF, specialists, components."""
         if self.crf and self.crf["on"]:
             masks = map(self._refine, range(len(self.images)), self.average())
         elif self.vote == "hard":
-            masks = hard_vote(self.stores, self.weights, tie_break=self.tie_break)
+            masks = votes.hard_vote(self.stores, self.weights, tie_break=self.tie_break)
         else:
             stores, options = self._gather()
-            masks = soft_vote(stores, **options)
+            masks = votes.soft_vote(stores, **options)
         if self.special_stores and self.specialist_confidence:
-            masks = follow_confident(masks, self.special_stores, self.class_names, self.specialist_confidence)
-        if self.components and self.components["on"]:
-            masks = (remove_small_components(mask, self.components["chosen"]) for mask in masks)
-        return masks
+            masks = votes.follow_confident(masks, self.special_stores, self.class_names, self.specialist_confidence)
+        return self._clean(masks, self.components)
 
     @cached_property
     def masks(self) -> np.ndarray:
         """(N, S, S) uint8, a memory map of a file in `folder`."""
-        return self._keep("final" if self.components else "voted", self.predict_masks())
+        return self._keep("voted", self.predict_masks())
 
     @cached_property
     def confusion(self) -> np.ndarray:
         """(N, C, C) int64 of the masks."""
-        return count_masks(self.images, self.masks)
+        return votes.count_masks(self.images, self.masks)
 
     @property
     def miou(self) -> float:
@@ -305,7 +263,7 @@ class Ensemble:
         voted = self._change(vote=vote, tie_break=place)
         if vote == "soft":
             return voted
-        soft = pooled_miou(score_weighted(self.stores, self.images, self.weights))
+        soft = pooled_miou(votes.score_weighted(self.stores, self.images, self.weights))
         return voted._add_step(f"{vote} vote", soft, voted.miou, True)
 
     def try_specialists(self, weight: float = 0.0, confidence: float = 0.0) -> "Ensemble":
@@ -319,9 +277,8 @@ class Ensemble:
         scale = float(np.mean(self.weights)) * weight
         if not (self.special_stores and (scale or confidence)):
             return self
-        helped = self._change(specialist_weight=scale, specialist_confidence=confidence)
-        helped._set("masks", helped._keep("specialists", helped.predict_masks()))
-        used = gains_in_both_halves(self.confusion, helped.confusion)
+        helped = self._change("specialists", specialist_weight=scale, specialist_confidence=confidence)
+        used = votes.gains_in_both_halves(self.confusion, helped.confusion)
         return (helped if used else self)._add_step("specialists", self.miou, helped.miou, used)
 
     def try_crf(self, candidates: int, images: int) -> "Ensemble":
@@ -330,41 +287,32 @@ class Ensemble:
             return self
         positions = np.unique(np.linspace(0, len(self.images) - 1, images).astype(int))
         size = self.stores[0].size
-        drawn = draw_crf_candidates(candidates, self.seed, size, pixels_per_cluster=16)
+        drawn = postprocess.draw_crf_candidates(candidates, self.seed, size, pixels_per_cluster=16)
         some = self.take_images(positions)
         averages = some.average()
 
         def read(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            picture, mask = read_pair(some.images, number, size)
+            picture, mask = votes.read_pair(some.images, number, size)
             return picture, next(averages), mask
 
-        found = search_crf(read, len(positions), drawn, self.options["device"], self.progress("CRF"))
-        print(describe_step(found))
-        refined = self._change(crf=found)
-        if found["on"]:
-            refined._set("masks", refined._keep("crf", refined.predict_masks()))
-        else:
-            refined._set("masks", self.masks)
+        found = postprocess.search_crf(read, len(positions), drawn, self.options["device"], self.progress("CRF"))
+        print(postprocess.describe_step(found))
+        refined = self._change("crf" if found["on"] else "", crf=found)
         step = f"CRF, held out, {len(positions)} images"
         return refined._add_step(step, found["miou_before"], found["miou_held_out"], found["on"], held_out=True)
 
     def try_components(self, search: bool = True) -> "Ensemble":
         """Remove small components, their size chosen per class, see `search_min_pixels`; the masks are kept as final."""
-        cleaned, masks = self, self.masks
-        if search:
-            progress = self.progress("components: image")
-            found = search_min_pixels(self._read_pair, len(masks), len(self.class_names), progress=progress)
-            print(describe_step(found))
-            cleaned = self._change(components=found)._add_step(
-                "components, held out", found["miou_before"], found["miou_held_out"], found["on"], held_out=True
-            )
-            if found["on"]:
-                masks = (remove_small_components(np.array(mask), found["chosen"]) for mask in masks)
-        cleaned = cleaned._change(components=cleaned.components)
-        cleaned._set("masks", self._keep("final", masks))
-        return cleaned
-
-    # What it came to.
+        if not search:
+            return self._change("final", self.masks)
+        progress = self.progress("components: image")
+        found = postprocess.search_min_pixels(
+            self._read_pair, len(self.masks), len(self.class_names), progress=progress
+        )
+        print(postprocess.describe_step(found))
+        cleaned = self._change("final", self._clean(self.masks, found), components=found)
+        scores = found["miou_before"], found["miou_held_out"]
+        return cleaned._add_step("components, held out", *scores, found["on"], held_out=True)
 
     def tabulate_steps(self) -> pd.DataFrame:
         """One row per step: step, before, after (mIoU of the same images), used, held_out, points of mIoU gained."""
@@ -375,12 +323,12 @@ class Ensemble:
         """Recall of the annotated objects by size, in another ensemble's masks and in these."""
         pairs = zip(before.masks, self.masks, strict=True)
         triples = ((self._read_pair(place)[0], *pair) for place, pair in enumerate(pairs))
-        return compare_objects(self.images.data, self.images.image_ids, triples, resamples)
+        return postprocess.compare_objects(self.images.data, self.images.image_ids, triples, resamples)
 
     @cached_property
     def best_masks(self) -> np.ndarray:
         """(N, S, S) uint8, the masks of the best member alone."""
-        return self._keep("best_member", soft_vote([self.stores[self.best]]))
+        return self._keep("best_member", votes.soft_vote([self.stores[self.best]]))
 
     @property
     def best(self) -> int:
@@ -392,13 +340,13 @@ class Ensemble:
         return compare_class_iou(self.confusion, self.survey.confusions[self.best], self.class_names)
 
     def tabulate_changes(self) -> pd.DataFrame:
-        """What changed from the best member to these masks, see `seglib.inference.ensemble.tabulate_changes`."""
-        return tabulate_changes(self.images, self.best_masks, self.masks)
+        """What changed from the best member to these masks, see `seglib.inference.votes.tabulate_changes`."""
+        return votes.tabulate_changes(self.images, self.best_masks, self.masks)
 
     def show_changes(self, count: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Images, truths, the best member's masks, these masks, and titles: see `choose_changes`."""
-        positions, titles = choose_changes(self.tabulate_changes(), count)
-        pairs = [read_pair(self.images, position, self.stores[0].size) for position in positions]
+        positions, titles = votes.choose_changes(self.tabulate_changes(), count)
+        pairs = [votes.read_pair(self.images, position, self.stores[0].size) for position in positions]
         images, truths = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
         return images, truths, self.best_masks[positions], self.masks[positions], titles
 
@@ -425,42 +373,45 @@ class Ensemble:
             "iou": compute_metrics(self.confusion, self.class_names, 1)["iou"],
         }
 
-    def _prediction(self, what: str, progress: Callable[[str], Progress | None]) -> dict[str, Any]:
-        return {**self.options, "data_dir": self.data_dir, "progress": progress(what)}
-
     def _gather(self) -> tuple[Sequence[Store], dict[str, Any]]:
         """All stores that vote by weight, and the options of the vote."""
         stores, weights = self.stores, self.weights
         if self.special_stores and self.specialist_weight:
             own = np.full(len(self.special_stores), self.specialist_weight)
-            stores, weights = add_specialists(stores, weights, self.special_stores, own)
+            stores, weights = votes.add_specialists(stores, weights, self.special_stores, own)
         return stores, {"weights": weights, "mean": "geometric" if self.vote == "geometric" else "arithmetic"}
 
     def _refine(self, position: int, probabilities: np.ndarray) -> np.ndarray:
-        picture, _ = read_pair(self.images, position, probabilities.shape[-1])
+        picture, _ = votes.read_pair(self.images, position, probabilities.shape[-1])
         refined = dense_crf(picture, probabilities, CrfParams(**self.crf["chosen"]), self.options["device"])
         return refined.argmax(0).astype(np.uint8)
 
     def _read_pair(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         mask = np.array(self.masks[position])
-        return read_mask(self.images, position, len(mask)), mask
+        return votes.read_mask(self.images, position, len(mask)), mask
 
     def _keep(self, name: str, masks: Iterator[np.ndarray]) -> np.ndarray:
         return keep_masks(self.folder / f"masks_{name}.npy", masks, len(self.images), self.stores[0].size)
 
-    def _set(self, name: str, value: Any) -> None:
-        """Give a cached property its value."""
-        vars(self)[name] = value
+    @staticmethod
+    def _clean(masks: Iterable[np.ndarray], found: Mapping[str, Any] | None) -> Iterator[np.ndarray]:
+        on = found and found["on"]
+        return (postprocess.remove_small_components(np.array(mask), found["chosen"]) if on else mask for mask in masks)
 
     def _add_step(self, step: str, before: float, after: float, used: bool, held_out: bool = False) -> "Ensemble":
         row = {"step": step, "before": before, "after": after, "used": bool(used), "held_out": held_out}
         return self._change(steps=(*self.steps, row))
 
-    def _change(self, **changes: Any) -> "Ensemble":
-        """A new one, which knows what this one has computed, as far as the changes leave it true."""
-        changed = replace(self, **changes)
-        names = ["survey", "mean_confusion", "best_masks"] + ["masks", "confusion"] * (changes.keys() <= {"steps"})
-        vars(changed).update({name: vars(self)[name] for name in names if name in vars(self)})
+    def _change(self, name: str = "", masks: Iterable[np.ndarray] | None = None, **changes: Any) -> "Ensemble":
+        """A new one, which knows what this one has computed as far as the changes leave it true.
+
+        With a name it has masks of its own, which are kept under it: those given, or those that it predicts.
+        """
+        changed, known = replace(self, **changes), ["survey", "mean_confusion", "best_masks"]
+        known += ["masks", "confusion"] * (changes.keys() <= {"steps", "crf"} and not name)
+        vars(changed).update({each: vars(self)[each] for each in known if each in vars(self)})
+        if name:
+            vars(changed)["masks"] = changed._keep(name, changed.predict_masks() if masks is None else masks)
         return changed
 
 
@@ -492,110 +443,3 @@ def open_ensemble(
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     options = {"device": chosen, "size": size, "merge": merge, "sliding": sliding or {}}
     return Ensemble(found, specialists, options, data_dir, seed)
-
-
-# Predictions of members: out-of-fold on the validation images, of each fold on test images.
-
-
-def predict_validation(members: Sequence[Member], *, data_dir: str = "", **options: Any) -> tuple[list[Store], Subset]:
-    """Predict the images that members are scored on, each by models that have not seen it; one model in memory at a time.
-
-    Parameters
-    ----------
-    data_dir : where the runs' data is now; "" where it was.
-    options : of `predict_run`: device, size, tta, merge, sliding, resize, dtype, batch_size, progress.
-
-    Returns
-    -------
-    stores : one per member, of the same images in the same order.
-    truth : these images with their masks, at the largest input size among the members that know all classes.
-
-    Raises
-    ------
-    InputError
-        Runs that cannot be opened or predicted, or that have other images.
-    """
-    predicted = []
-    for member in members:
-        stores, subsets = [], []
-        for folder in member.folders:
-            run = load_finished_run(folder, data_dir)
-            stores.append(predict_run(run, run.val_images, **options))
-            subsets.append(run.val_images)
-            del run  # and its model
-        indices = np.sort(np.concatenate([subset.indices for subset in subsets]))
-        images = Subset(subsets[0].data, subsets[0].pixels, indices)
-        predicted.append((stores[0] if len(stores) == 1 else join_stores(stores, images.image_ids), images))
-    _require_same_files([store for store, _ in predicted])
-    full = [images for member, (_, images) in zip(members, predicted, strict=True) if not member.focus_classes]
-    return [store for store, _ in predicted], max(full or [predicted[0][1]], key=lambda images: images.image_size)
-
-
-def predict_test(
-    members: Sequence[Member], json_name: str, *, data_dir: str = "", test_dir: str = "", **options: Any
-) -> list[Store]:
-    """Predict other images by all runs of all members, one store per run.
-
-    A run that was fitted to all images at the end predicts with these weights, its final.pt.
-
-    Parameters
-    ----------
-    json_name : see `open_test_images`; in `test_dir`, or with "" beside the validation images.
-    data_dir, options : those of `predict_validation`.
-    """
-    stores = []
-    for folder in [folder for member in members for folder in member.folders]:
-        run = load_finished_run(folder, data_dir)
-        stores.append(predict_run(run, open_test_images(run, json_name, test_dir), final=True, **options))
-        del run
-    _require_same_files(stores)
-    return stores
-
-
-def _require_same_files(stores: Sequence[Store]) -> None:
-    """Ids may be alike by chance, of two data sets that both count from 1."""
-    for store in stores[1:]:
-        if store.file_names != stores[0].file_names:
-            raise InputError(f"{store.folder}: required the images of {stores[0].folder}, got others, or another order")
-
-
-# What a vote changed, image by image.
-
-
-def gains_in_both_halves(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether the pooled mIoU gains in the first and in the second half of the images, and in all; both (N, C, C)."""
-    half = len(before) // 2
-    parts = (slice(half), slice(half, None), slice(None))
-    return all(pooled_miou(after[part]) > pooled_miou(before[part]) for part in parts)
-
-
-def tabulate_changes(truth: Subset, before: Iterable[np.ndarray], after: Iterable[np.ndarray]) -> pd.DataFrame:
-    """Valid pixels whose class differs between two sets of masks of `truth`'s images, at one size.
-
-    Returns
-    -------
-    One row per image: image_id, won (right after, wrong before), lost (the other way round), wrong_both [px].
-    """
-    rows = []
-    for position, (was, now) in enumerate(zip(before, after, strict=True)):
-        mask = read_mask(truth, position, len(now))
-        changed = (was != now) & (mask != IGNORE_INDEX)
-        won, lost = int((changed & (now == mask)).sum()), int((changed & (was == mask)).sum())
-        rows.append([truth.image_ids[position], won, lost, int(changed.sum()) - won - lost])
-    return pd.DataFrame(rows, columns=["image_id", "won", "lost", "wrong_both"])
-
-
-def choose_changes(table: pd.DataFrame, count: int) -> tuple[list[int], list[str]]:
-    """Positions and titles of images: half of them where most was won, net, half where most was lost; at least 2."""
-    order = np.argsort((table["lost"] - table["won"]).to_numpy(), kind="stable")
-    count = min(max(2, count), len(order))
-    chosen = [int(place) for place in (*order[: (count + 1) // 2], *order[len(order) - count // 2 :][::-1])]
-    rows = [table.iloc[place] for place in chosen]
-    return chosen, [f"image {row['image_id']}\nwon {row['won']} px\nlost {row['lost']} px" for row in rows]
-
-
-def read_pair(truth: Subset, position: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (size, size, 3) and mask (size, size), uint8, resized by nearest neighbour."""
-    image = truth.read(position)[0]
-    index = np.arange(size) * len(image) // size
-    return image[np.ix_(index, index)], read_mask(truth, position, size)

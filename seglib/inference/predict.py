@@ -26,8 +26,17 @@ from seglib.errors import InputError
 from seglib.evaluation.findings import summarise_probabilities
 from seglib.evaluation.metrics import confusion_per_image, mean_iou
 from seglib.files import hash_text
-from seglib.inference.runs import FinishedRun, choose_weights
-from seglib.inference.stores import Progress, Store, argmax_planes, describe_store, keep_masks, open_store, write_store
+from seglib.inference.runs import FinishedRun, Member, choose_weights, load_finished_run
+from seglib.inference.stores import (
+    Progress,
+    Store,
+    argmax_planes,
+    describe_store,
+    join_stores,
+    keep_masks,
+    open_store,
+    write_store,
+)
 from seglib.inference.views import View, check_request, compute_probabilities, quantise
 from seglib.models.refusals import explain_refusal
 from seglib.training.device import autocast, describe_device, move, seed_everything
@@ -64,7 +73,7 @@ def predict_run(
     ----------
     images : `run.val_images`, or what `open_test_images` opened; opened again where the size is not the model's.
     final : take final.pt where the run has one, in place of best.pt. It has seen the validation images, so for images of a
-        test set alone; the facts say which it was, as `weights_file`.
+        test set alone; its `origin` says which it was, as `weights_file`.
     tta : flips, rotations and scales, see `build_views`; empty for the plain image.
     merge : "mean" of the views' probabilities, or of their "logits".
     sliding : predict images opened at a larger size in windows, see `check_sliding`; empty for the whole image at once.
@@ -86,7 +95,7 @@ def predict_run(
     views, request = check_request(run.image_size, **options)
     weights_file, weights_sha256, take_model = choose_weights(run, may_be_final=final)
     batch_size = batch_size or run.batch_size
-    facts = request | {
+    origin = request | {
         "run": run.folder.name,
         "images": images.data.json_path.name,
         "images_hash": _hash_images(images),
@@ -97,12 +106,12 @@ def predict_run(
         "batch_size": batch_size,
         "device": describe_device(device),
     }
-    folder = _name_folder(run, request, images, facts)
+    folder = _name_folder(run, request, images, origin)
     folder.parent.mkdir(exist_ok=True)
     with FileLock(folder.parent / f"{_name_request(folder)}.lock"):
         if not _is_kept(folder):
             names = images.data.images["file_name"].iloc[images.indices].tolist()
-            about = describe_store(images.image_ids, names, run.class_names, request["size"], dtype, facts)
+            about = describe_store(images.image_ids, names, run.class_names, request["size"], dtype, origin)
             model = take_model()
             _require_sides(run, model, views, request, device)
             compute = partial(compute_probabilities, views=views, request=request, window=run.image_size)
@@ -135,6 +144,62 @@ def open_test_images(run: FinishedRun, json_name: str, data_dir: str = "") -> Su
     )
     refuse_errors(verify_coco(data), data.json_path)
     return Subset(data, _open_pixels(run, data, run.image_size), np.arange(len(data.images)))
+
+
+# Predictions of members: out-of-fold on the validation images, of each fold on test images.
+
+
+def predict_validation(members: Sequence[Member], *, data_dir: str = "", **options: Any) -> tuple[list[Store], Subset]:
+    """Predict the images that members are scored on, each by models that have not seen it; one model in memory at a time.
+
+    Returns
+    -------
+    One store per member, of the same images in the same order; and these images with their masks, at the largest input
+    size among the members that know all classes.
+
+    Raises
+    ------
+    InputError
+        Runs that cannot be opened or predicted, or that have other images.
+    """
+    predicted = []
+    for member in members:
+        stores, subsets = [], []
+        for folder in member.folders:
+            run = load_finished_run(folder, data_dir)
+            stores.append(predict_run(run, run.val_images, **options))
+            subsets.append(run.val_images)
+            del run  # and its model
+        indices = np.sort(np.concatenate([subset.indices for subset in subsets]))
+        images = Subset(subsets[0].data, subsets[0].pixels, indices)
+        predicted.append((stores[0] if len(stores) == 1 else join_stores(stores, images.image_ids), images))
+    _require_same_files([store for store, _ in predicted])
+    full = [images for member, (_, images) in zip(members, predicted, strict=True) if not member.focus_classes]
+    return [store for store, _ in predicted], max(full or [predicted[0][1]], key=lambda images: images.image_size)
+
+
+def predict_test(
+    members: Sequence[Member], json_name: str, *, data_dir: str = "", test_dir: str = "", **options: Any
+) -> list[Store]:
+    """Predict other images by all runs of all members, one store per run.
+
+    A run that was fitted to all images at the end predicts with these weights, its final.pt. `json_name` is in `test_dir`,
+    or with "" beside the validation images, see `open_test_images`.
+    """
+    stores = []
+    for folder in [folder for member in members for folder in member.folders]:
+        run = load_finished_run(folder, data_dir)
+        stores.append(predict_run(run, open_test_images(run, json_name, test_dir), final=True, **options))
+        del run
+    _require_same_files(stores)
+    return stores
+
+
+def _require_same_files(stores: Sequence[Store]) -> None:
+    """Ids may be alike by chance, of two data sets that both count from 1."""
+    for store in stores[1:]:
+        if store.file_names != stores[0].file_names:
+            raise InputError(f"{store.folder}: required the images of {stores[0].folder}, got others, or another order")
 
 
 # What the analysis of one run needs: masks, their confusion, how far probabilities can be trusted.
@@ -348,14 +413,14 @@ def _require_sides(
             raise InputError(f"tta: scales give {side} px, of which {run.folder} makes {tuple(shape)}; leave them out")
 
 
-def _name_folder(run: FinishedRun, request: Mapping, images: Subset, facts: Mapping[str, Any]) -> Path:
+def _name_folder(run: FinishedRun, request: Mapping, images: Subset, origin: Mapping[str, Any]) -> Path:
     """JSON's name, hash of what is asked for, hash of what it is made from."""
-    asked = [VERSION, dict(request), facts["images"], images.image_ids.tolist()]
-    if facts["weights_file"] != "best.pt":
-        asked.append(facts["weights_file"])  # kept beside what best.pt says of the same images
+    asked = [VERSION, dict(request), origin["images"], images.image_ids.tolist()]
+    if origin["weights_file"] != "best.pt":
+        asked.append(origin["weights_file"])  # kept beside what best.pt says of the same images
     names = ("images_hash", "image_size", "precision", "weights_file", "weights_sha256")
-    hashes = [hash_text(json.dumps(part))[:8] for part in (asked, [facts[name] for name in names])]
-    return run.folder / "probabilities" / "-".join([Path(facts["images"]).stem, *hashes])
+    hashes = [hash_text(json.dumps(part))[:8] for part in (asked, [origin[name] for name in names])]
+    return run.folder / "probabilities" / "-".join([Path(origin["images"]).stem, *hashes])
 
 
 def _name_request(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Finished runs: opened, checked against each other."""
+"""Finished runs: opened again, gathered as members of an ensemble (folds are one member), checked against each other."""
 
 import csv
 import inspect
@@ -27,11 +27,10 @@ from seglib.parts import find_kept_parts, find_parts, load_parts, read_architect
 from seglib.runs.record import read_record
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
-# Open a finished training run again: its validation images, its best model, and what it was scored with.
-
-
-FACTS = ("model", "epoch", "architecture", "encoder", "num_classes", "class_names", "image_size")
-FIELDS = ("params", "weights_sha256", "precision", "threads", "train_images")  # of record.json
+OF_CHECKPOINT = ("model", "epoch", "architecture", "encoder", "num_classes", "class_names", "image_size")
+OF_RECORD = ("params", "weights_sha256", "precision", "threads", "train_images")
+BOARD = "leaderboard.csv"
+UNDIVIDED = ("given", "holdout")  # splits that have one validation set, whatever `fold` says
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +80,8 @@ def find_newest_run(folder: Path | None = None) -> Path:
         There is none.
     """
     folder = folder or outputs_dir()
-    finished = {}
-    for weights in folder.glob("*/*/best.pt"):
-        record = read_record(weights.parent) or {}
-        if record.get("status") == "ok":
-            finished[weights.parent] = record.get("finished_at", "")
+    records = {weights.parent: read_record(weights.parent) or {} for weights in folder.glob("*/*/best.pt")}
+    finished = {run: record.get("finished_at", "") for run, record in records.items() if record.get("status") == "ok"}
     if not finished:
         raise InputError(
             f"{folder}: required a finished training run, got none; train one, or set run_dir to its folder"
@@ -107,7 +103,7 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
     """
     folder = Path(run_dir).expanduser().resolve()
     record = _read_finished(folder)
-    best = load_checkpoint(folder / "best.pt", required=FACTS)
+    best = load_checkpoint(folder / "best.pt", required=OF_CHECKPOINT)
     if hash_weights(best["model"]) != record.get("weights_sha256"):
         raise InputError(
             f"{folder / 'best.pt'}: required the weights that record.json names, got others; train it again"
@@ -126,7 +122,7 @@ def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, C
 
     Returns
     -------
-    File name, SHA-256 of the weights, and a function that gives the model, on the CPU where it is built anew.
+    File name, SHA-256 of the weights, and a function that gives the model, on the CPU where it is built again.
 
     Raises
     ------
@@ -136,7 +132,7 @@ def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, C
     path = run.folder / "final.pt"
     if not (may_be_final and path.is_file()):
         return "best.pt", run.record["weights_sha256"], lambda: run.model
-    final = load_checkpoint(path, required=FACTS)
+    final = load_checkpoint(path, required=OF_CHECKPOINT)
     if list(final["class_names"]) != run.class_names:
         got = ", ".join(final["class_names"])
         raise InputError(
@@ -154,12 +150,12 @@ def require_same_images(run: FinishedRun, other: FinishedRun) -> None:
         Other validation images, classes, or masks (size, paint order, background).
     """
     names = ("image_size", "paint_order", "background")
-    facts, others = (
+    pair = [
         {"classes": each.class_names, "validation images": each.val_images.image_ids.tolist()}
         | {name: each.record["params"][name] for name in names}
         for each in (run, other)
-    )
-    differing = [name for name in facts if facts[name] != others[name]]
+    ]
+    differing = [name for name in pair[0] if pair[0][name] != pair[1][name]]
     if differing:
         raise InputError(
             f"compare_with {other.folder}: required the {' and '.join(differing)} of {run.folder}, got others;"
@@ -198,7 +194,7 @@ def _read_finished(folder: Path) -> dict[str, Any]:
         got = f"{record.get('status')} ({record.get('error') or 'still going on'})"
         raise InputError(f"run_dir {folder}: required a run that is ok, got {got}; run it again")
     missing = [name for name in ("best.pt", "confusion.npz") if not (folder / name).is_file()]
-    missing += [f"`{name}` in record.json" for name in FIELDS if name not in record]
+    missing += [f"`{name}` in record.json" for name in OF_RECORD if name not in record]
     if missing:
         raise InputError(f"run_dir {folder}: required a training run, got a folder without {' and '.join(missing)}")
     return record
@@ -241,11 +237,7 @@ def _require_same_data(folder: Path, val_images: Subset, image_ids: np.ndarray, 
         )
 
 
-# Who takes part in an ensemble: finished runs by folder, the best of a grid, folds as one member, specialists apart.
-
-
-BOARD = "leaderboard.csv"
-UNDIVIDED = ("given", "holdout")  # splits that have one validation set, whatever `fold` says
+# Who takes part in an ensemble.
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +246,7 @@ class Member:
 
     Attributes
     ----------
-    name : short, its own within a team
+    name : short, its own within an ensemble
     folders, records : one of each run, in the order of folds
     """
 
@@ -313,17 +305,19 @@ def find_members(members: str | Sequence[str], top: int = 0) -> tuple[list[Membe
         Folders without a finished run, folds that are missing or there twice, or members whose classes, validation
         images or masks differ from the first's: all of them in one line.
     """
-    given = [members] if isinstance(members, str) else list(members)
-    folders = [run for text in given for run in _list_runs(Path(text).expanduser().resolve())]
+    given = [Path(each).expanduser() for each in ([members] if isinstance(members, str) else members)]
+    folders = [run for folder in given for run in _list_runs(folder.resolve())]
     _require("no run twice", [folder.name for folder, count in Counter(folders).items() if count > 1])
     found = _join_folds([(folder, _read_ok(folder)) for folder in folders])
-    if top or any((Path(text).expanduser() / BOARD).is_file() for text in given):
+    if top or any((folder / BOARD).is_file() for folder in given):
         found.sort(key=lambda member: -member.miou)
     voters = [member for member in found if not member.focus_classes][: top or None]
     specialists = [member for member in found if member.focus_classes]
     if not voters:
         raise InputError(f"members: required a run of all classes, got {len(specialists)} specialists and no other run")
-    _require_alike(voters, specialists)
+    others = [(member, _find_differences(voters[0], member)) for member in [*voters[1:], *specialists]]
+    refused = [f"{member.name} ({', '.join(differing)})" for member, differing in others if differing]
+    _require(f"the classes, validation images and masks of {voters[0].name}", refused)
     named = _name_apart([*voters, *specialists])
     return named[: len(voters)], named[len(voters) :]
 
@@ -391,27 +385,16 @@ def _make_member(group: list[tuple[Path, Mapping[str, Any]]]) -> Member:
     return Member(f"{name} ({len(group)} folds)", *zip(*group, strict=True))
 
 
-def _require_alike(voters: Sequence[Member], specialists: Sequence[Member]) -> None:
-    """Specialists may know other classes, and count other truths."""
-    first = voters[0]
-    refused = [
-        f"{member.name} ({', '.join(differing)})"
-        for member in [*voters[1:], *specialists]
-        if (differing := _find_differences(first, member))
-    ]
-    _require(f"the classes, validation images and masks of {first.name}", refused)
-
-
 def _find_differences(first: Member, member: Member) -> list[str]:
+    """In words; a specialist may know other classes, and count other truths."""
     (truth, names), (other_truth, other_names) = first.scored, member.scored
     special = bool(member.focus_classes)
     same_names = set(other_names) <= set(names) if special else other_names == names
     differing = [] if same_names else [f"classes {', '.join(other_names)}"]
     painted = [name for name in ("paint_order", "background") if first.params.get(name) != member.params.get(name)]
     if other_truth.keys() != truth.keys():
-        differing.append(
-            f"{len(other_truth)} validation images" + (" others" if len(other_truth) == len(truth) else "")
-        )
+        others = " others" if len(other_truth) == len(truth) else ""
+        differing.append(f"{len(other_truth)} validation images{others}")
     elif painted:
         differing.append(f"masks: {', '.join(f'{name} {member.params.get(name)}' for name in painted)}")
     elif not special and member.image_size == first.image_size and same_names and other_truth != truth:
@@ -427,21 +410,12 @@ def _require(what: str, refused: Sequence[str]) -> None:
 def _name_apart(members: Sequence[Member]) -> list[Member]:
     """The grid's name in front where two runs are called alike, a number behind where that does not help."""
     count = Counter(member.name for member in members)
-    named = [
-        replace(member, name=f"{member.folders[0].parent.name}/{member.name}") if count[member.name] > 1 else member
+    names = [
+        f"{member.folders[0].parent.name}/{member.name}" if count[member.name] > 1 else member.name
         for member in members
     ]
-    count = Counter(member.name for member in named)
-    numbers: Counter[str] = Counter()
-    for place, member in enumerate(named):
-        numbers[member.name] += 1
-        if count[member.name] > 1:
-            named[place] = replace(member, name=f"{member.name} #{numbers[member.name]}")
-    return named
-
-
-def spread_weights(members: Sequence[Member], weights: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Weights of all runs, (R,) or (R, C), for members' (M,) or (M, C): each fold has an equal part of its member's."""
-    counts = [len(member.folders) for member in members]
-    parts = [np.asarray(weight, np.float64) / count for weight, count in zip(weights, counts, strict=True)]
-    return np.repeat(np.array(parts), counts, axis=0)
+    numbered = [
+        f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name
+        for place, name in enumerate(names)
+    ]
+    return [replace(member, name=name) for member, name in zip(members, numbered, strict=True)]

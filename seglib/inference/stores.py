@@ -35,7 +35,7 @@ class Store:
     file_names, class_names : N and C texts
     size : S [px]
     dtype : of what is kept: uint8 round(255 p), or float16 p
-    facts : what was predicted, and how: weights_sha256, weights_file, run, tta, merge, sliding, size, dtype ...
+    origin : what was predicted, and how: weights_sha256, weights_file, run, tta, merge, sliding, size, dtype ...
     read : position of an image -> (C, S, S) as it is kept, checked; raises InputError where bytes changed on disk
     """
 
@@ -45,7 +45,7 @@ class Store:
     class_names: list[str]
     size: int
     dtype: np.dtype
-    facts: Mapping[str, Any]
+    origin: Mapping[str, Any]
     read: Callable[[int], np.ndarray]
 
     def __len__(self) -> int:
@@ -120,7 +120,7 @@ def join_stores(stores: Sequence[Store], image_ids: np.ndarray) -> Store:
 def average_stores(stores: Sequence[Store]) -> Store:
     """The plain mean of stores as one, rounded to their dtype: folds of a member, each of which predicted all images.
 
-    Its facts are the first's, with the names of all runs and weights.
+    Its origin is the first's, with the names of all runs and weights.
 
     Raises
     ------
@@ -132,14 +132,14 @@ def average_stores(stores: Sequence[Store]) -> Store:
     for store in stores[1:]:
         if store.dtype != first.dtype:
             raise InputError(f"{store.folder}: required {first.dtype} as in {first.folder}, got {store.dtype}")
-    names = [name for name in ("run", "weights_sha256") if all(name in store.facts for store in stores)]
-    joined = {name: "; ".join(str(store.facts[name]) for store in stores) for name in names}
+    names = [name for name in ("run", "weights_sha256") if all(name in store.origin for store in stores)]
+    joined = {name: "; ".join(str(store.origin[name]) for store in stores) for name in names}
 
     def read(position: int) -> np.ndarray:
         mean = np.sum([store.read(position) for store in stores], axis=0, dtype=np.float32) / len(stores)
         return (np.rint(mean) if first.dtype == np.uint8 else mean).astype(first.dtype)
 
-    return first if len(stores) == 1 else replace(first, facts={**first.facts, **joined}, read=read)
+    return first if len(stores) == 1 else replace(first, origin={**first.origin, **joined}, read=read)
 
 
 def require_alike(stores: Sequence[Store]) -> None:
@@ -188,7 +188,7 @@ def open_store(folder: str | Path) -> Store:
         data = _open_array(folder / DATA, shape, about["dtype"])
         sums = np.array(_open_array(folder / SUMS, shape[:2], "uint64"))
         names, class_names = list(about["file_names"]), list(about["class_names"])
-        image_ids, facts = np.array(about["image_ids"], np.int64), about["facts"]
+        image_ids, origin = np.array(about["image_ids"], np.int64), about["facts"]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise InputError(
             f"{folder}: required a whole store of probabilities, got a damaged one ({type(error).__name__}: {error});"
@@ -205,7 +205,7 @@ def open_store(folder: str | Path) -> Store:
             )
         return planes
 
-    return Store(folder, image_ids, names, class_names, shape[-1], data.dtype, facts, read)
+    return Store(folder, image_ids, names, class_names, shape[-1], data.dtype, origin, read)
 
 
 def checksums(planes: np.ndarray) -> np.ndarray:
@@ -226,7 +226,7 @@ def argmax_planes(planes: np.ndarray) -> np.ndarray:
 
 
 def describe_store(
-    image_ids: np.ndarray, file_names: list[str], class_names: list[str], size: int, dtype: str, facts: Mapping
+    image_ids: np.ndarray, file_names: list[str], class_names: list[str], size: int, dtype: str, origin: Mapping
 ) -> dict[str, Any]:
     """What `write_store` needs to know of N images and C classes of `size` x `size` pixels."""
     return {
@@ -235,7 +235,7 @@ def describe_store(
         "image_ids": [int(image_id) for image_id in image_ids],
         "file_names": list(file_names),
         "class_names": list(class_names),
-        "facts": dict(facts),
+        "facts": dict(origin),  # the name in files of all versions
     }
 
 

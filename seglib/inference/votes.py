@@ -9,13 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
 from seglib.data.dataset import Subset
+from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import resize_mask
 from seglib.errors import InputError, unknown_name
-from seglib.evaluation.metrics import confusion_per_image
+from seglib.evaluation.metrics import confusion_per_image, pooled_miou
 from seglib.inference.stores import Store, argmax_planes, require_alike
 
 MEANS = ("arithmetic", "geometric")
@@ -237,6 +239,45 @@ def require_truth(store: Store, truth: Subset) -> None:
             f"{store.folder}: required the classes of {truth.data.json_path.name}"
             f" ({', '.join(truth.data.class_names)}), got {', '.join(store.class_names)}"
         )
+
+
+def gains_in_both_halves(before: np.ndarray, after: np.ndarray) -> bool:
+    """Whether the pooled mIoU gains in the first and in the second half of the images, and in all; both (N, C, C)."""
+    half = len(before) // 2
+    parts = (slice(half), slice(half, None), slice(None))
+    return all(pooled_miou(after[part]) > pooled_miou(before[part]) for part in parts)
+
+
+def tabulate_changes(truth: Subset, before: Iterable[np.ndarray], after: Iterable[np.ndarray]) -> pd.DataFrame:
+    """Valid pixels whose class differs between two sets of masks of `truth`'s images, at one size.
+
+    Returns
+    -------
+    One row per image: image_id, won (right after, wrong before), lost (the other way round), wrong_both [px].
+    """
+    rows = []
+    for position, (was, now) in enumerate(zip(before, after, strict=True)):
+        mask = read_mask(truth, position, len(now))
+        changed = (was != now) & (mask != IGNORE_INDEX)
+        won, lost = int((changed & (now == mask)).sum()), int((changed & (was == mask)).sum())
+        rows.append([truth.image_ids[position], won, lost, int(changed.sum()) - won - lost])
+    return pd.DataFrame(rows, columns=["image_id", "won", "lost", "wrong_both"])
+
+
+def choose_changes(table: pd.DataFrame, count: int) -> tuple[list[int], list[str]]:
+    """Positions and titles of images: half of them where most was won, net, half where most was lost; at least 2."""
+    order = np.argsort((table["lost"] - table["won"]).to_numpy(), kind="stable")
+    count = min(max(2, count), len(order))
+    chosen = [int(place) for place in (*order[: (count + 1) // 2], *order[len(order) - count // 2 :][::-1])]
+    rows = [table.iloc[place] for place in chosen]
+    return chosen, [f"image {row['image_id']}\nwon {row['won']} px\nlost {row['lost']} px" for row in rows]
+
+
+def read_pair(truth: Subset, position: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image (size, size, 3) and mask (size, size), uint8, resized by nearest neighbour."""
+    image = truth.read(position)[0]
+    index = np.arange(size) * len(image) // size
+    return image[np.ix_(index, index)], read_mask(truth, position, size)
 
 
 # One image's sums.

@@ -16,7 +16,6 @@ from seglib.errors import InputError, InputErrors
 from seglib.evaluation.findings import summarise_probabilities
 from seglib.files import write_json
 from seglib.inference import predict as module
-from seglib.inference.ensemble import predict_test, predict_validation
 from seglib.inference.predict import (
     choose_spread,
     count_confusion,
@@ -27,6 +26,8 @@ from seglib.inference.predict import (
     predict,
     predict_logits,
     predict_run,
+    predict_test,
+    predict_validation,
     probability_of_labels,
     take_images,
 )
@@ -195,8 +196,8 @@ def test_validation_predictions_are_the_run_s_own(run):
     for position in range(len(store)):
         expected = plain_probabilities(run, run.val_images, position)
         np.testing.assert_allclose(store.read_probabilities(position), expected, atol=1.51 / 255)
-    assert store.facts["weights_sha256"] == run.record["weights_sha256"]
-    assert (store.facts["run"], store.facts["weights_file"], store.facts["tta"]) == (
+    assert store.origin["weights_sha256"] == run.record["weights_sha256"]
+    assert (store.origin["run"], store.origin["weights_file"], store.origin["tta"]) == (
         run.folder.name,
         "best.pt",
         ["plain@64"],
@@ -251,9 +252,9 @@ def test_weights_that_changed_are_predicted_again_and_the_old_stay_until_then(ru
 
     with pytest.raises(KeyboardInterrupt):
         predict_run(run, run.val_images, device=CPU, progress=stop)
-    assert open_store(old.folder).facts["weights_sha256"] != run.record["weights_sha256"]
+    assert open_store(old.folder).origin["weights_sha256"] != run.record["weights_sha256"]
     new = predict_run(run, run.val_images, device=CPU)
-    assert new.facts["weights_sha256"] == run.record["weights_sha256"]
+    assert new.origin["weights_sha256"] == run.record["weights_sha256"]
     assert not np.array_equal(new.read(0), old.read(0))
     assert kept_folders(run) == sorted([new.folder.name, tta.folder.name])
 
@@ -329,10 +330,10 @@ def add_final_weights(run):
 def test_the_final_weights_predict_where_they_are_asked_for(run):
     sha256 = add_final_weights(run)
     store = predict_run(run, open_test_images(run, "val.json"), device=CPU, final=True)
-    assert (store.facts["weights_file"], store.facts["weights_sha256"]) == ("final.pt", sha256)
+    assert (store.origin["weights_file"], store.origin["weights_sha256"]) == ("final.pt", sha256)
     validated = predict_run(run, run.val_images, device=CPU)
     assert store.folder.is_dir(), "both are answers, of other weights"
-    assert validated.facts["weights_file"] == "best.pt"
+    assert validated.origin["weights_file"] == "best.pt"
     assert not np.array_equal(store.read(0), validated.read(0))
     np.testing.assert_array_equal(score_weighted([validated], run.val_images), run.confusion)
 
@@ -340,14 +341,14 @@ def test_the_final_weights_predict_where_they_are_asked_for(run):
 def test_images_without_annotations_are_not_taken_for_a_test_set(run):
     add_final_weights(run)
     unannotated = open_test_images(run, "val.json")  # as a specialist sees photographs that have none of its classes
-    assert predict_run(run, unannotated, device=CPU).facts["weights_file"] == "best.pt"
+    assert predict_run(run, unannotated, device=CPU).origin["weights_file"] == "best.pt"
 
 
 def test_final_weights_are_those_of_test_images_alone(run):
     sha256, members = add_final_weights(run), [SimpleNamespace(folders=(run.folder,), focus_classes=[])]
     (validated,), _ = predict_validation(members, device=CPU)
     (tested,) = predict_test(members, "test.json", device=CPU)
-    assert (validated.facts["weights_file"], tested.facts["weights_sha256"]) == ("best.pt", sha256)
+    assert (validated.origin["weights_file"], tested.origin["weights_sha256"]) == ("best.pt", sha256)
 
 
 def test_final_weights_of_other_classes_are_refused(run):

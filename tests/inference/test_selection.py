@@ -9,7 +9,6 @@ from seglib.data.dataset import Subset
 from seglib.errors import InputError
 from seglib.evaluation.metrics import pooled_miou
 from seglib.inference import selection
-from seglib.inference.ensemble import choose_changes, tabulate_changes
 from seglib.inference.selection import (
     SEARCHES,
     correlate_errors,
@@ -23,7 +22,7 @@ from seglib.inference.selection import (
     trace_selection,
 )
 from seglib.inference.stores import describe_store, open_store, write_store
-from seglib.inference.votes import score_weighted, soft_vote
+from seglib.inference.votes import choose_changes, score_weighted, soft_vote, tabulate_changes
 
 CLASSES, COUNT, SIZE = ["Background", "Paper", "Metal"], 12, 16
 

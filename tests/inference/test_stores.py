@@ -54,7 +54,7 @@ def interrupt(folder, array, stop=4):
 def test_what_is_written_is_read_back(tmp_path, dtype, scale):
     array = draw(dtype)
     store = write(tmp_path / "store", array, tta=["plain@64"])
-    assert (len(store), store.size, store.facts) == (COUNT, SIZE, {"tta": ["plain@64"]})
+    assert (len(store), store.size, store.origin) == (COUNT, SIZE, {"tta": ["plain@64"]})
     assert store.class_names == ["Background", "유리", "Metal"]
     assert store.file_names[2] == "2.jpg"
     assert store.image_ids.tolist() == list(range(10, 17)) and store.image_ids.dtype == np.int64
