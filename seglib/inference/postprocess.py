@@ -42,11 +42,6 @@ def remove_small_components(mask: np.ndarray, min_pixels: Sequence[int]) -> np.n
     Returns
     -------
     (H, W) uint8, a new array.
-
-    Raises
-    ------
-    InputError
-        A mask of another type or shape, or with an id that has no number.
     """
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise InputError(
@@ -75,13 +70,7 @@ def find_small(is_class: np.ndarray, min_pixels: int) -> np.ndarray:
 
 
 def draw_crf_candidates(count: int, seed: int, image_size: int, pixels_per_cluster: int = 1) -> list[CrfParams]:
-    """Draw different parameters at random; reaches grow with the image size [px]. (Random search: Bergstra 2012.)
-
-    Raises
-    ------
-    InputError
-        More than there are.
-    """
+    """Draw different parameters at random; reaches grow with the image size [px]. (Random search: Bergstra 2012.)"""
     radix = [len(values) for values in CRF_VALUES.values()]
     if not 1 <= count <= np.prod(radix):
         raise InputError(
@@ -120,11 +109,6 @@ def search_crf(
     (on all images; None is "off"), miou_before, miou_held_out (each half with what the other chose: the estimate for new
     images), miou_chosen (on the images that it was chosen on: too high), half_gains (NaN of a half without images), tried
     (each with the mIoU of all images).
-
-    Raises
-    ------
-    InputError
-        No image, or no candidate.
     """
     _require_images("search_crf", count)
     if not candidates:
@@ -163,11 +147,6 @@ def search_min_pixels(
     ----------
     read : position -> truth, pred, (H, W) uint8 both; each is read twice. Halves and result are those of `search_crf`.
     progress : called with (images done, images in all), where each image counts twice.
-
-    Raises
-    ------
-    InputError
-        No image.
     """
     _require_images("search_min_pixels", count)
     sizes, progress = sorted({0, *sizes}), progress or (lambda done, total: None)

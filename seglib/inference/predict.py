@@ -156,11 +156,6 @@ def predict_validation(members: Sequence[Member], *, data_dir: str = "", **optio
     -------
     One store per member, of the same images in the same order; and these images with their masks, at the largest input
     size among the members that know all classes.
-
-    Raises
-    ------
-    InputError
-        Runs that cannot be opened or predicted, or that have other images.
     """
     predicted = []
     for member in members:
@@ -257,13 +252,7 @@ def open_predictions(
 
 
 def count_confusion(run: FinishedRun, preds: np.ndarray) -> np.ndarray:
-    """(images, classes, classes) int64 of a run's predictions, truth in rows.
-
-    Raises
-    ------
-    InputError
-        It is not what the run counted itself, by more than another device's rounding explains.
-    """
+    """(images, classes, classes) int64 of a run's predictions, truth in rows."""
     counts = [
         confusion_per_image(torch.from_numpy(truth)[None], torch.from_numpy(pred.copy())[None], len(run.class_names))
         for truth, pred in run.pair_masks(preds)

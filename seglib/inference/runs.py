@@ -72,13 +72,7 @@ class FinishedRun:
 
 
 def find_newest_run(folder: Path | None = None) -> Path:
-    """The training run that ended last under `folder` (default: outputs/).
-
-    Raises
-    ------
-    InputError
-        There is none.
-    """
+    """The training run that ended last under `folder` (default: outputs/)."""
     folder = folder or outputs_dir()
     records = {weights.parent: read_record(weights.parent) or {} for weights in folder.glob("*/*/best.pt")}
     finished = {run: record.get("finished_at", "") for run, record in records.items() if record.get("status") == "ok"}
@@ -123,11 +117,6 @@ def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, C
     Returns
     -------
     File name, SHA-256 of the weights, and a function that gives the model, on the CPU where it is built again.
-
-    Raises
-    ------
-    InputError
-        final.pt is damaged, or of other classes.
     """
     path = run.folder / "final.pt"
     if not (may_be_final and path.is_file()):
@@ -142,13 +131,7 @@ def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, C
 
 
 def require_same_images(run: FinishedRun, other: FinishedRun) -> None:
-    """Refuse two runs whose predictions cannot be laid upon each other.
-
-    Raises
-    ------
-    InputError
-        Other validation images, classes, or masks (size, paint order, background).
-    """
+    """Refuse two runs whose predictions cannot be laid upon each other."""
     names = ("image_size", "paint_order", "background")
     pair = [
         {"classes": each.class_names, "validation images": each.val_images.image_ids.tolist()}
@@ -164,13 +147,7 @@ def require_same_images(run: FinishedRun, other: FinishedRun) -> None:
 
 
 def prepare_output_dir(output_dir: str, run_dir: Path, name: str) -> Path:
-    """Make the folder that an analysis writes to; "" is `run_dir/name`.
-
-    Raises
-    ------
-    InputError
-        It is a training run's own folder, whose record would be written over.
-    """
+    """Make the folder that an analysis writes to; "" is `run_dir/name`."""
     folder = Path(output_dir).expanduser().resolve() if output_dir else Path(run_dir) / name
     if (folder / "best.pt").exists():
         raise InputError(
@@ -323,13 +300,7 @@ def find_members(members: str | Sequence[str], top: int = 0) -> tuple[list[Membe
 
 
 def find_index(members: Sequence[Member], name: str) -> int:
-    """Place of a member by name, as for a tie-break.
-
-    Raises
-    ------
-    InputError
-        There is none of that name.
-    """
+    """Place of a member by name, as for a tie-break."""
     names = [member.name for member in members]
     if name not in names:
         raise InputError(f"members: {unknown_name('member', name, names)}")

@@ -165,11 +165,6 @@ def judge_searches(
         all images), held_out (of weights that did not see the image that they are scored on), gain of held_out over the
         plain mean, low, high (95 % over images). All are exact, on all pixels.
     weights : (M,) by name, of the search on all images.
-
-    Raises
-    ------
-    InputError
-        An unknown search, or fewer than 2 folds.
     """
     for name in searches:
         if name not in SEARCHES:

@@ -65,13 +65,7 @@ class Store:
         )
 
     def name_classes(self, class_names: Sequence[str]) -> "Store":
-        """As one of these classes; those that it does not know have probability 0.
-
-        Raises
-        ------
-        InputError
-            It knows one that is not among them.
-        """
+        """As one of these classes; those that it does not know have probability 0."""
         foreign = [name for name in self.class_names if name not in class_names]
         if foreign:
             raise InputError(
@@ -88,13 +82,7 @@ class Store:
 
 
 def join_stores(stores: Sequence[Store], image_ids: np.ndarray) -> Store:
-    """The images `image_ids` (N,), in this order, each from the one store that has it: out-of-fold predictions.
-
-    Raises
-    ------
-    InputError
-        An image is in none of the stores or in two, or they are of other classes, sizes or dtypes.
-    """
+    """The images `image_ids` (N,), in this order, each from the one store that has it: out-of-fold predictions."""
     first = stores[0]
     for store in stores[1:]:
         if any(getattr(store, name) != getattr(first, name) for name in ("class_names", "size", "dtype")):
@@ -121,11 +109,6 @@ def average_stores(stores: Sequence[Store]) -> Store:
     """The plain mean of stores as one, rounded to their dtype: folds of a member, each of which predicted all images.
 
     Its origin is the first's, with the names of all runs and weights.
-
-    Raises
-    ------
-    InputError
-        There is none, or they are of other images, classes, sizes or dtypes.
     """
     require_alike(stores)
     first = stores[0]
@@ -143,13 +126,7 @@ def average_stores(stores: Sequence[Store]) -> Store:
 
 
 def require_alike(stores: Sequence[Store]) -> None:
-    """Refuse stores whose pixels cannot be added.
-
-    Raises
-    ------
-    InputError
-        There is none, or one has other images, classes or another size than the first.
-    """
+    """Refuse stores whose pixels cannot be added."""
     if not stores:
         raise InputError("ensemble: required at least one store of probabilities, got none; name a member")
     first = stores[0]
@@ -250,11 +227,6 @@ def write_store(
     predict : called with the first image's position, a multiple of `batch_size`: an uninterrupted writing and one that
         goes on see the same batches. Yields arrays (n, C, S, S) of the store's dtype.
     progress : called with (images done, images in all).
-
-    Raises
-    ------
-    InputError
-        The disk is too full. What was written stays, to go on from.
     """
     part = _part_of(folder)
     done = _prepare(part, about, batch_size)

@@ -40,13 +40,7 @@ class View(NamedTuple):
 def check_request(
     image_size: int, *, merge: str, size: int, resize: str, dtype: str, tta: Any, sliding: Mapping[str, Any]
 ) -> tuple[list[View], dict[str, Any]]:
-    """Views, and all that is asked for in texts and numbers: two requests that give the same bytes are equal.
-
-    Raises
-    ------
-    InputError
-        Unknown names or values out of range; see `predict_run` for their meaning.
-    """
+    """Views, and all that is asked for in texts and numbers: two requests that give the same bytes are equal."""
     for (name, choices), value in zip(CHOICES.items(), (merge, resize, dtype), strict=True):
         if value not in choices:
             raise InputError(f"predict_run: {unknown_name(name, value, choices)}")
@@ -112,11 +106,6 @@ def build_views(tta: Mapping[str, Any] | Sequence[Mapping[str, Any]], image_size
         of which every combination is a view; what is left out is [none], [0], [1.0]. Or a list of such mappings, whose
         views are put together. Empty: the plain view alone.
     image_size : side of the image at scale 1 [px]; scaled sides are rounded to multiples of 32.
-
-    Raises
-    ------
-    InputError
-        An unknown name, or a scale that is no number in 0.1 to 4.
     """
     specs = [tta] if isinstance(tta, Mapping) else list(tta) or [{}]
     return list(dict.fromkeys(view for spec in specs for view in _build_product(spec, image_size)))
@@ -217,11 +206,6 @@ def check_sliding(sliding: Mapping[str, Any], image_size: int) -> dict[str, Any]
     sliding : `size`, the side that images are opened at [px]; `overlap` of neighbouring windows as a share of their
         side (0.5); `blend`, how a window's logits count less towards its edges: gaussian (the default) or linear.
     image_size : side of a window, the model's own [px].
-
-    Raises
-    ------
-    InputError
-        An unknown name, or a value out of range.
     """
     if not sliding:
         return {}

@@ -80,11 +80,6 @@ def hard_vote(
     weights : (M,), at least 0; None: all the same.
     tie_break : None: of tied classes the one with the greatest weighted sum of probabilities wins; else place of the
         member who decides: see `count_votes`.
-
-    Raises
-    ------
-    InputError
-        As of `soft_vote`, and a place that is none of a member.
     """
     require_alike(stores)
     given = check_weights(weights, len(stores))
@@ -203,13 +198,7 @@ def read_mask(truth: Subset, position: int, size: int) -> np.ndarray:
 
 
 def score_weighted(stores: Sequence[Store], truth: Subset, weights: ArrayLike | None = None) -> np.ndarray:
-    """Confusion of the weighted vote with a subset's masks, (N, C, C) int64, truth in rows; see `soft_vote`.
-
-    Raises
-    ------
-    InputError
-        Other images or classes, too.
-    """
+    """Confusion of the weighted vote with a subset's masks, (N, C, C) int64, truth in rows; see `soft_vote`."""
     require_alike(stores)
     require_truth(stores[0], truth)
     return count_masks(truth, soft_vote(stores, weights))
