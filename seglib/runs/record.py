@@ -119,7 +119,10 @@ def _read_holder(handle: int) -> dict:
 
 NAME = "record.json"
 _RESULTS_GO = ("run_dir", "output_dir")  # parameters that say where results go, and decide none
-_opened: dict[Path, tuple[Any, dict[str, Any]]] = {}  # of this process: folder -> its parameters, and as they were
+_LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
+_opened: dict[
+    Path, tuple[Any, dict[str, Any]]
+] = {}  # of this process: folder -> the notebook's names, and as they were
 _PACKAGES = (
     "torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "opencv-python-headless",
     "numpy", "pandas", "pycocotools", "papermill", "ipykernel",
@@ -157,10 +160,11 @@ def open_run(parameters: Parameters | Mapping[str, Any], run_dir: str | Path | N
     InputError
         The folder holds a finished run, or one that is going on: results are never written over.
     """
-    values = copy.deepcopy(dict(parameters))
+    values = dict(parameters)
     folder = str(values.get("run_dir", "") if run_dir is None else run_dir)
     path = Path(folder) if os.environ.get(UNDER_RUNNER) else _start_by_hand(folder, values)
-    _opened[path] = (parameters, values)
+    names = parameters._namespace if isinstance(parameters, Parameters) else parameters
+    _opened[path] = (names, copy.deepcopy({name: names[name] for name in values}))
     return path
 
 
@@ -181,16 +185,18 @@ def _start_by_hand(folder: str, values: Mapping[str, Any]) -> Path:
 
 
 def _refuse_changes(run_dir: Path) -> None:
-    """Refuse a result where a parameter is another than the one that the record says."""
-    parameters, before = _opened.get(run_dir, ({}, {}))
-    now = dict(parameters)
-    changed = [name for name in now if now[name] != before.get(name) and name not in _RESULTS_GO]
-    if changed:
-        name = changed[0]
-        raise InputError(
-            f"save_result: {name} was {before.get(name)!r} when the run was opened and is {now[name]!r} now;"
-            f" run the cell with open_run and those after it again, or set {name} back"
-        )
+    """Refuse a result where a parameter is another than the one that the record says.
+
+    An object that took a parameter's name (`optimizer = torch.optim.SGD(...)`) is the notebook's code, not a parameter.
+    """
+    names, before = _opened.get(run_dir, ({}, {}))
+    for name, value in before.items():
+        now = names.get(name, value)
+        if isinstance(now, _LITERALS) and now != value and name not in _RESULTS_GO:
+            raise InputError(
+                f"save_result: {name} was {value!r} when the run was opened and is {now!r} now; run the cell with"
+                f" open_run and those after it again, or set {name} back"
+            )
 
 
 def summarise_key(key: Any) -> str | None:

@@ -96,7 +96,7 @@ def test_a_parameter_that_changed_since_the_run_was_opened_is_not_recorded_as_th
     notebook["lr"] = 0.5
     with pytest.raises(InputError, match=r"lr was 0.1 when the run was opened and is 0.5 now; run the cell with open_"):
         save_result(folder, metrics={})
-    notebook |= {"lr": 0.1, "run_dir": ""}
+    notebook |= {"lr": object(), "run_dir": ""}  # an object of the notebook's own took the name: code, not a value
     save_result(folder, metrics={})
     assert read_record(folder)["status"] == "ok" and read_record(folder)["params"] == {"lr": 0.1, "seed": 1}
 
