@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -305,6 +306,16 @@ class LiveTraining:
         self.line: DisplayHandle | None = None
         self.figure: DisplayHandle | None = None
 
+    def on_step(self, trainer: Any) -> None:
+        self.epochs = trainer.num_epochs
+        self.step(trainer.position.epoch, trainer.position.step, len(trainer.train_loader))
+
+    def on_epoch(self, trainer: Any) -> None:
+        self.epoch(trainer.history)
+
+    def on_end(self, trainer: Any) -> None:
+        self.end(trainer.history)
+
     def step(self, epoch: int, step: int, steps: int) -> None:
         """Tell where training is, about twice a second."""
         self.first = epoch - 1 + (step - 1) / steps if self.first is None else self.first
@@ -318,7 +329,7 @@ class LiveTraining:
     def epoch(self, history: pd.DataFrame) -> None:
         """Draw the curves, at most every three seconds."""
         last = history.iloc[-1]
-        self.score = f", loss {last['train_loss']:.4f}, mIoU {last['miou']:.4f}"
+        self.score = f", loss {last['train_loss']:.4f}" + (f", mIoU {last['miou']:.4f}" if "miou" in last else "")
         if time.monotonic() - self.drawn > 3:
             self._draw(history)
             self.drawn = time.monotonic()
@@ -340,7 +351,7 @@ class LiveTraining:
             self.line.update({"text/plain": text}, raw=True)
 
     def _draw(self, history: pd.DataFrame) -> None:
-        if get_ipython() is None:
+        if get_ipython() is None or "miou" not in history:
             return
         buffer = io.BytesIO()
         plot_history(history, self.epochs).savefig(buffer, format="png", dpi=90, bbox_inches="tight")
