@@ -161,9 +161,7 @@ def build_loss(
             weighted.append((float(weight), term))
     if not weighted:
         raise InputError(f"loss: at least one weight must be > 0, got {dict(terms)}; try cross_entropy: 1.0.")
-    mixture = Mixture(weighted, num_classes, ignore_index)
-    mixture.built_from = {"loss": terms}
-    return mixture
+    return Mixture(weighted, num_classes, ignore_index)
 
 
 def _build_own(part: Part, options: Mapping[str, Any]) -> Callable[..., Tensor]:

@@ -9,22 +9,15 @@ import cv2
 import numpy as np
 
 from seglib.viz.image_table import MaskSource, Sample, count_confusion, image_miou
-from seglib.viz.plots import IGNORED, class_colours
+from seglib.viz.pictures import WRONG
+from seglib.viz.plots import colour_table
 
 # Overlays of masks, errors and comparisons as arrays; their blending with an image, crops and encodings.
 
 
 IGNORE_INDEX = 255
 CLEAR = (0, 0, 0, 0)
-WRONG = (204, 30, 30)
 ONLY_FIRST, ONLY_SECOND = (0, 114, 178), (230, 159, 0)  # blue and orange: apart for colour-blind people too
-
-
-def colour_table(num_classes: int) -> np.ndarray:
-    """(256, 3) uint8 RGB: each class's fixed colour; ids that are no class (255: ignored) are grey."""
-    table = np.full((256, 3), IGNORED, np.uint8)
-    table[:num_classes] = class_colours(num_classes)
-    return table
 
 
 def show_table(shown: set[int], num_classes: int) -> np.ndarray:

@@ -1,12 +1,13 @@
-"""Figures of training, their style, and live progress."""
+"""One style for all figures, live progress, and figures of training, predictions, errors and ensembles."""
 
 import colorsys
 import io
 import os
 import sys
+import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import DisplayHandle, Image, display
+from IPython.display import Image, display
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from seglib.files import write_json
 from seglib.runs.leaderboard import format_seconds
 
-# One look for all figures: a fixed colour for each class, and a font that has the class names' letters.
-
-
+# A page of 1,366 px shows 900 px of a figure at 100 dpi: wider ones would be shrunk, and 8 points are 11 px.
+WIDTH, SMALL, MEDIUM = 9.0, 8.5, 9.5
+ROW = 0.29  # [inch] height of a class in a chart
+STYLE = {
+    "font.size": SMALL, "axes.titlesize": MEDIUM, "axes.labelsize": SMALL, "legend.fontsize": SMALL,
+    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "figure.titlesize": MEDIUM, "figure.labelsize": SMALL,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.alpha": 0.25,
+    "legend.frameon": False, "legend.borderpad": 0.1,
+}  # fmt: skip
+TRAIN, VAL = "#0072b2", "#d55e00"
+AVERAGED = {"ema": "#009e73", "swa": "#cc79a7", "snapshot": "#e69f00"}
 IGNORED = (128, 128, 128)
 # Background, then colours that stay apart for colour-blind people (Okabe and Ito 2008, Tol 2021), light and dark mixed.
 _COLOURS = [
@@ -46,27 +54,31 @@ def class_colours(num_classes: int) -> np.ndarray:
     return np.array(colours, np.uint8)
 
 
-def colour_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
-    """Class ids (H, W) uint8 to colours (H, W, 3) uint8; ids that are no class (255: ignored) become grey."""
+def colour_table(num_classes: int) -> np.ndarray:
+    """(256, 3) uint8 RGB by id: each class's fixed colour; ids that are no class (255: ignored) are grey."""
     table = np.full((256, 3), IGNORED, np.uint8)
     table[:num_classes] = class_colours(num_classes)
-    return table[mask]
+    return table
 
 
-def use_font_for(texts: Sequence[str]) -> None:
+def colour_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
+    """Class ids (H, W) uint8 to colours (H, W, 3) uint8; ids that are no class (255: ignored) become grey."""
+    return colour_table(num_classes)[mask]
+
+
+def use_font_for(texts: Iterable[str]) -> None:
     """Choose an installed font that has all letters of these texts; Korean class names need one.
 
     Where none has, a warning says which to install.
     """
-    letters = frozenset(letter for text in texts for letter in text if ord(letter) > 0x2FF)
+    letters = frozenset(letter for text in texts for letter in text if ord(letter) > 0x2FF and letter not in "→–≤")
     if not letters:
         return
     family = _find_family(letters)
     if family is None:
-        sample = "".join(sorted(letters)[:8])
         warnings.warn(
-            f"no installed font has the letters {sample!r}; for Korean install NanumGothic (apt-get install fonts-nanum) "
-            "or Noto Sans CJK (fonts-noto-cjk) and restart the notebook",
+            f"no installed font has the letters {''.join(sorted(letters)[:8])!r}; for Korean install NanumGothic "
+            "(apt-get install fonts-nanum) or Noto Sans CJK (fonts-noto-cjk) and restart the notebook",
             stacklevel=2,
         )
         return
@@ -95,12 +107,35 @@ def _search_known(letters: frozenset[str]) -> str | None:
     return None
 
 
-# Figures of training and predictions: arrays and tables in, a matplotlib Figure out.
+# Parts of figures.
 
 
-PANEL = 2.4  # [inch] side of one image
-TRAIN, VAL = "#0072b2", "#d55e00"
-AVERAGED = ("#009e73", "#cc79a7", "#e69f00")  # ema, swa, snapshot
+def new_figure(
+    height: float, rows: int = 1, columns: int = 1, *, width: float = WIDTH, texts: Iterable[str] = (), **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure [inch] in the one style of the project with letters for these texts, and its axes (rows, columns)."""
+    matplotlib.rcParams.update(STYLE)
+    use_font_for(texts)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
+    plt.close(figure)  # the cell shows it, once
+    return figure, axes
+
+
+def new_rows(names: Sequence[str], columns: int = 1, height: float = ROW, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure whose axes (columns,) share one row per name, the first on top."""
+    options.setdefault("sharey", True)
+    figure, axes = new_figure(1 + height * max(3, len(names)), 1, columns, texts=names, **options)
+    for axis in axes[0]:
+        axis.grid(axis="x")
+    axes[0, 0].set_yticks(range(len(names)), [cut(name, 44) for name in names])
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    return figure, axes[0]
+
+
+def cut(name: object, length: int) -> str:
+    """A long name ends with an ellipsis."""
+    text = str(name)
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def save_figure(figure: Figure, run_dir: Path, name: str) -> Figure:
@@ -111,223 +146,77 @@ def save_figure(figure: Figure, run_dir: Path, name: str) -> Figure:
     return figure
 
 
-def plot_batch(images: np.ndarray, masks: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """Images (N, H, W, 3) uint8 above their masks (N, H, W) uint8."""
-    use_font_for(class_names)
-    figure, axes = plt.subplots(2, len(images), figsize=(PANEL * len(images), 2 * PANEL), squeeze=False)
-    for column, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        _show(axes[0, column], image, "image" if column == 0 else "")
-        _show(axes[1, column], colour_mask(mask, len(class_names)), "mask" if column == 0 else "")
-    _finish(figure, _legend(masks, class_names))
-    return figure
+# Progress: one line, updated in place, written for whoever waits outside the notebook too.
 
 
-def plot_predictions(
-    images: np.ndarray, truths: np.ndarray, preds: np.ndarray, class_names: Sequence[str], titles: Sequence[str]
-) -> Figure:
-    """One row an image: image, truth, prediction, error (right pixels pale, wrong ones red, ignored ones grey)."""
-    use_font_for(class_names)
-    figure, axes = plt.subplots(len(images), 4, figsize=(4 * PANEL, PANEL * len(images)), squeeze=False)
-    num_classes = len(class_names)
-    for row, (image, truth, pred) in enumerate(zip(images, truths, preds, strict=True)):
-        panels = {
-            "image": image,
-            "truth": colour_mask(truth, num_classes),
-            "prediction": colour_mask(pred, num_classes),
-            "error: red = wrong": show_errors(image, truth, pred),
-        }
-        for column, (name, panel) in enumerate(panels.items()):
-            _show(axes[row, column], panel, name if row == 0 else "")
-        axes[row, 0].set_ylabel(titles[row], fontsize=8)
-    _finish(figure, _legend(np.concatenate([truths.ravel(), preds.ravel()]), class_names))
-    return figure
+class ProgressLine:
+    """One line of text in a cell's output (or on the terminal), and in folder/progress.json where a folder is given."""
 
+    def __init__(self, folder: str | Path | None = None):
+        self.folder, self.handle = folder, None
+        self.began, self.written = time.monotonic(), 0.0
 
-def show_errors(image: np.ndarray, truth: np.ndarray, pred: np.ndarray, ignore_index: int = 255) -> np.ndarray:
-    """(H, W, 3) uint8: the image in pale grey where the prediction is right, red where wrong, grey where ignored."""
-    pale = (160 + image.mean(axis=-1, keepdims=True) * 0.35).astype(np.uint8).repeat(3, axis=-1)
-    pale[(truth != pred) & (truth != ignore_index)] = (204, 30, 30)
-    pale[truth == ignore_index] = IGNORED
-    return pale
-
-
-def plot_history(history: pd.DataFrame, epochs: int) -> Figure:
-    """Losses, mIoU, learning rate and memory over the epochs; the best mIoU is marked."""
-    figure, axes = plt.subplots(1, 4, figsize=(14, 2.9))
-    _plot_losses(axes[0], history)
-    _plot_scores(axes[1], history)
-    axes[2].plot(history["epoch"], history["lr"], color="#444444", marker="o", markersize=3)
-    axes[2].set_title("learning rate")
-    axes[3].plot(history["epoch"], history["memory_mb"], color="#444444", marker="o", markersize=3)
-    axes[3].set(title="peak memory [MB]", ylim=(0, None))
-    for axis in axes:
-        axis.set(xlabel="epoch", xlim=(0.8, max(2, epochs) + 0.2))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    figure.tight_layout()
-    plt.close(figure)
-    return figure
-
-
-def plot_schedule(rates: np.ndarray, steps_per_epoch: int) -> Figure:
-    """Learning rates (steps, groups) of a training that is to come; groups with the same rate are one line."""
-    figure, axis = plt.subplots(figsize=(6, 2.4))
-    epochs = np.arange(len(rates)) / steps_per_epoch
-    for colour, group in zip((TRAIN, VAL), np.unique(rates, axis=1).T[::-1], strict=False):
-        axis.step(epochs, group, color=colour, where="post", label=f"up to {group.max():.2g}")
-    axis.set(
-        title="learning rate before training", xlabel="epoch", xlim=(0, len(rates) / steps_per_epoch), ylim=(0, None)
-    )
-    axis.legend(frameon=False, fontsize=8)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-    figure.tight_layout()
-    plt.close(figure)
-    return figure
-
-
-def plot_class_iou(iou: dict[str, float], miou: float) -> Figure:
-    """IoU of each class as bars, worst last, with their mean; absent classes are said, not drawn as zero."""
-    use_font_for(list(iou))
-    known = sorted(((name, value) for name, value in iou.items() if np.isfinite(value)), key=lambda item: item[1])
-    colours = dict(zip(iou, class_colours(len(iou)) / 255, strict=True))
-    figure, axis = plt.subplots(figsize=(7, 0.6 + 0.32 * len(known)))
-    bars = axis.barh(
-        [name for name, _ in known], [value for _, value in known], color=[colours[name] for name, _ in known]
-    )
-    axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=8)
-    axis.axvline(miou, color="#444444", linestyle="--", linewidth=1)
-    absent = [name for name, value in iou.items() if not np.isfinite(value)]
-    note = f"; absent from truth and prediction: {', '.join(absent)}" if absent else ""
-    axis.set_title(f"IoU by class (dashed: mIoU {miou:.4f}{note})", fontsize=10)
-    axis.set_xlim(0, 1.08)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    plt.close(figure)
-    return figure
-
-
-def _plot_losses(axis: Axes, history: pd.DataFrame) -> None:
-    axis.plot(history["epoch"], history["train_loss"], color=TRAIN, marker="o", markersize=3, label="train")
-    axis.plot(history["epoch"], history["val_loss"], color=VAL, marker="s", markersize=3, label="validation")
-    axis.set(title="loss", ylim=(0, None))
-    axis.legend(frameon=False, fontsize=8)
-
-
-def _plot_scores(axis: Axes, history: pd.DataFrame) -> None:
-    axis.plot(history["epoch"], history["miou"], color=VAL, marker="s", markersize=3, label="pooled")
-    axis.plot(
-        history["epoch"], history["miou_image"], color="#999999", marker=".", markersize=3, label="mean of images"
-    )
-    for colour, name in zip(AVERAGED, ("ema", "swa", "snapshot"), strict=True):
-        if f"{name}_miou" in history:
-            axis.plot(
-                history["epoch"],
-                history[f"{name}_miou"],
-                color=colour,
-                marker="^",
-                markersize=4,
-                label=f"pooled, {name}",
-            )
-    if history["miou"].notna().any():
-        best = history.loc[history["miou"].idxmax()]
-        axis.annotate(f"{best['miou']:.3f}", (best["epoch"], best["miou"]), (0, 5), textcoords="offset points",
-                      ha="center", fontsize=8)  # fmt: skip
-        highest = history[[name for name in history if name.endswith(("miou", "miou_image"))]].max().max()
-        axis.set_ylim(0, 1.18 * max(0.05, highest))
-    axis.set_title("validation mIoU")
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
-
-
-def _show(axis: Axes, panel: np.ndarray, title: str) -> None:
-    axis.imshow(panel, interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=9)
-
-
-def _legend(masks: np.ndarray, class_names: Sequence[str]) -> list[Patch]:
-    """The classes that these masks have, and ignored pixels if any."""
-    present, colours = np.unique(masks), class_colours(len(class_names)) / 255
-    patches = [Patch(color=colours[index], label=class_names[index]) for index in present if index < len(class_names)]
-    if (present >= len(class_names)).any():
-        patches.append(Patch(color=np.array(IGNORED) / 255, label="(ignored)"))
-    return patches
-
-
-def _finish(figure: Figure, patches: list[Patch]) -> None:
-    figure.tight_layout(pad=0.4, h_pad=1.0)  # a row's titles stay clear of the row above
-    figure.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=6, frameon=False, fontsize=8)
-    plt.close(figure)
-
-
-# One line that says how far a long step is, updated in place, and told to whoever waits outside the notebook.
-
-
-def show_progress(what: str, folder: Path) -> Callable[[int, int], None]:
-    """A function to call with (done, total), about twice a second at most; it writes folder/progress.json too.
-
-    The line is made with the first call: a step that had nothing to do shows nothing.
-    """
-    began, told, line = time.monotonic(), 0.0, None
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told, line
-        if time.monotonic() - told < 0.5 and done < total:
+    def write(self, text: str, last: bool = False, every: float = 0.5) -> None:
+        """Replace the line, about twice a second at most; the `last` one always."""
+        if time.monotonic() - self.written < every and not last:
             return
-        told = time.monotonic()
-        left = (told - began) / done * (total - done)
-        text = f"{what} {done}/{total}, " + (f"{format_seconds(left)} left" if left else format_seconds(told - began))
-        write_json(folder / "progress.json", {"text": text})
+        self.written = time.monotonic()
+        if self.folder is not None:
+            write_json(Path(self.folder) / "progress.json", {"text": text})
         if get_ipython() is None:
-            print(f"\r{text}    ", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif line is None:
-            line = display({"text/plain": text}, raw=True, display_id=True)
+            print(f"\r{text}    ", end="\n" if last else "", file=sys.stderr, flush=True)
+        elif self.handle is None:
+            self.handle = display({"text/plain": text}, raw=True, display_id=True)
         else:
-            line.update({"text/plain": text}, raw=True)
-
-    return tell
+            self.handle.update({"text/plain": text}, raw=True)
 
 
-# What a person sees while a model trains: one progress line and one figure, updated in place, kept as they ended.
+def show_progress(what: str, folder: str | Path | None = None) -> Callable[[int, int], None]:
+    """A function to call with (done, total), which shows how far a long step is and how long it still takes."""
+    line = ProgressLine(folder)
+
+    def report(done: int, total: int) -> None:
+        spent = time.monotonic() - line.began
+        left = spent / max(1, done) * (total - done)
+        ending = f"{format_seconds(left)} left" if done < total else format_seconds(spent)
+        line.write(f"{what} {done}/{total}, {ending}", last=done >= total)
+
+    return report
 
 
 class LiveTraining:
-    """Shows progress in the notebook, and writes run_dir/progress.json for whoever waits outside.
+    """A callback of the trainer: one progress line and one picture of the curves, updated in place.
 
-    Displays are updated in place: an executed notebook holds one line and one picture, however long the training was.
+    An executed notebook holds them as they ended, however long the training was.
     """
 
-    def __init__(self, run_dir: Path, epochs: int):
-        self.path, self.epochs = Path(run_dir) / "progress.json", epochs
-        self.began, self.told, self.drawn = time.monotonic(), 0.0, 0.0
-        self.first = None  # epochs, and part of one, that were done before this process
-        self.score = ""
-        self.line: DisplayHandle | None = None
-        self.figure: DisplayHandle | None = None
+    def __init__(self, run_dir: str | Path | None = None, epochs: int = 0):
+        self.line, self.epochs = ProgressLine(run_dir), epochs
+        self.first: float | None = None  # epochs, and part of one, that were done before this process
+        self.score, self.figure, self.drawn = "", None, 0.0
 
     def on_step(self, trainer: Any) -> None:
-        self.epochs = trainer.num_epochs
+        """Show where training is."""
+        self.line.folder, self.epochs = trainer.run_dir, trainer.num_epochs
         self.step(trainer.position.epoch, trainer.position.step, len(trainer.train_loader))
 
     def on_epoch(self, trainer: Any) -> None:
+        """Draw the curves, at most every three seconds."""
         self.epoch(trainer.history)
 
     def on_end(self, trainer: Any) -> None:
+        """Say how long it took and draw the curves once more, as they stay."""
+        self.line.folder, self.epochs = trainer.run_dir, trainer.num_epochs
         self.end(trainer.history)
 
     def step(self, epoch: int, step: int, steps: int) -> None:
-        """Tell where training is, about twice a second."""
         self.first = epoch - 1 + (step - 1) / steps if self.first is None else self.first
-        if time.monotonic() - self.told < 0.5 and not (epoch == self.epochs and step == steps):
-            return
         done = epoch - 1 + step / steps
-        spent = time.monotonic() - self.began
-        left = spent / (done - self.first) * (self.epochs - done)
-        self._tell(f"epoch {epoch}/{self.epochs}, step {step}/{steps}{self.score}, {format_seconds(left)} left")
+        left = (time.monotonic() - self.line.began) / (done - self.first) * (self.epochs - done)
+        text = f"epoch {epoch}/{self.epochs}, step {step}/{steps}{self.score}, {format_seconds(left)} left"
+        self.line.write(text)
 
     def epoch(self, history: pd.DataFrame) -> None:
-        """Draw the curves, at most every three seconds."""
         last = history.iloc[-1]
         self.score = f", loss {last['train_loss']:.4f}" + (f", mIoU {last['miou']:.4f}" if "miou" in last else "")
         if time.monotonic() - self.drawn > 3:
@@ -335,28 +224,83 @@ class LiveTraining:
             self.drawn = time.monotonic()
 
     def end(self, history: pd.DataFrame) -> None:
-        """Say how long it took and draw the curves once more, as they stay."""
         early = f", stopped early of {self.epochs}" if len(history) < self.epochs else ""
-        self._tell(f"{len(history)} epochs in {format_seconds(time.monotonic() - self.began)}{early}{self.score}")
+        spent = format_seconds(time.monotonic() - self.line.began)
+        self.line.write(f"{len(history)} epochs in {spent}{early}{self.score}", last=True)
         self._draw(history)
 
-    def _tell(self, text: str) -> None:
-        self.told = time.monotonic()
-        write_json(self.path, {"text": text})
-        if get_ipython() is None:
-            print(f"\r{text}    ", end="", file=sys.stderr, flush=True)
-        elif self.line is None:
-            self.line = display({"text/plain": text}, raw=True, display_id=True)
-        else:
-            self.line.update({"text/plain": text}, raw=True)
-
     def _draw(self, history: pd.DataFrame) -> None:
-        if get_ipython() is None or "miou" not in history:
+        if get_ipython() is None or history.empty:
             return
         buffer = io.BytesIO()
-        plot_history(history, self.epochs).savefig(buffer, format="png", dpi=90, bbox_inches="tight")
-        image = Image(buffer.getvalue(), format="png", alt="loss, mIoU, learning rate and memory over the epochs")
+        plot_history(history, self.epochs).savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        picture = Image(buffer.getvalue(), format="png", alt="loss, mIoU, learning rate and memory over the epochs")
         if self.figure is None:
-            self.figure = display(image, display_id=True)
+            self.figure = display(picture, display_id=True)
         else:
-            self.figure.update(image)
+            self.figure.update(picture)
+
+
+# Figures of a training.
+
+
+def plot_history(history: pd.DataFrame, epochs: int) -> Figure:
+    """Losses, mIoU, learning rate and memory over the epochs; the best mIoU is marked."""
+    figure, (axes,) = new_figure(2.7, 1, 4, width_ratios=(1.25, 1.4, 1, 1))
+    _plot_curves(axes[0], history, {"train_loss": ("train", TRAIN, "o"), "val_loss": ("validation", VAL, "s")})
+    averages = {f"{name}_miou": (f"pooled, {name}", colour, "^") for name, colour in AVERAGED.items()}
+    scores = {"miou": ("pooled", VAL, "s"), "miou_image": ("mean of images", "#999999", "."), **averages}
+    _plot_curves(axes[1], history, scores)
+    _plot_curves(axes[2], history, {"lr": ("", "#444444", "o")})
+    _plot_curves(axes[3], history, {"memory_mb": ("", "#444444", "o")})
+    for axis, title in zip(axes, ("loss", "validation mIoU", "learning rate", "peak memory [MB]"), strict=True):
+        axis.set(title=title, xlabel="epoch", xlim=(0.8, max(2, epochs) + 0.2))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        axis.yaxis.set_major_formatter("{x:g}")
+    if "miou" in history and history["miou"].notna().any():
+        best = history.loc[history["miou"].idxmax()]
+        options = {"textcoords": "offset points", "ha": "center", "fontsize": SMALL}
+        axes[1].annotate(f"{best['miou']:.3f}", (best["epoch"], best["miou"]), (0, 5), **options)
+        axes[1].set_ylim(0, 1.18 * max(0.05, axes[1].dataLim.y1))
+    return figure
+
+
+def _plot_curves(axis: Axes, history: pd.DataFrame, curves: Mapping[str, tuple[str, str, str]]) -> None:
+    """Those columns that the history has; column -> (label, colour, marker)."""
+    for column in [column for column in curves if column in history]:
+        label, colour, marker = curves[column]
+        axis.plot(history["epoch"], history[column], color=colour, marker=marker, markersize=3.5, label=label or None)
+    axis.set_ylim(0, None)
+    axis.grid(True)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend()
+
+
+def plot_schedule(rates: np.ndarray, steps_per_epoch: int) -> Figure:
+    """Learning rates (steps, groups) of a training that is to come; groups with the same rate are one line."""
+    figure, ((axis,),) = new_figure(2.4, width=6)
+    epochs = np.arange(len(rates)) / steps_per_epoch
+    for colour, group in zip((TRAIN, VAL), np.unique(rates, axis=1).T[::-1], strict=False):
+        axis.step(epochs, group, color=colour, where="post", label=f"up to {group.max():.2g}")
+    axis.set(title="learning rate before training", xlabel="epoch", xlim=(0, epochs.size / steps_per_epoch))
+    axis.set_ylim(0, None)
+    axis.grid(True)
+    axis.legend()
+    return figure
+
+
+def plot_class_iou(iou: Mapping[str, float], miou: float) -> Figure:
+    """IoU of each class as bars, best first, with their mean; absent classes are said, not drawn as zero."""
+    values = pd.Series(iou, dtype=float)
+    colours = pd.Series(list(class_colours(len(values)) / 255), values.index)
+    known = values.dropna().sort_values(ascending=False, kind="stable")
+    figure, (axis,) = new_rows(list(known.index), width=7)
+    bars = axis.barh(range(len(known)), known, color=list(colours[known.index]))
+    axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=SMALL)
+    axis.axvline(miou, color="#444444", linestyle="--", linewidth=1)
+    absent = ", ".join(values.index[values.isna()])
+    title = f"IoU by class (dashed: mIoU {miou:.4f}" + (
+        f"; absent from truth and prediction: {absent})" if absent else ")"
+    )
+    axis.set(title=textwrap.fill(title, 90), xlim=(0, 1.08))
+    return figure

@@ -1,6 +1,5 @@
 """The mask viewer: a widget, and a contact sheet where no kernel answers."""
 
-import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,6 @@ from seglib.viz.image_table import Choice, ImageTable, MaskSource, Sample, build
 from seglib.viz.overlay import (
     IGNORE_INDEX,
     caption_layer,
-    colour_table,
     contact_sheet_html,
     crop_window,
     describe_image,
@@ -30,6 +28,7 @@ from seglib.viz.overlay import (
     list_legend,
     show_table,
 )
+from seglib.viz.plots import colour_table, show_progress
 
 # The viewer's picture as a widget: panes side by side, the legend that is clicked, and what is under the pointer.
 
@@ -380,7 +379,9 @@ class MaskViewer:
 
     def _ipython_display_(self) -> None:
         if self.sort != "position":
-            self._get_table(_show_progress_line())  # before the controls appear, which have a bar for later
+            self._get_table(
+                show_progress("masks looked through")
+            )  # before the controls appear, which have a bar for later
         if _someone_watches():
             # Without its words: pages that know no widgets would print them above the sheet.
             display(self.widget._repr_mimebundle_() | {"text/plain": ""}, raw=True)
@@ -390,24 +391,6 @@ class MaskViewer:
         if self._table is None:
             self._table = build_image_table(self.source, progress)
         return self._table
-
-
-def _show_progress_line() -> Callable[[int, int], None]:
-    """A function to call with (done, count): a line in the cell's output, for what takes longer than a second."""
-    told, line = time.monotonic(), None
-
-    def tell(done: int, count: int) -> None:
-        nonlocal told, line
-        if time.monotonic() - told < 1 and (line is None or done < count):
-            return
-        told = time.monotonic()
-        text = {"text/plain": f"looked through the masks of {done} of {count} images"}
-        if line is None:
-            line = display(text, raw=True, display_id=True)
-        else:
-            line.update(text, raw=True)
-
-    return tell
 
 
 def _someone_watches() -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seglib.viz import eda_plots
+from seglib.viz import charts, pictures
 
 FEW = ["Background", "종이", "Glass", "Metal"]
 MANY = ["Background", *(f"A class with a long name {number}" for number in range(60))]
@@ -57,15 +57,15 @@ def draw_all(names):
     pairs = pd.DataFrame({"class_a": names[1:3], "class_b": names[1:3], "pixels": [9.0, 4.0], "overlaps": [3, 1]})
     present = rng.random((20, len(names))) < 0.3
     return {
-        "classes": eda_plots.plot_class_counts(make_classes(names)),
-        "contents": eda_plots.plot_image_contents(rng.integers(0, 99, (20, len(names) + 1)), present, objects),
-        "cooccurrence": eda_plots.plot_cooccurrence(counts),
-        "sizes": eda_plots.plot_object_sizes(objects, (8, 20, 32, 96), 256),
-        "by class": eda_plots.plot_by_class(objects, "size", "size [px]", (8, 20), names),
-        "vanished": eda_plots.plot_vanished(make_vanished(names), names),
-        "positions": eda_plots.plot_positions(objects, names),
-        "pairs": eda_plots.plot_class_pairs(pairs),
-        "subsets": eda_plots.plot_subsets(make_compared(names)),
+        "classes": charts.plot_class_counts(make_classes(names)),
+        "contents": charts.plot_image_contents(rng.integers(0, 99, (20, len(names) + 1)), present, objects),
+        "cooccurrence": charts.plot_cooccurrence(counts),
+        "sizes": charts.plot_object_sizes(objects, (8, 20, 32, 96), 256),
+        "by class": charts.plot_by_class(objects, "size", "size [px]", (8, 20), names),
+        "vanished": charts.plot_vanished(make_vanished(names), names),
+        "positions": charts.plot_positions(objects, names),
+        "pairs": charts.plot_class_pairs(pairs),
+        "subsets": charts.plot_subsets(make_compared(names)),
     }
 
 
@@ -104,30 +104,30 @@ def test_no_text_covers_another_and_no_letter_is_missing(names):
 
 def test_all_classes_have_a_row_and_the_most_frequent_is_on_top_below_the_background(names):
     classes = make_classes(names)
-    axis = eda_plots.plot_class_counts(classes).axes[0]
+    axis = charts.plot_class_counts(classes).axes[0]
     rows = [label.get_text() for label in axis.get_yticklabels()]
     assert sorted(rows) == sorted(names)
-    assert rows[-2:] == [classes["annotations"].idxmax(), "Background"]
+    assert rows[:2] == ["Background", classes["annotations"].idxmax()] and axis.yaxis_inverted()
 
 
 def test_shares_at_or_under_the_limits_are_written_above_the_lines():
     objects = pd.DataFrame({"size": [4.0, 8.0, 9.0, 100.0]})
-    axis = eda_plots.plot_object_sizes(objects, (8, 96), 256).axes[0]
+    axis = charts.plot_object_sizes(objects, (8, 96), 256).axes[0]
     assert [text.get_text() for text in axis.texts] == ["50 % ≤ 8 px", "75 % ≤ 96 px"]
 
 
 def test_a_class_that_loses_no_object_is_not_listed():
     vanished = make_vanished(FEW)
     vanished.loc["Glass", ["vanish at 128", "share at 128"]] = 0
-    labels = [label.get_text() for label in eda_plots.plot_vanished(vanished, FEW).axes[0].get_yticklabels()]
-    assert labels == ["Metal (9)", "종이 (9)", "(all) (9)"]
+    labels = [label.get_text() for label in charts.plot_vanished(vanished, FEW).axes[0].get_yticklabels()]
+    assert labels == ["(all) (9)", "종이 (9)", "Metal (9)"]
 
 
 def test_figures_can_be_drawn_of_no_objects():
     nothing = make_objects(FEW).iloc[:0]
-    eda_plots.plot_object_sizes(nothing, (8, 20), 256)
-    eda_plots.plot_by_class(nothing, "size", "size", (8,), FEW)
-    eda_plots.plot_positions(nothing, FEW)
+    charts.plot_object_sizes(nothing, (8, 20), 256)
+    charts.plot_by_class(nothing, "size", "size", (8,), FEW)
+    charts.plot_positions(nothing, FEW)
 
 
 def test_policies_are_shown_with_the_image_or_alone():
@@ -135,8 +135,8 @@ def test_policies_are_shown_with_the_image_or_alone():
     mask[4:9] = 1
     layers = [(mask.astype(int), {"class_id": mask, "longest": mask, "area": mask * 2})] * 2
     photograph = np.zeros((16, 16, 3), np.uint8)
-    alone = eda_plots.plot_policies([None] * 2, layers, ["a", "b"], FEW)
-    whole = eda_plots.plot_policies([photograph] * 2, layers, ["a", "b"], FEW)
+    alone = pictures.plot_policies([None] * 2, layers, ["a", "b"], FEW)
+    whole = pictures.plot_policies([photograph] * 2, layers, ["a", "b"], FEW)
     assert (len(alone.axes), len(whole.axes)) == (10, 12)
     disagreement = whole.axes[5].images[0].get_array()
     assert np.array_equal((disagreement == [204, 30, 30]).all(axis=-1), mask == 1)
@@ -145,13 +145,13 @@ def test_policies_are_shown_with_the_image_or_alone():
 
 def test_copies_stand_side_by_side():
     image = np.zeros((8, 8, 3), np.uint8)
-    figure = eda_plots.plot_copies([(image, image)] * 4, [("train\na.jpg", "val\nb.jpg")] * 4, ["same file"] * 4)
+    figure = pictures.plot_copies([(image, image)] * 4, [("train\na.jpg", "val\nb.jpg")] * 4, ["same file"] * 4)
     assert len(figure.axes) == 8
     assert figure.axes[0].get_title() == "train\na.jpg"
 
 
 def test_augmented_samples_stand_above_their_masks():
     pair = np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 255, np.uint8)
-    figure = eda_plots.plot_augmentations([pair] * 2, [[pair] * 3] * 2, FEW)
+    figure = pictures.plot_augmentations([pair] * 2, [[pair] * 3] * 2, FEW)
     assert len(figure.axes) == 2 * 2 * 4
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["(ignored)"]

@@ -9,9 +9,7 @@ from PIL import Image
 from seglib.viz.overlay import (
     ONLY_FIRST,
     ONLY_SECOND,
-    WRONG,
     blend,
-    colour_table,
     crop_window,
     encode_png,
     encode_webp,
@@ -21,7 +19,8 @@ from seglib.viz.overlay import (
     overlay_mask,
     show_table,
 )
-from seglib.viz.plots import IGNORED, class_colours
+from seglib.viz.pictures import WRONG
+from seglib.viz.plots import IGNORED, class_colours, colour_table
 
 COLOURS = colour_table(3)
 ALL = show_table({0, 1, 2, 255}, 3)

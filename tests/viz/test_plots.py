@@ -4,17 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from seglib.viz.pictures import plot_batch, plot_predictions, show_errors
 from seglib.viz.plots import (
     IGNORED,
     class_colours,
     colour_mask,
-    plot_batch,
     plot_class_iou,
     plot_history,
-    plot_predictions,
     plot_schedule,
     save_figure,
-    show_errors,
 )
 
 NAMES = ["Background", "Paper", "Metal"]
@@ -74,7 +72,7 @@ def test_one_epoch_without_a_score_can_be_drawn():
 
 def test_absent_classes_are_said_not_drawn_as_zero():
     axis = plot_class_iou({"Background": 0.9, "Paper": 0.0, "Metal": float("nan")}, 0.45).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["Paper", "Background"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["Background", "Paper"]
     assert "absent from truth and prediction: Metal" in axis.get_title()
 
 

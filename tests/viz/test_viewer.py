@@ -11,7 +11,8 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 from seglib.errors import InputError
-from seglib.viz.overlay import WRONG, blend, make_grey
+from seglib.viz.overlay import blend, make_grey
+from seglib.viz.pictures import WRONG
 from seglib.viz.plots import class_colours
 from seglib.viz.viewer import MaskViewer
 
