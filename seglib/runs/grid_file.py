@@ -16,9 +16,6 @@ import yaml
 from seglib.errors import InputError, InputErrors, unknown_name
 from seglib.files import hash_text
 
-# Reads YAML as a person means it, refuses what PyYAML takes in silence; each mistake is one line with its place.
-
-
 _LARGEST = 300_000  # characters of a grid file, and values in it once its aliases are followed
 
 
@@ -90,9 +87,6 @@ def read_text(path: Path) -> str:
     return text
 
 
-# Names of run folders: what varies, safe as a file name, unique.
-
-
 _SHORT = {"cross_entropy": "ce"}
 _LONGEST = 120  # characters; file systems allow 255 bytes, and folders get suffixes
 
@@ -149,9 +143,6 @@ def _safe(name: str) -> str:
 
 def _mark(name: str, values: object) -> str:
     return f"{name}~{hash_text(json.dumps(values, sort_keys=True, default=str))[:6]}"
-
-
-# Reads a grid file: YAML to a checked specification, each mistake of its form in one line.
 
 
 GRID_DIR = "{grid_dir}"
@@ -236,15 +227,14 @@ def _find_files(path: Path, names: list[str]) -> list[str]:
     """Absolute paths of the files of parts, seen from the grid file's folder, else from the current one."""
     folders = [path.resolve().parent, Path.cwd()]
     found = {
-        name: [file for folder in folders if (file := folder / Path(name).expanduser()).is_file()] for name in names
+        name: next((file for folder in folders if (file := folder / Path(name).expanduser()).is_file()), None)
+        for name in names
     }
-    missing = [name for name, files in found.items() if not files]
+    where = f"neither in {folders[0]} nor in {folders[1]}"
+    missing = [f"{path}: `parts`: there is no file {name!r}, {where}" for name, file in found.items() if not file]
     if missing:
-        raise InputErrors(
-            f"{path}: `parts`: there is no file {name!r}, neither in {folders[0]} nor in {folders[1]}"
-            for name in missing
-        )
-    return [str(files[0].resolve()) for files in found.values()]
+        raise InputErrors(missing)
+    return [str(file.resolve()) for file in found.values()]
 
 
 def _find_problems(spec: Mapping) -> list[str]:
@@ -295,18 +285,20 @@ def _find_step_problems(step: Mapping) -> list[str]:
     return problems + _find_mapping_problems("`then`: fixed", step.get("fixed") or {})
 
 
+_KINDS = {
+    dict: "a mapping",
+    list: "a list",
+    str: "the text",
+    bool: "the switch",
+    int: "the number",
+    float: "the number",
+}
+
+
 def _kind(value: object) -> str:
     """What arrived, in words, with the value where it is short."""
     if value is None:
         return "nothing"
-    names = {
-        dict: "a mapping",
-        list: "a list",
-        str: "the text",
-        bool: "the switch",
-        int: "the number",
-        float: "the number",
-    }
     if isinstance(value, list | dict):
-        return names[type(value)] if value else f"an empty {names[type(value)][2:]}"
-    return f"{names.get(type(value), f'a {type(value).__name__}')} {reprlib.repr(value)}"
+        return _KINDS[type(value)] if value else f"an empty {_KINDS[type(value)][2:]}"
+    return f"{_KINDS.get(type(value), f'a {type(value).__name__}')} {reprlib.repr(value)}"

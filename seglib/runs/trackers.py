@@ -1,7 +1,6 @@
 """TensorBoard, Weights & Biases, MLflow: what a run reports to them."""
 
 import contextlib
-import csv
 import importlib.util
 import json
 import logging
@@ -14,11 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from seglib.files import outputs_dir, write_json
+from seglib.runs.leaderboard import read_history
 from seglib.runs.record import read_record
 
 if TYPE_CHECKING:
@@ -53,28 +53,12 @@ def _is_installed(module: str) -> bool:
     return spec is not None and spec.origin is not None  # without one it is a folder of that name, such as ./wandb
 
 
-# What TensorBoard, Weights & Biases and MLflow are told of a run, each through its own library, imported when asked
-# for.
-
-
-class Tracker(Protocol):
-    """One run in one tracker. Names of values are cleaned, values are finite, see tracking.py."""
-
-    id: str | None  # how to find the same run again; None where run_dir says it
-    logged: int  # the last epoch that it has
-    has_result: bool
-
-    def log_epoch(self, epoch: int, values: Mapping[str, float]) -> None:
-        """The values of one epoch, from 1, in order."""
-
-    def log_result(self, epoch: int, values: Mapping[str, float], figures: Sequence[Path]) -> None:
-        """Scores of the best epoch and PNG files; `epoch` is the last one."""
-
-    def log_files(self, files: Sequence[Path]) -> None:
-        """Files as artifacts."""
-
-    def close(self, ok: bool) -> None:
-        """Wait until all is sent; the run is at its end, a good one or not."""
+# One class for each tracker, around its own library, imported when asked for. All have
+#   id          how to find the same run again; None where run_dir says it
+#   logged      the last epoch that it has
+#   has_result  whether it has the scores of the best epoch
+#   log_epoch(epoch, values), log_result(last epoch, values, PNG files), log_files(files), close(ok)
+# Names of values are cleaned and values are finite, see `_keep_finite`.
 
 
 class TensorBoard:
@@ -87,7 +71,7 @@ class TensorBoard:
 
         self.parameters = _flatten(parameters)
         self.logged, self.has_result = note.get("logged", 0), note.get("result", False)
-        # Told to forget what was written after the last epoch that is known to be whole.
+        # `purge_step` forgets what was written after the last epoch that is known to be whole.
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=self.logged + 1 if note else None)
         if not note:
             rows = "".join(f"| {name} | {value} |\n" for name, value in self.parameters.items())
@@ -238,32 +222,27 @@ def _flatten(parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def clean_name(name: str) -> str:
-    """A name that all three accept: letters of any language, digits, `_ - . /` and spaces."""
-    return re.sub(r"[^\w\-./ ]", "_", name)
-
-
 OPEN = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
 
 
-# Tells the trackers that a run asks for (`track`) what it does; whatever happens to a tracker, the training goes on.
+# All trackers of a run (`track`); whatever happens to one of them, the training goes on.
 
 
 NAME = "tracking.json"  # in run_dir: which run of each tracker it is, and how much that has
-Open = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Tracker]
+Open = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Any]  # run_dir, parameters, note -> the tracker
 
 
 class Tracking:
     """A run in its trackers, and a watcher of its training.
 
     Epochs are logged by their number, each once: a run that was killed goes on in the same runs of the trackers with
-    the first epoch that they lack. A tracker that fails is told nothing more; one printed line and `describe` say so.
+    the first epoch that they lack. A tracker that fails gets nothing more; one printed line and `describe` say so.
     """
 
     def __init__(self, run_dir: Path, parameters: Mapping[str, Any], openers: Mapping[str, Open]):
         self.path = run_dir / NAME
         self.notes = _read_notes(self.path)
-        self.trackers: dict[str, Tracker] = {}
+        self.trackers: dict[str, Any] = {}
         for name, open_tracker in openers.items():
             note = self.notes.get(name, {})
             note = note if "id" in note else {}  # it was never opened
@@ -347,7 +326,7 @@ class Tracking:
             self.trackers.pop(name, None)
             words = _hide_secrets(f"{type(error).__name__}: {error}")
             self.notes[name] = self.notes.get(name, {}) | {"stopped": words}
-            print(f"{name} is told no more, the run goes on: {words}", flush=True)
+            print(f"{name} gets no more, the run goes on: {words}", flush=True)
 
     def _save(self) -> None:
         for name, tracker in self.trackers.items():
@@ -382,7 +361,7 @@ def finish_tracking(run_dir: Path, parameters: Mapping[str, Any], files: Sequenc
     asked = [name for name in notes if name in parameters["track"] and name != "tensorboard"]  # which takes no files
     tracking = Tracking(run_dir, parameters, {name: OPEN[name] for name in asked})
     if asked:
-        tracking._log_rows(_read_history(run_dir / "history.csv"))
+        tracking._log_rows(read_history(run_dir / "history.csv"))
         record = read_record(run_dir) or {}
         if record.get("metrics"):
             tracking._log_result(record["metrics"], record.get("best_epoch", 0), run_dir / "figures")
@@ -398,26 +377,10 @@ def _read_notes(path: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _read_history(path: Path) -> list[dict[str, Any]]:
-    """Rows of numbers and texts, without pandas; none where the run did not finish an epoch."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return [{name: _read_number(text) for name, text in row.items()} for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        return []
-
-
-def _read_number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def _keep_finite(values: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers under names that every tracker takes; what is None, NaN or infinite is left out."""
+    """Numbers under names that every tracker takes (letters, digits, `_ - . /`, spaces); None, NaN and infinity go."""
     return {
-        clean_name(name): float(value)
+        re.sub(r"[^\w\-./ ]", "_", name): float(value)
         for name, value in values.items()
         if isinstance(value, int | float) and math.isfinite(value)
     }

@@ -144,9 +144,7 @@ def test_a_tracker_that_fails_costs_one_line_and_neither_the_training_nor_the_ot
     described = tracking.log_result(METRICS, 2, figures)
     assert [what for what, *_ in good] == ["open", "epoch", "epoch", "epoch", "result", "close"]
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(
-        "bad is told no more, the run goes on: ConnectionError: no answer from https://***@server/api"
-    )
+    assert line.startswith("bad gets no more, the run goes on: ConnectionError: no answer from https://***@server/api")
     assert "again" in described["bad"]["stopped"] and "stopped" not in described["good"]
 
 
