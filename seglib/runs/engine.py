@@ -4,61 +4,58 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import seglib
-from seglib.data.fingerprint import fingerprint_data, hash_files
 from seglib.errors import InputError, InputErrors
 from seglib.files import PROJECT, outputs_dir, write_text
 from seglib.parameters import read_schema
 from seglib.parts import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
-from seglib.runs.check import compose_values, find_data_dirs, is_further_run
-from seglib.runs.grid import Grid, Run
-from seglib.runs.grid_file import GRID_DIR, Step
-from seglib.runs.keys import (
-    compare_keys,
-    compute_keys,
-    find_changes,
-    find_notebook,
-    hash_code,
-    hash_values,
-    is_finished,
+from seglib.runs.grid import Grid, Job, Run, find_neighbours, group_steps, plan_step
+from seglib.runs.keys import compare_keys, compute_keys, find_changes, is_finished
+from seglib.runs.leaderboard import (
+    collect_runs,
+    fit,
+    format_seconds,
+    format_table,
+    summarise_conditions,
+    write_leaderboard,
 )
-from seglib.runs.leaderboard import collect_runs, format_seconds, format_table, summarise_conditions, write_leaderboard
 from seglib.runs.page import write_index
 from seglib.runs.record import describe_key, kill_family, read_record, update_record
-
-# Runs jobs: one process each, a few at a time, with progress; what fails or is killed does not stop the rest.
-
 
 COMMAND = (sys.executable, "-m", "seglib.runs.execute")
 GRACE = 20  # [s] that a run which is told to stop gets to save its notebook before it is killed
 POLL = 0.25  # [s] between two looks at what runs
 
 
-@dataclass(frozen=True)
-class Job:
-    """A notebook to execute: a run of the grid, or a step that follows. Everything is written in `run_dir`.
+class StatusLine:
+    """Progress: one line that changes in place on a terminal; elsewhere a new line, at most every ten seconds."""
 
-    `neighbours` of a run: `previous` and `next` in its grid, and the runs of the `baseline`.
-    """
+    def __init__(self):
+        self.live, self.last, self.printed = sys.stdout.isatty(), "", 0.0
 
-    label: str
-    notebook: Path
-    run_dir: Path
-    key: dict[str, Any]
-    parameters: dict[str, Any]
-    varied: dict[str, Any]
-    neighbours: dict[str, Any] = field(default_factory=dict)
+    def show(self, text: str) -> None:
+        """Show what is going on now."""
+        if self.live:
+            print(f"\r\x1b[K{fit(text, shutil.get_terminal_size().columns - 1)}", end="", flush=True)
+        elif text != self.last and time.monotonic() - self.printed > 10:
+            print(f"    {text}", flush=True)
+            self.last, self.printed = text, time.monotonic()
+
+    def keep(self, text: str) -> None:
+        """Print a line that stays."""
+        print(("\r\x1b[K" if self.live else "") + text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -216,112 +213,6 @@ def _read_progress(run_dir: Path) -> str:
         return ""
 
 
-# The notebooks that follow a grid's runs (`then:`): once for each finished run, once for the grid, or as a further run.
-
-
-def group_steps(steps: Sequence[Step]) -> list[list[int]]:
-    """Places (from 1) of steps that may be planned together: one that names `{grid_dir}` needs what those before it wrote."""
-    groups: list[list[int]] = []
-    for place, step in enumerate(steps, 1):
-        if not groups or step.uses_grid_dir():
-            groups.append([])
-        groups[-1].append(place)
-    return groups
-
-
-def plan_step(grid: Grid, place: int) -> list[Job]:
-    """Jobs of a step (by its place in `then`, from 1) that are not done, over the runs that are; each has its own folder.
-
-    Raises
-    ------
-    InputError
-        What it is to read is not there.
-    """
-    finished = [run for run in grid.runs if is_finished(run.folder, grid.notebook, run.key)]
-    step = grid.file.then[place - 1]
-    notebook = find_notebook(step.notebook, grid.file.path)
-    if not finished:
-        jobs = []
-    elif step.each:
-        jobs = [_make_job(grid, place, notebook, run.folder, "run_dir", [run]) for run in finished]
-    elif is_further_run(grid.file, step, notebook):
-        jobs = [_make_run(grid, place, notebook, finished)]
-    else:
-        jobs = [_make_job(grid, place, notebook, grid.folder, "grid_dir", finished)]
-    return [job for job in jobs if not is_finished(job.run_dir, job.notebook, job.key)]
-
-
-def _make_run(grid: Grid, place: int, notebook: Path, finished: Sequence[Run]) -> Job:
-    """One more run, with what the grid fixes; its folder is named after its place among the steps."""
-    folder, step = grid.folder / f"then.{place}", grid.file.then[place - 1]
-    values = _expand(compose_values(grid.file, step, notebook), grid.folder)
-    values = resolve_paths(values, notebook.parent) | {"run_dir": str(folder)}
-    values |= _take_debug(grid, values)
-    (key,) = compute_keys(notebook, [values])
-    if step.uses_grid_dir() and "data_dir" not in values:  # a training's files are known, and count by their content
-        key["runs"] = hash_values(_read_weights(finished))
-    return Job(f"{notebook.stem} {folder.name}", notebook, folder, key, values, {})
-
-
-def _make_job(grid: Grid, place: int, notebook: Path, source: Path, name: str, runs: Sequence[Run]) -> Job:
-    """`source` is the folder of `runs` that the notebook reads, given to it as the parameter `name`."""
-    step, folder = grid.file.then[place - 1], source / _name_folder(grid, place)
-    asked = compose_values(grid.file, step, notebook)
-    asked |= _take_debug(grid, asked)
-    values = _expand(asked, grid.folder)
-    values |= {name: str(source)} | ({"output_dir": str(folder)} if "output_dir" in values else {})
-    content = _hash_content(values, runs)
-    by_place = {"run_dir", "grid_dir", "output_dir", *content}
-    key = {
-        "parameters": hash_values({name: value for name, value in asked.items() if name not in by_place}),
-        "data": content,
-        "notebook": hash_code(notebook),
-        "results": seglib.RESULTS,
-        "runs": hash_values([[run.key for run in runs], _read_weights(runs)]),
-    }
-    return Job(" ".join([folder.name, *(run.name for run in runs if step.each)]), notebook, folder, key, values, {})
-
-
-def _name_folder(grid: Grid, place: int) -> str:
-    """A step's folder is named after its notebook, and after its place too where that name is taken."""
-    step, stem = grid.file.then[place - 1], Path(grid.file.then[place - 1].notebook).stem
-    taken = {Path(other.notebook).stem for other in grid.file.then[: place - 1] if other.each == step.each}
-    taken |= set() if step.each else {run.name for run in grid.runs}
-    return f"{stem}.then{place}" if stem in taken else stem
-
-
-def _read_weights(runs: Sequence[Run]) -> list[str | None]:
-    """What training made of each run: a run that was made again has the same key, and maybe other weights."""
-    return [(read_record(run.folder) or {}).get("weights_sha256") for run in runs]
-
-
-def _hash_content(values: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
-    """Hashes of the files that a step reads beside those of its runs, by the parameter that names them."""
-    if not values.get("test_json"):
-        return {}
-    data_dirs = find_data_dirs(values, [run.parameters for run in runs])
-    images = [name if name == "synthetic" else fingerprint_data(name, [values["test_json"]]) for name in data_dirs]
-    sample = values.get("sample_submission")
-    return {"test_json": [values["test_json"], images], "sample_submission": hash_files([sample])[0] if sample else ""}
-
-
-def _take_debug(grid: Grid, values: Mapping[str, Any]) -> dict[str, bool]:
-    """What follows a trial is a trial."""
-    return {"debug": True} if "debug" in values and any(run.parameters.get("debug") for run in grid.runs) else {}
-
-
-def _expand(value: Any, folder: Path) -> Any:
-    """Put the grid's folder where a value names it."""
-    if isinstance(value, str):
-        return value.replace(GRID_DIR, str(folder))
-    if isinstance(value, Mapping):
-        return {name: _expand(item, folder) for name, item in value.items()}
-    return [_expand(item, folder) for item in value] if isinstance(value, list) else value
-
-
-# Runs a checked grid: what is not done yet, the steps that follow, leaderboard and index.
-
-
 def run_grid(
     grid: Grid,
     waiting: Sequence[Run],
@@ -340,51 +231,26 @@ def run_grid(
         After Ctrl-C; what ran is kept and the leaderboard is written.
     """
 
-    def prepare(job: Job) -> Job:
-        try:
-            key = compute_keys(grid.notebook, [job.parameters])[0]
-        except ValueError:  # the data set or the notebook is gone: the run itself says so, and the others go on
-            key = job.key
-        if key != job.key:
-            changed = " and ".join(compare_keys(job.key, key))
-            report(f"{job.label}: {changed} changed since the grid was checked; this run is with the new")
-            position = [run.name for run in grid.runs].index(job.label)
-            grid.runs[position] = replace(grid.runs[position], key=key)
-        make_room(job.run_dir, job.notebook, key, [run.name for run in grid.runs])
-        return replace(job, key=key)
-
-    def prepare_step(job: Job) -> Job:
-        make_room(job.run_dir, job.notebook, job.key, ())
-        return job
-
     write_text(grid.folder / "grid.yaml", grid.file.as_yaml())
     near = find_neighbours(grid)
     jobs = [
         Job(run.name, grid.notebook, run.folder, run.key, run.parameters, run.varied, near[run.name]) for run in waiting
     ]
     try:
-        ok = run_jobs(jobs, workers, fail_fast, prepare, report, show, lambda: write_results(grid))
+        ok = run_jobs(
+            jobs, workers, fail_fast, partial(_prepare, grid, report), report, show, lambda: write_results(grid)
+        )
         if grid.file.then:
             write_results(grid)  # which a step reads; nothing ran where the grid only became smaller
         for places in group_steps(grid.file.then):
             if fail_fast and not ok:
                 break
             jobs, planned = _plan_group(grid, places, ok, report)
-            ok = run_jobs(jobs, workers, fail_fast, prepare_step, report, show, lambda: None) and planned and ok
+            ok = run_jobs(jobs, workers, fail_fast, _make_room, report, show, lambda: None) and planned and ok
         return ok
     except KeyboardInterrupt:
         write_results(grid)
         raise
-
-
-def find_neighbours(grid: Grid) -> dict[str, dict[str, Any]]:
-    """By a run's name: the runs before and after it (`previous`, `next`), and those of the `baseline`."""
-    names, wanted = ["", *(run.name for run in grid.runs), ""], grid.file.baseline.items()
-    baseline = [run.name for run in grid.runs if wanted and wanted <= run.parameters.items()]
-    return {
-        name: {"previous": names[place], "next": names[place + 2], "baseline": baseline}
-        for place, name in enumerate(names[1:-1])
-    }
 
 
 def _plan_group(grid: Grid, places: Sequence[int], ok: bool, report: Callable[[str], None]) -> tuple[list[Job], bool]:
@@ -403,19 +269,37 @@ def _plan_group(grid: Grid, places: Sequence[int], ok: bool, report: Callable[[s
     return jobs, planned
 
 
-def make_room(folder: Path, notebook: Path, key: Mapping[str, Any], planned: Iterable[str]) -> None:
+def _prepare(grid: Grid, report: Callable[[str], None], job: Job) -> Job:
+    """Key a run again, whose notebook or data may have changed since the grid was checked, and make room for it."""
+    try:
+        key = compute_keys(grid.notebook, [job.parameters])[0]
+    except ValueError:  # the data set or the notebook is gone: the run itself says so, and the others go on
+        key = job.key
+    names = [run.name for run in grid.runs]
+    if key != job.key:
+        changed = " and ".join(compare_keys(job.key, key))
+        report(f"{job.label}: {changed} changed since the grid was checked; this run is with the new")
+        position = names.index(job.label)
+        grid.runs[position] = replace(grid.runs[position], key=key)
+    return _make_room(replace(job, key=key), names)
+
+
+def _make_room(job: Job, planned: Sequence[str] = ()) -> Job:
     """Move aside a finished run, or what other parameters, code or data left; a run that did not end goes on.
 
-    The old folder becomes `<run>.1` (or .2, ...), never a name that is planned: `weight_decay=0` is not moved onto
-    `weight_decay=0.1`.
+    The old folder never gets a name that is planned: `weight_decay=0` is not moved onto `weight_decay=0.1`.
     """
-    record = read_record(folder)
-    if not folder.exists() or (record and record.get("status") != "ok" and not find_changes(folder, notebook, key)):
-        return
-    number, taken = 1, set(planned)
-    while (target := folder.with_name(f"{folder.name}.{number}")).exists() or target.name in taken:
-        number += 1
-    folder.rename(target)
+    record = read_record(job.run_dir)
+    ended = not record or record.get("status") == "ok" or find_changes(job.run_dir, job.notebook, job.key)
+    if job.run_dir.exists() and ended:
+        job.run_dir.rename(_number(job.run_dir, 1, planned))
+    return job
+
+
+def _number(folder: Path, first: int, planned: Sequence[str] = ()) -> Path:
+    """The folder beside it with the next number, from `first`, that is neither there nor planned."""
+    numbered = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(first))
+    return next(path for path in numbered if not path.exists() and path.name not in planned)
 
 
 def keep_finished(grid: Grid) -> None:
@@ -437,17 +321,14 @@ def write_results(grid: Grid, width: int = 100) -> str:
     return f"{format_table(rows, conditions, grid.varied, width)}\n\nleaderboard  {table}\nlook here    {page}"
 
 
-# Runs a recorded run again, in a folder inside its own, and says whether the same weights come out.
-
-
-# What may make a difference, in the order in which it is told.
+# What may make a difference, in the order in which it is reported.
 _CAUSES = (
     "versions", "platform", "device", "precision", "threads", "deterministic", "oom_split", "weights", "data_hash",
     "git_commit", "git_dirty",
 )  # fmt: skip
 
 
-_ALONE = {"continue_from": "", "track": []}  # a repeat is made from the beginning, and told to nobody
+_ALONE = {"continue_from": "", "track": []}  # a repeat begins at the beginning, and no tracker gets it
 
 
 def repeat_run(run_dir: Path, report: Callable[[str], None], show: Callable[[str], None]) -> bool:
@@ -486,17 +367,19 @@ def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) ->
     keys = [record.get("key_parts") for record in (before, after)]
     if all(keys) and (changed := compare_keys(*keys)):
         lines.append(f"the run's key: another {', '.join(changed)}")
-    for name in _CAUSES:
-        then, now = before.get(name), after.get(name)
-        if isinstance(then, dict) and isinstance(now, dict):
-            lines += [f"{each}: {then.get(each)} then, {now.get(each)} now" for each in sorted(then.keys() | now.keys())
-                      if then.get(each) != now.get(each)]  # fmt: skip
-        elif then != now:
-            lines.append(f"{name}: {then} then, {now} now")
+    causes = [_list_causes(record) for record in (before, after)]
+    pairs = {name: [each.get(name) for each in causes] for name in dict.fromkeys(itertools.chain(*causes))}
+    lines += [f"{name}: {then} then, {now} now" for name, (then, now) in pairs.items() if then != now]
     if not after.get("deterministic", True):
         lines.append("deterministic is false: other bits are to be expected")
     score = [(record.get("metrics") or {}).get("miou") for record in (before, after)]
     return lines + ([f"mIoU: {score[0]} then, {score[1]} now"] if score[0] != score[1] else [])
+
+
+def _list_causes(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What may make a difference, the version of each library for itself."""
+    causes = {name: record.get(name) for name in _CAUSES}
+    return (causes.pop("versions") or {}) | causes
 
 
 def _read_finished(run_dir: Path) -> dict[str, Any]:
@@ -517,7 +400,8 @@ def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
     parameters, problems = check_parameters(schema, values)
     if problems:
         raise InputErrors([f"--repeat {run_dir}: {problem}" for problem in problems.values()])
-    folder = _find_free(run_dir)
+    folder = run_dir / "repeat"
+    folder = _number(folder, 2) if folder.exists() else folder
     parameters |= {"run_dir": str(folder)}
     (key,) = compute_keys(notebook, [parameters])
     return Job(f"repeat of {run_dir.name}", notebook, folder, key, parameters, dict(record.get("varied", {})))
@@ -531,11 +415,6 @@ def _find_notebook(run_dir: Path) -> Path:
             f"--repeat {run_dir}: required the executed copy of one of {PROJECT / 'notebooks'}, got {names or 'none'}"
         )
     return PROJECT / "notebooks" / names[0]
-
-
-def _find_free(run_dir: Path) -> Path:
-    names = itertools.chain(["repeat"], (f"repeat.{number}" for number in itertools.count(2)))
-    return next(folder for name in names if not (folder := run_dir / name).exists())
 
 
 def _same_confusion(*folders: Path) -> bool:

@@ -71,6 +71,23 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: required YAML, got: {error}") from error
 
 
+def parse_settings(texts: list[str]) -> dict[str, object]:
+    """Read NAME=VALUE; values are YAML, so that lists and mappings can be given too."""
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name.isidentifier():
+            raise InputError(f"--set: required NAME=VALUE, got {text!r}")
+        if name in settings:
+            raise InputError(f"--set {name}: required once, got twice; for several values write --set {name}=[A,B]")
+        parsed = parse_yaml(value, f"--set {name}")
+        if parsed == []:
+            raise InputError(f"--set {name}: required a value, or a list of at least one, got an empty list")
+        settings[name] = "" if parsed is None else parsed
+    return settings
+
+
 def read_text(path: Path) -> str:
     """The text of a grid file."""
     try:
