@@ -109,7 +109,7 @@ def test_recorded_miou_is_scikit_learns_on_the_saved_weights(trained, small_data
 
 def test_an_executed_notebook_stays_small_and_keeps_one_picture_of_its_curves(trained):
     content = nbformat.read(trained / "02_train.ipynb", as_version=4)
-    (cell,) = [cell for cell in content.cells if "history = train(" in cell.source]
+    (cell,) = [cell for cell in content.cells if "in trainer.epochs():" in cell.source]
     kinds = [sorted(output.get("data", {})) for output in cell.outputs]
     assert kinds.count(["image/png", "text/plain"]) == 1
     assert len(cell.outputs) == 2

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -22,7 +21,7 @@ from seglib.parts import find_parts, hash_parts, load_parts, read_parts
 from seglib.runs.grid import load_grid
 from seglib.runs.grid_file import read_grid_file
 from seglib.training.losses import build_loss
-from seglib.training.step import Trainee, add_gradients
+from seglib.training.step import GradientStep
 
 MY_PARTS = '''"""Parts of a user."""
 import torch
@@ -206,11 +205,10 @@ def test_torch_losses_get_int64_targets():
     model = nn.Conv2d(3, 4, 1)
     optimizer = torch.optim.SGD(model.parameters())
     loss = nn.CrossEntropyLoss(ignore_index=255)
-    trainee = Trainee(model, loss, optimizer, SimpleNamespace(), torch.device("cpu"))
+    step = GradientStep(model, optimizer)
     images, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 4, (2, 8, 8), dtype=torch.uint8)
     masks[:, 0] = 255
-    model.auxiliary_weight = 0.0
-    value, valid = add_gradients(trainee, images, [(masks, 1.0)], 2)
+    value, valid = step.backward(lambda images, targets: loss(model(images), targets), images, masks, 2)
     assert value == pytest.approx(loss(model(images), masks.long()).item()) and valid == 2 * 7 * 8
     assert model.weight.grad.abs().sum() > 0
 

@@ -31,8 +31,8 @@ from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 from seglib.training.device import describe_device, peak_memory_mb, seed_everything
 from seglib.training.losses import build_loss
-from seglib.training.step import Trainee
-from seglib.training.trainer import Evaluation, evaluate, rank
+from seglib.training.step import ComputeLoss
+from seglib.training.trainer import Evaluation, evaluate, order
 from seglib.viz.plots import show_progress
 from seglib.vocabulary import Selection
 
@@ -54,7 +54,9 @@ class Scored:
 class Scorer:
     """One model, which holds each member and each soup in turn, and what it is scored with."""
 
-    trainee: Trainee
+    model: nn.Module
+    compute_loss: ComputeLoss
+    precision: str
     class_names: list[str]
     select_by: str
     batch_size: int
@@ -62,18 +64,16 @@ class Scorer:
     val_loader: DataLoader
     count: Callable[[Iterable], Iterator]  # passes batches on and shows progress
 
-    @property
-    def model(self) -> nn.Module:
-        return self.trainee.model
-
     def score(self, runs: list[Path]) -> Scored:
         """Score the model as it is now; weights that were averaged get batch-norm statistics of their own first."""
         if len(runs) > 1:
-            estimate_batch_norm(self.model, self.count(self.train_loader), self.batch_size, self.trainee.precision)
-        evaluation = evaluate(self.trainee, self.count(self.val_loader), len(self.class_names))
+            estimate_batch_norm(self.model, self.count(self.train_loader), self.batch_size, self.precision)
+        evaluation = evaluate(
+            self.model, self.count(self.val_loader), self.compute_loss, len(self.class_names), self.precision
+        )
         metrics = compute_metrics(evaluation.confusion, self.class_names, self.batch_size) | {"loss": evaluation.loss}
         score = metrics[self.select_by]
-        return Scored(runs, evaluation, metrics, score, rank(metrics | {"val_loss": evaluation.loss}, self.select_by))
+        return Scored(runs, evaluation, metrics, score, order(metrics | {"val_loss": evaluation.loss}, self.select_by))
 
 
 def open_scorer(
@@ -104,9 +104,11 @@ def open_scorer(
         first.val_images, first.batch_size, shuffle=False, augmentation="none", seed=0, num_workers=0
     )
     total = (len(records) + soups) * len(val_loader) + soups * len(train_loader)
-    trainee = Trainee(model, loss, None, None, device, first.record["precision"])  # it only predicts
     count = _count_batches(show_progress("soup: batches", output), total)
-    return Scorer(trainee, names, select_by, first.batch_size, train_loader, val_loader, count)
+    return Scorer(
+        model, lambda images, masks: loss(model(images), masks), first.record["precision"], names, select_by,
+        first.batch_size, train_loader, val_loader, count,
+    )  # fmt: skip
 
 
 def _open_training_images(params: Mapping[str, Any], data_dir: str) -> Subset:
@@ -300,11 +302,11 @@ def _save(output: Path, scorer: Scorer, kept: Scored, best: Path, weights: Weigh
     if len(kept.runs) > 1:
         facts["weights"] = "soup"
     save_checkpoint(output / "best.pt", facts | {"model": weights})
-    image_ids, device = scorer.val_loader.dataset.subset.image_ids, scorer.trainee.device
+    image_ids, device = scorer.val_loader.dataset.subset.image_ids, next(scorer.model.parameters()).device
     save_confusion(output / "confusion.npz", kept.evaluation.confusion, image_ids, scorer.class_names)
     save_result(
         output, metrics=kept.metrics, weights_sha256=hash_weights(weights), device=describe_device(device),
-        precision=scorer.trainee.precision, threads=torch.get_num_threads(), val_images=len(image_ids),
+        precision=scorer.precision, threads=torch.get_num_threads(), val_images=len(image_ids),
         peak_memory_mb=peak_memory_mb(device), deterministic=fields["params"]["deterministic"], **fields,
     )  # fmt: skip
 

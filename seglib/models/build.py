@@ -26,6 +26,8 @@ class SegmentationModel(nn.Module):
     `auxiliary_weight` times (0.0 for a network without).
     """
 
+    takes_uint8 = True
+
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.network = network
@@ -87,6 +89,15 @@ def build_model(
     InputError
         Unknown names, a pair that cannot be built, weights that cannot be had or do not fit.
     """
+    model = _build_model(architecture, encoder, num_classes, encoder_weights, image_size)
+    model.built_from = {"architecture": architecture, "encoder": encoder}
+    model.built_from |= {"image_size": image_size} if image_size else {}
+    return model
+
+
+def _build_model(
+    architecture: str | Mapping[str, Any], encoder: str, num_classes: int, encoder_weights: str, image_size: int
+) -> SegmentationModel:
     own = find_parts("model")
     architecture, options = read_architecture(check_architecture(architecture, own))
     if architecture in own:

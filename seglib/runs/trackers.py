@@ -233,7 +233,7 @@ Open = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], Any]  # run_dir, p
 
 
 class Tracking:
-    """A run in its trackers, and a watcher of its training.
+    """A run in its trackers, and a callback of its training.
 
     Epochs are logged by their number, each once: a run that was killed goes on in the same runs of the trackers with
     the first epoch that they lack. A tracker that fails gets nothing more; one printed line and `describe` say so.
@@ -250,16 +250,17 @@ class Tracking:
                 self.trackers[name] = open_tracker(run_dir, parameters, note)
         self._save()
 
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        """Trackers are told after epochs."""
+    def on_epoch(self, trainer: Any) -> None:
+        """Log the epochs of a trainer's history."""
+        self.epoch(trainer.history)
+
+    def on_end(self, trainer: Any) -> None:
+        """Log what an earlier process of the run could not."""
+        self.epoch(trainer.history)
 
     def epoch(self, history: "pd.DataFrame") -> None:
         """Log the epochs (rows, with their number in `epoch`) that a tracker does not have yet."""
         self._log_rows(history.to_dict("records") if self.trackers else [])
-
-    def end(self, history: "pd.DataFrame") -> None:
-        """Log what an earlier process of the run could not."""
-        self.epoch(history)
 
     def log_result(self, metrics: Mapping[str, Any], best_epoch: int, figures: Path) -> dict[str, Any]:
         """Log scores, IoU of each class and all figures, and close the trackers' runs.

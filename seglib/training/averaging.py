@@ -30,14 +30,14 @@ class Averages:
 
     def __init__(self, model: nn.Module, ema_decay: float | None, taken_after: Mapping[str, Sequence[int]]):
         self.steps = 0
-        self._model, self._ema_decay, self._taken_after = model, ema_decay, taken_after
-        self._names = [*(["ema"] if ema_decay is not None else []), *taken_after]
+        self.model, self._ema_decay, self._taken_after = model, ema_decay, taken_after
+        self.names = [*(["ema"] if ema_decay is not None else []), *taken_after]
         self._means: dict[str, dict[str, Tensor]] = {}
 
     def step(self) -> None:
         """To be called after each optimizer step; nothing waits for the device."""
         self.steps += 1
-        for name in self._names:
+        for name in self.names:
             share = self._share(name)
             if share:
                 self._add(name, share)
@@ -52,7 +52,7 @@ class Averages:
     def applied(self, name: str, loader: DataLoader, batch_size: int, precision: str) -> Iterator[None]:
         """The model holds an average's weights and buffers; afterwards its own again, bit for bit, whatever happened.
 
-        Batch-norm statistics of SWA and of snapshots are estimated anew, on the training images in the order and with the
+        Batch-norm statistics of SWA and of snapshots are estimated again, on the training images in the order and with the
         augmentations of (seed, epoch 0), which no epoch of the training has. Needs a second copy of the weights meanwhile.
 
         Parameters
@@ -60,20 +60,20 @@ class Averages:
         loader : of the training images.
         batch_size : images on the device at a time.
         """
-        live = self._model.state_dict()  # tensors that share the model's memory
+        live = self.model.state_dict()  # tensors that share the model's memory
         own = {each: tensor.clone() for each, tensor in live.items()}
         try:
             _copy(self._means[name], live)
             if name != "ema":
                 with _epoch(loader, 0):
-                    estimate_batch_norm(self._model, loader, batch_size, precision)
+                    estimate_batch_norm(self.model, loader, batch_size, precision)
             yield
         finally:
             _copy(own, live)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors (shared, not copied), numbers, lists and dicts."""
-        return {"steps": self.steps, "taken": {name: self._taken(name) for name in self._names}, "means": self._means}
+        return {"steps": self.steps, "taken": {name: self._taken(name) for name in self.names}, "means": self._means}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state.
@@ -84,13 +84,13 @@ class Averages:
             It is of other averages, or of a training of another length, which took the weights at other steps.
         """
         self.steps = state["steps"]
-        taken = {name: self._taken(name) for name in self._names}
+        taken = {name: self._taken(name) for name in self.names}
         if state["taken"] != taken:
             raise InputError(
                 f"averaging: required averages of the weights after the steps {taken}, the checkpoint has {state['taken']}: it is"
                 " of a training of another length, or with other averages; train from the beginning"
             )
-        live = self._model.state_dict()
+        live = self.model.state_dict()
         self._means = {
             name: {each: torch.empty_like(live[each]).copy_(tensor) for each, tensor in mean.items()}
             for name, mean in state["means"].items()
@@ -106,7 +106,7 @@ class Averages:
         return [step for step in self._taken_after.get(name, []) if step <= self.steps]
 
     def _add(self, name: str, share: float) -> None:
-        live = self._model.state_dict()
+        live = self.model.state_dict()
         if name not in self._means:
             self._means[name] = {each: tensor.clone() for each, tensor in live.items()}
             return
@@ -162,14 +162,16 @@ def build_averages(
                 f"averaging.{name}: {len(steps)} of two or more times to take the weights is within {epochs} epochs: no average"
             )
     ema = averaging.get("ema")
-    return Averages(model, None if ema is None else ema.get("decay", EMA_DECAY), taken_after)
+    averages = Averages(model, None if ema is None else ema.get("decay", EMA_DECAY), taken_after)
+    averages.built_from = {"averaging": averaging}
+    return averages
 
 
 @torch.no_grad()
 def estimate_batch_norm(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], batch_size: int, precision: str
 ) -> None:
-    """Estimate the statistics of batch norms anew, as the mean over all batches: weights that were averaged need that.
+    """Estimate the statistics of batch norms again, as the mean over all batches: weights that were averaged need that.
 
     As `torch.optim.swa_utils.update_bn`, but everything besides batch norm is as it predicts: dropout, which update_bn
     leaves on, would give variances that no prediction has. Layers that see no batch (auxiliary heads) and layers whose

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from seglib.errors import InputError
 from seglib.files import replacing
-from seglib.models.build import build_model
+from seglib.models import build_model
 from seglib.runs.record import read_record
 from seglib.training.averaging import Averages
 from seglib.training.optim import Schedule
-from seglib.training.step import Trainee
+from seglib.training.step import GradientStep
 
 # Weights and training state on disk: written whole, loaded without pickle's code, hashed.
 
@@ -99,26 +99,23 @@ class TrainingState:
     Parameters
     ----------
     path : the checkpoint.
-    facts : plain values that it carries; a checkpoint with others is of another run.
+    identity : plain values that it carries; a checkpoint with others is of another run.
     minutes : between two checkpoints within an epoch; 0 for none.
     """
 
-    def __init__(self, path: Path, trainee: Trainee, averages: Averages, facts: Mapping[str, Any], minutes: float = 0):
-        self.path, self.trainee, self.facts, self.minutes = path, trainee, facts, minutes
+    def __init__(
+        self, path: Path, step: GradientStep, averages: Averages, identity: Mapping[str, Any], minutes: float = 0
+    ):
+        self.path, self.step, self.identity, self.minutes = path, step, identity, minutes
         self.saved_at = time.monotonic()
-        self.parts = {
-            "model": trainee.model, "optimizer": trainee.optimizer, "scheduler": trainee.scheduler,
-            "scaler": trainee.scaler, "averages": averages,
-        }  # fmt: skip
+        self.parts = {name: getattr(step, name) for name in ("model", "optimizer", "scheduler", "scaler")}
+        self.parts["averages"] = averages
 
     def save(self, position: Position) -> None:
         """Write the checkpoint, whole or not at all."""
-        parts = {name: part.state_dict() for name, part in self.parts.items()}
-        save_checkpoint(
-            self.path,
-            {**parts, **vars(position), "split": self.trainee.split, "generators": _read_generators(self.trainee.device), **self.facts},
-        )  # fmt: skip
-
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state |= {"split": self.step.split, "generators": _read_generators(self.step.device)}
+        save_checkpoint(self.path, {**state, **vars(position), **self.identity})
         self.saved_at = time.monotonic()
 
     def save_now_and_then(self, position: Position) -> None:
@@ -137,14 +134,14 @@ class TrainingState:
         try:
             saved = self._read()
         except InputError as error:
-            print(f"{error}; set aside in {set_aside(self.path.parent)}, training begins anew")
+            print(f"{error}; set aside in {set_aside(self.path.parent)}, training begins again")
             return self._begin()
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
-        self.trainee.split = saved["split"]
+        self.step.split = saved["split"]
         position = Position(**{name: saved[name] for name in vars(Position())})
         if position.step:
-            _write_generators(saved["generators"], self.trainee.device)
+            _write_generators(saved["generators"], self.step.device)
         if not position.rows and not position.step:
             return position
         step = f" and step {position.step} of the next" if position.step else ""
@@ -159,25 +156,32 @@ class TrainingState:
     def _read(self) -> dict[str, Any]:
         """The checkpoint, after every check that does not need it loaded."""
         saved = load_checkpoint(
-            self.path, required=(*self.parts, *vars(Position()), "split", "generators", *self.facts)
+            self.path, required=(*self.parts, *vars(Position()), "split", "generators", *self.identity)
         )
-        different = name_differences(self.facts, saved)
+        different = name_differences(self.identity, saved)
         if different:
             raise InputError(f"{self.path}: is of another run, with other {', '.join(different)}")
-        shapes, others = ({name: weight.shape for name, weight in weights.items()}
-                          for weights in (self.trainee.model.state_dict(), saved["model"]))  # fmt: skip
-        if shapes != others:
-            wrong = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
+        shapes, others = (
+            {name: weight.shape for name, weight in weights.items()}
+            for weights in (self.step.model.state_dict(), saved["model"])
+        )
+        wrong = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
+        if wrong:
             raise InputError(f"{self.path}: is of another model, with other {', '.join(wrong[:3])}")
         return saved
 
 
-def name_differences(facts: Mapping[str, Any], saved: Mapping[str, Any], besides: tuple[str, ...] = ()) -> list[str]:
-    """Names of the facts, or of what is in them, that differ."""
+def name_differences(identity: Mapping[str, Any], saved: Mapping[str, Any], besides: Sequence[str] = ()) -> list[str]:
+    """Names of the values, or of what is in them, that differ; a parameter that is off is as good as none."""
     names = []
-    for name, value in facts.items():
+    for name, value in identity.items():
         if isinstance(value, Mapping) and isinstance(saved[name], Mapping):
-            names += [each for each in value if each not in besides and saved[name].get(each) != value[each]]
+            others = saved[name]
+            names += [
+                each
+                for each, mine in value.items()
+                if each not in besides and (others[each] != mine if each in others else mine)
+            ]
         elif saved[name] != value:
             names.append(name)
     return names
@@ -215,8 +219,8 @@ _WAY_OUT = (
 )
 
 
-def adopt_shorter_run(
-    source: str, run_dir: Path, facts: Mapping[str, Any], schedule: Schedule, steps_per_epoch: int
+def continue_run(
+    source: str, run_dir: Path, identity: Mapping[str, Any], schedule: Schedule, steps_per_epoch: int
 ) -> None:
     """Make the state of a finished run this run's, so that training goes on after its last epoch.
 
@@ -226,7 +230,7 @@ def adopt_shorter_run(
     Parameters
     ----------
     source : folder of the run, or of the grid that has it; "" for none.
-    facts : what this run's checkpoints carry; all but the epochs must be the source's.
+    identity : what this run's checkpoints carry; all but the epochs must be the source's.
 
     Raises
     ------
@@ -235,35 +239,35 @@ def adopt_shorter_run(
     """
     if not source or (run_dir / "last.pt").exists():
         return
-    folder = _find_run(Path(source).expanduser(), facts)
-    saved = load_checkpoint(folder / "last.pt", required=("model", "rows", *facts))
-    different = name_differences(facts, saved, besides=("epochs",))
+    folder = _find_run(Path(source).expanduser(), identity)
+    saved = load_checkpoint(folder / "last.pt", required=("model", "rows", *identity))
+    different = name_differences(identity, saved, besides=("epochs",))
     if different:
         raise InputError(
             f"continue_from {folder}: required a run that differs in epochs alone, got other {', '.join(different)}"
         )
-    _require_same_rates(folder, saved, facts["params"], schedule, steps_per_epoch)
-    best = load_checkpoint(folder / "best.pt", required=("model", *facts))
-    save_checkpoint(run_dir / "best.pt", best | facts)
+    _require_same_rates(folder, saved, identity["params"], schedule, steps_per_epoch)
+    best = load_checkpoint(folder / "best.pt", required=("model", *identity))
+    save_checkpoint(run_dir / "best.pt", best | identity)
     with replacing(run_dir / "confusion.npz") as temporary:
         shutil.copyfile(folder / "confusion.npz", temporary)
-    save_checkpoint(run_dir / "last.pt", saved | facts)  # the last: what is not whole is not gone on from
+    save_checkpoint(run_dir / "last.pt", saved | identity)  # the last: what is not whole is not gone on from
     print(f"training {folder} on, which has {len(saved['rows'])} epochs")
 
 
-def _find_run(source: Path, facts: Mapping[str, Any]) -> Path:
+def _find_run(source: Path, identity: Mapping[str, Any]) -> Path:
     folders = [source] if (source / "last.pt").exists() else sorted(path.parent for path in source.glob("*/last.pt"))
     found, reasons = {}, []
     for folder in folders:
         record = read_record(folder) or {}
         params = record.get("params", {})
-        different = name_differences({"params": facts["params"]}, {"params": params}, besides=("epochs",))
+        different = name_differences({"params": identity["params"]}, {"params": params}, besides=("epochs",))
         if record.get("status") != "ok":
             reasons.append("it is not finished")
         elif different:
             reasons.append(f"it has other {', '.join(different[:5])}")
-        elif params["epochs"] >= facts["params"]["epochs"]:
-            reasons.append(f"it has {params['epochs']} epochs, and {facts['params']['epochs']} are asked for")
+        elif params["epochs"] >= identity["params"]["epochs"]:
+            reasons.append(f"it has {params['epochs']} epochs, and {identity['params']['epochs']} are asked for")
         else:
             found[folder] = params["epochs"]
     if not found:
@@ -300,12 +304,12 @@ def _compare_rates(rows: Sequence[Mapping], schedule: Schedule, steps_per_epoch:
 # Start a model from the best weights of a finished run.
 
 
-def load_from_run(model: nn.Module, run_dir: str | Path, recipe: Mapping[str, Any], class_names: Sequence[str]) -> None:
+def load_from_run(model: nn.Module, run_dir: str | Path, class_names: Sequence[str]) -> None:
     """Load best.pt of a run; where its classes are others, all but the layers that tell the classes apart.
 
     Parameters
     ----------
-    recipe : the arguments that the model was built with: architecture, encoder, num_classes, image_size.
+    model : of `build_model`.
     class_names : of the model.
 
     Raises
@@ -313,18 +317,20 @@ def load_from_run(model: nn.Module, run_dir: str | Path, recipe: Mapping[str, An
     InputError
         No such run, or its model is another one.
     """
-    path = Path(run_dir).expanduser() / "best.pt"
+    path, built = Path(run_dir).expanduser() / "best.pt", model.built_from
     best = load_checkpoint(path, required=("model", "architecture", "encoder", "class_names"))
     different = [
-        f"{name} {recipe[name]}, got {best[name]}" for name in ("architecture", "encoder") if best[name] != recipe[name]
+        f"{name} {built[name]}, got {best[name]}" for name in ("architecture", "encoder") if best[name] != built[name]
     ]
     if different:
         raise InputError(f"init_from {path}: required {' and '.join(different)}; take a run of the same model")
     weights, own = best["model"], model.state_dict()
     if best["class_names"] != list(class_names):
-        heads = _find_heads(own, recipe)
+        heads = _find_heads(own, built | {"num_classes": len(class_names)})
         weights = {name: own[name] if name in heads else weight for name, weight in weights.items()}
-        print(f"init_from: {len(heads)} tensors begin anew, because the classes are others: {', '.join(sorted(heads))}")
+        print(
+            f"init_from: {len(heads)} tensors begin again, because the classes are others: {', '.join(sorted(heads))}"
+        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -334,7 +340,7 @@ def load_from_run(model: nn.Module, run_dir: str | Path, recipe: Mapping[str, An
         ) from error
 
 
-def _find_heads(own: Mapping, recipe: Mapping[str, Any]) -> set[str]:
+def _find_heads(own: Mapping, built: Mapping[str, Any]) -> set[str]:
     """Names of the tensors whose shape depends on the number of classes."""
-    other = build_model(**{**recipe, "num_classes": recipe["num_classes"] + 1}).state_dict()
+    other = build_model(**{**built, "num_classes": built["num_classes"] + 1}).state_dict()
     return {name for name, weight in own.items() if weight.shape != other[name].shape}

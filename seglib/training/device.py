@@ -73,12 +73,22 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     Call it just before the model is built: initial weights are all that is drawn from these streams. The loader and
     the training loop derive theirs from (seed, epoch) themselves.
     """
+    global _seed
+    _seed = seed
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not deterministic
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002, libraries still draw from it
     torch.manual_seed(seed)
+
+
+_seed: int | None = None
+
+
+def last_seed() -> int | None:
+    """What `seed_everything` was last called with in this process; None where it was not."""
+    return _seed
 
 
 def seed_epoch(seed: int, epoch: int) -> None:
@@ -133,8 +143,8 @@ def explain_nondeterminism(error: RuntimeError, model: nn.Module, images: Tensor
 
     Parameters
     ----------
-    model : a `SegmentationModel`; it is run once more, so call this where the error no longer holds memory.
-    images : a batch, (N, 3, H, W) uint8.
+    model : it is run once more, so call this where the error no longer holds memory.
+    images : a batch, as the model takes it.
     """
     if "CUBLAS_WORKSPACE_CONFIG" in str(error):
         return (
@@ -146,7 +156,11 @@ def explain_nondeterminism(error: RuntimeError, model: nn.Module, images: Tensor
         return ""
     found = find_nondeterministic(lambda: model(images))
     uses = ", ".join(f"{name} in {module}" for name, module in found.items())
-    what = f"{type(model.network).__name__} uses {uses}" if uses else f"{operator} is used outside of the model"
+    what = (
+        f"{type(getattr(model, 'network', model)).__name__} uses {uses}"
+        if uses
+        else f"{operator} is used outside of the model"
+    )
     return (
         f"deterministic: {what}, which has no deterministic form on CUDA; choose another "
         f"{'architecture or encoder' if uses else 'loss'}, or set deterministic: false"

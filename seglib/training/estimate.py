@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from seglib.runs.leaderboard import format_seconds
 from seglib.training.device import autocast, forget_peak_memory, move, peak_memory_mb, seed_epoch
-from seglib.training.step import Trainee, take_step
+from seglib.training.mixing import Mix
+from seglib.training.step import ComputeLoss, GradientStep, prepare_images
 
 TIMED = 3  # steps, after one that is not: it fills caches, chooses algorithms and compiles
 
@@ -35,7 +36,15 @@ class Estimate:
 
 
 def estimate_training(
-    trainee: Trainee, train_loader: DataLoader, val_loader: DataLoader, *, epochs: int, seed: int, evaluations: int = 1
+    stepper: GradientStep,
+    compute_loss: ComputeLoss,
+    train_loader: DataLoader,
+    val_loader: DataLoader,
+    *,
+    epochs: int,
+    seed: int,
+    mix: Mix | None = None,
+    evaluations: int = 1,
 ) -> Estimate:
     """Time a few steps of the first epoch and one batch of the evaluation, then put all weights and states back.
 
@@ -48,30 +57,34 @@ def estimate_training(
     torch.OutOfMemoryError
         As training would: here before hours have gone into it.
     """
-    parts = (trainee.model, trainee.optimizer, trainee.scheduler, trainee.scaler)
+    parts = (stepper.model, stepper.optimizer, stepper.scheduler, stepper.scaler)
     saved = [_copy_to_host(part.state_dict()) for part in parts]
-    forget_peak_memory(trainee.device)
+    forget_peak_memory(stepper.device)
     try:
-        first_step, step = _time_steps(trainee, train_loader, seed)
-        evaluation = _time_evaluation(trainee, val_loader)
+        first_step, step = _time_steps(stepper, compute_loss, train_loader, mix, seed)
+        evaluation = _time_evaluation(stepper, val_loader)
     finally:
         for part, state in zip(parts, saved, strict=True):
             part.load_state_dict(state)
-        trainee.optimizer.zero_grad(set_to_none=True)
+        stepper.optimizer.zero_grad(set_to_none=True)
     epoch = max(step, _time_loading(train_loader)) * len(train_loader) + evaluations * evaluation * len(val_loader)
-    return Estimate(first_step, epoch, epoch * epochs, peak_memory_mb(trainee.device))
+    return Estimate(first_step, epoch, epoch * epochs, peak_memory_mb(stepper.device))
 
 
-def _time_steps(trainee: Trainee, loader: DataLoader, seed: int) -> tuple[float, float]:
+def _time_steps(
+    stepper: GradientStep, compute_loss: ComputeLoss, loader: DataLoader, mix: Mix | None, seed: int
+) -> tuple[float, float]:
     """Seconds of the first step, and of one of those that follow; without loader processes, loading included."""
     seed_epoch(seed, 1)
-    trainee.set_mode(1)
+    stepper.set_mode(1)
     batches, times = loader.batch_sampler, [time.monotonic()]
     batches.epoch = 1
     for step, (images, masks) in enumerate(loader, 1):
-        images, targets = trainee.mix(move(images, trainee.device), move(masks, trainee.device), 1, step)
-        take_step(trainee, images, targets, batches.batch_size)
-        _wait(trainee.device)
+        images, targets = move(images, stepper.device), move(masks, stepper.device)
+        images, targets = mix(images, targets, 1, step) if mix else (images, targets)
+        stepper.backward(compute_loss, images, targets, batches.batch_size)
+        stepper.update()
+        _wait(stepper.device)
         times.append(time.monotonic())
         if step > TIMED:
             break
@@ -102,13 +115,13 @@ def _copy_to_host(value: Any) -> Any:
 
 
 @torch.inference_mode()
-def _time_evaluation(trainee: Trainee, loader: DataLoader) -> float:
+def _time_evaluation(stepper: GradientStep, loader: DataLoader) -> float:
     """Seconds of a batch, after one that is not timed."""
-    model, times = trainee.model.eval(), [time.monotonic()]
+    model, times = stepper.model.eval(), [time.monotonic()]
     for images, _ in loader:
-        with autocast(trainee.device, trainee.precision):
-            model(move(images, trainee.device))
-        _wait(trainee.device)
+        with autocast(stepper.device, stepper.precision):
+            model(prepare_images(model, move(images, stepper.device)))
+        _wait(stepper.device)
         times.append(time.monotonic())
         if len(times) > 2:
             break

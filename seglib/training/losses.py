@@ -161,7 +161,9 @@ def build_loss(
             weighted.append((float(weight), term))
     if not weighted:
         raise InputError(f"loss: at least one weight must be > 0, got {dict(terms)}; try cross_entropy: 1.0.")
-    return Mixture(weighted, num_classes, ignore_index)
+    mixture = Mixture(weighted, num_classes, ignore_index)
+    mixture.built_from = {"loss": terms}
+    return mixture
 
 
 def _build_own(part: Part, options: Mapping[str, Any]) -> Callable[..., Tensor]:

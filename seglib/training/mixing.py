@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from seglib import vocabulary
 from seglib.training.device import autocast
+from seglib.training.step import prepare_images
 
 STREAM = 0x4D49  # beside (seed, epoch, step)
 QUANTA = 2**20  # of an activation of 1: summed as integers, which CUDA does in the same way each time, unlike floats
@@ -25,11 +26,6 @@ Targets = list[tuple[Tensor, float]]  # masks (N, H, W) and their shares, which 
 Mixed = tuple[Tensor, Targets]
 Mix = Callable[[Tensor, Tensor, int, int], Mixed]  # (images, masks, epoch, step)
 Activation = Callable[[Tensor], Tensor]  # images (N, 3, H, W) uint8 -> (N, H, W) in 0..1
-
-
-def keep_apart(images: Tensor, masks: Tensor, epoch: int, step: int) -> Mixed:
-    """The mix that does nothing."""
-    return images, [(masks, 1.0)]
 
 
 def mixup(images: Tensor, masks: Tensor, partner: np.ndarray, rng: Generator, *, alpha: float = 0.4) -> Mixed:
@@ -125,8 +121,8 @@ def mix_batch(
     return images, [(masks, 1.0)]
 
 
-def build_batch_mixing(mixing: Mapping[str, Any], model: nn.Module, *, seed: int, precision: str) -> Mix:
-    """Build the mixes of a batch with itself; `keep_apart` where none is named.
+def build_batch_mixing(mixing: Mapping[str, Any], model: nn.Module, *, seed: int, precision: str) -> Mix | None:
+    """Build the mixes of a batch with itself; None where none is named.
 
     Parameters
     ----------
@@ -140,7 +136,11 @@ def build_batch_mixing(mixing: Mapping[str, Any], model: nn.Module, *, seed: int
     """
     chosen = vocabulary.read_choices("mixing", mixing, vocabulary.MIXES, vocabulary.MIX_NUMBER)
     steps = {name: options for name, options in chosen.items() if name in BATCH_MIXES}
-    return partial(_mix_guided, steps, model, seed, precision) if steps else keep_apart
+    if not steps:
+        return None
+    mix = partial(_mix_guided, steps, model, seed, precision)
+    mix.built_from = {"mixing": mixing}
+    return mix
 
 
 def draw_example(
@@ -170,7 +170,9 @@ def foreground_activation(model: nn.Module, images: Tensor) -> Tensor:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     with torch.inference_mode():
-        background = torch.cat([model(part).float().softmax(1)[:, 0] for part in images.split(AT_ONCE)])
+        background = torch.cat(
+            [model(prepare_images(model, part)).float().softmax(1)[:, 0] for part in images.split(AT_ONCE)]
+        )
     for module, training in modes.items():  # one by one: a part that was frozen in eval mode stays so
         module.training = training
     # Older torch keeps weights that autocast lowered here, without a gradient, for the training that follows in it.

@@ -49,7 +49,10 @@ def build_optimizer(
     groups = _split_by_decay(decoder, lr, weight_decay, decay_norms)
     if apart:
         groups += _split_by_decay(encoder.parameters(), encoder_lr, weight_decay, decay_norms)
-    return create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, filter_bias_and_bn=False)
+    optimizer = create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, filter_bias_and_bn=False)
+    optimizer.built_from = {"optimizer": name, "lr": lr, "weight_decay": weight_decay, "encoder_lr": encoder_lr}
+    optimizer.built_from["decay_norms"] = decay_norms
+    return optimizer
 
 
 def _split_by_decay(
@@ -158,6 +161,10 @@ class Schedule(LambdaLR):
         begin, level = held
         super().__init__(optimizer, lambda iteration: level if iteration >= begin else factor(iteration) * self.scale)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Without what it was built from, which a training that goes on with more epochs has otherwise."""
+        return {name: value for name, value in super().state_dict().items() if name not in ("built_from", "length")}
+
     def end_epoch(self, score: float) -> None:
         """Tell the score of an epoch, higher is better; only `plateau` listens."""
         if self.reduce is None:
@@ -200,12 +207,14 @@ def build_scheduler(
         options=options or {},
     )  # fmt: skip
     reduce = _bind_plateau(options or {}) if name == "plateau" else None
-    swa = (averaging or {}).get("swa")
-    if swa is None:
-        return Schedule(optimizer, factor, reduce)
-    lr = optimizer.param_groups[0]["lr"]
-    begin = count_epochs_before_swa(epochs, **swa) * steps_per_epoch
-    return Schedule(optimizer, factor, reduce, held=(begin, swa.get("lr", lr / 2) / lr))
+    swa, held = (averaging or {}).get("swa"), (math.inf, 0.0)
+    if swa is not None:
+        lr = optimizer.param_groups[0]["lr"]
+        held = count_epochs_before_swa(epochs, **swa) * steps_per_epoch, swa.get("lr", lr / 2) / lr
+    schedule = Schedule(optimizer, factor, reduce, held)
+    schedule.length = epochs, steps_per_epoch
+    schedule.built_from = {"scheduler": name, "schedule_per": per, "scheduler_options": options or {}}
+    return schedule
 
 
 def count_epochs_before_swa(epochs: int, start: float = 0.75, **_: Any) -> int:

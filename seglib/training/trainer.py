@@ -1,33 +1,528 @@
-"""The training loop: plain PyTorch, everything passed in."""
+"""The trainer: the epochs, batches, steps and evaluations of a training whose loop stands in the notebook."""
 
+import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from seglib.evaluation.metrics import compute_metrics, confusion_per_image, find_signs, save_confusion
+from seglib.data.masks import IGNORE_INDEX
+from seglib.errors import InputError
+from seglib.evaluation.metrics import (
+    compute_metrics,
+    confusion_per_image,
+    find_signs,
+    load_confusion,
+    save_confusion,
+)
 from seglib.files import replacing
+from seglib.parts import hash_parts
 from seglib.training.averaging import Averages, build_averages
-from seglib.training.checkpoint import Position, TrainingState, hash_weights, save_checkpoint
-from seglib.training.device import autocast, forget_peak_memory, move, peak_memory_mb, seed_epoch
+from seglib.training.checkpoint import (
+    Position,
+    TrainingState,
+    continue_run,
+    hash_weights,
+    load_checkpoint,
+    save_checkpoint,
+)
+from seglib.training.device import (
+    autocast,
+    choose_precision,
+    describe_device,
+    forget_peak_memory,
+    last_seed,
+    move,
+    peak_memory_mb,
+    seed_epoch,
+)
+from seglib.training.estimate import Estimate, estimate_training
+from seglib.training.mixing import Mix
 from seglib.training.optim import build_scheduler
-from seglib.training.step import IGNORE_INDEX, Trainee, describe_conditions, take_step
-from seglib.vocabulary import AVERAGES
-
-# The loss of an epoch, summed on the device, and the words when it is lost: no number any more, or far too high.
-
+from seglib.training.step import ComputeLoss, ForwardOnce, GradientStep, Targets, prepare_images
 
 DIVERGED = 10  # times the lowest loss so far, and twice the first: a loss that comes back from there is not known
+SETTINGS = {  # what a trainer reads from the parameters, and what it does without them
+    "seed": 0, "precision": "auto", "accumulate": 1, "clip_norm": 0.0, "freeze_epochs": 0, "on_oom": "fail",
+    "select_by": "miou", "patience": 0, "checkpoint_minutes": 10.0, "continue_from": "", "parts": (),
+}  # fmt: skip
+# Parameters that say where things are, not what they are: the content of data, weights and parts is hashed.
+ELSEWHERE = {
+    "run_dir", "data_dir", "encoder_weights", "cache", "num_workers", "init_from", "continue_from", "checkpoint_minutes",
+    "track", "extra_data", "parts",
+}  # fmt: skip
+
+
+class Trainer:
+    """Trains a model in a loop that stands in the notebook, and keeps what comes of it in the run's folder.
+
+    ::
+
+        for epoch in trainer.epochs():                    # resumes by itself
+            for images, targets in trainer.batches():     # on the device, mixed, counted
+                trainer.step(compute_loss, images, targets)
+            trainer.evaluate()                            # scores, best weights, history, checkpoint
+
+    `compute_loss(images, targets)` calls the model and returns a scalar; it gets a micro-batch: images as the model wants
+    them, targets (N, S, S) int64 with 255 where a pixel is ignored. Where images are mixed, or the model has auxiliary
+    outputs, it is called once for each mask and output, and `model(images)` is computed once for all.
+
+    In `run_dir`: best.pt and confusion.npz when `select_by` improves, history.csv and last.pt after each epoch, last.pt
+    every `checkpoint_minutes` within. Whatever a kill leaves behind, the next process repeats what is missing, to the bit.
+
+    Parameters
+    ----------
+    model : on its device, not trained yet.
+    optimizer : of the model's weights.
+    scheduler : of the optimizer, stepped after each step: a schedule of seglib or any of torch that is.
+    train_loader, val_loader : of `build_loader`; training batches have accumulate * batch_size images.
+    parameters : the view `p`, or a mapping; read are seed, precision, accumulate, clip_norm, freeze_epochs, on_oom,
+        select_by, patience, checkpoint_minutes, continue_from and parts.
+    num_epochs : passes over the training images.
+    averages : of the weights; each is evaluated beside the plain ones, and kept where it is better.
+    mix : of a batch on the device.
+    callbacks : objects with any of on_step(trainer), on_epoch(trainer), on_end(trainer).
+    data_hash : of the data's content.
+
+    Raises
+    ------
+    InputError
+        Objects that do not belong together; the message names the cell to run again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: Any,
+        train_loader: DataLoader,
+        val_loader: DataLoader,
+        *,
+        parameters: Mapping[str, Any],
+        run_dir: str | Path,
+        num_epochs: int,
+        averages: Averages | None = None,
+        mix: Mix | None = None,
+        callbacks: Iterable[object] = (),
+        data_hash: str = "",
+    ):
+        self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
+        self.num_epochs, self.run_dir, self.callbacks = num_epochs, Path(run_dir), list(callbacks)
+        self._folder = self.run_dir  # of last.pt and history.csv
+        self.mix, self.averages = mix, averages or build_averages({}, model, num_epochs, len(train_loader), 0)
+        self._parameters, self._values = parameters, dict(parameters)
+        self.settings = SETTINGS | {name: self._values[name] for name in SETTINGS if name in self._values}
+        options = {name: self.settings[name] for name in ("accumulate", "clip_norm", "freeze_epochs", "on_oom")}
+        self.precision = choose_precision(self.settings["precision"], next(model.parameters()).device)
+        self._step = GradientStep(model, optimizer, scheduler, precision=self.precision, **options)
+        self.class_names = list(train_loader.dataset.subset.data.class_names)
+        self.compute_loss: ComputeLoss | None = None
+        self.position, self._first_epoch, self._estimate = Position(), 0, None
+        self._require_belonging()
+        self.identity = self._describe_identity(data_hash)
+        self.data_hash = data_hash
+
+    # What the notebook's loop calls.
+
+    def epochs(self) -> Iterator[int]:
+        """Give the number of each epoch that is still to be made, from 1."""
+        self._require_unchanged()
+        continue_run(
+            self.settings["continue_from"], self.run_dir, self.identity, self._step.scheduler, len(self.train_loader)
+        )
+        minutes = self.settings["checkpoint_minutes"]
+        self._state = TrainingState(self._folder / "last.pt", self._step, self.averages, self.identity, minutes)
+        self.model.is_trained = True
+        self.position = self._state.resume()
+        while not self._is_over(self.position.rows):
+            epoch = self._begin_epoch()
+            yield self._first_epoch + epoch
+            if self.position.epoch == epoch:
+                raise InputError(f"trainer: epoch {epoch} has no scores; end the loop's body with trainer.evaluate()")
+        self._write_history()  # where no epoch was left to train, nothing is there yet
+        self._call("on_end")
+
+    def batches(self) -> Iterator[tuple[Tensor, Targets]]:
+        """Give the batches of an epoch that are still to be made: images (N, 3, S, S) uint8 and their targets.
+
+        Targets are masks (N, S, S) uint8; where images are mixed a list of (masks, share), whose shares sum to 1.
+        """
+        position, sampler = self.position, self.train_loader.batch_sampler
+        if not position.step:  # else the generators are those of the step that comes
+            seed_epoch(self.settings["seed"], self.epoch)
+        self._step.set_mode(self.epoch)
+        sampler.epoch, sampler.first = self.epoch, position.step
+        self._losses = EpochLoss(self.device, position.loss)
+        for number, (images, masks) in enumerate(self.train_loader, position.step + 1):
+            position.step = number
+            images, masks = move(images, self.device), move(masks, self.device)
+            yield self.mix(images, masks, self.epoch, number) if self.mix else (images, masks)
+        sampler.first = 0  # the next pass may be another's
+
+    def step(self, compute_loss: ComputeLoss, images: Tensor, targets: Targets) -> None:
+        """Change the weights by the gradient of one batch: `backward`, then `update`."""
+        self.backward(compute_loss, images, targets)
+        self.update()
+
+    def backward(self, compute_loss: ComputeLoss, images: Tensor, targets: Targets) -> None:
+        """Leave the gradient of one batch in the weights' `grad`, where it can be changed before `update`."""
+        if compute_loss is not self.compute_loss:
+            self._require_parameters(_find_referred(compute_loss))
+            self.compute_loss = compute_loss
+        size = self.train_loader.batch_sampler.batch_size
+        self._loss, self._valid = self._step.backward(compute_loss, images, targets, size)
+
+    def update(self) -> None:
+        """Change the weights by the gradient that `backward` left; count the step, save now and then."""
+        self._step.update()
+        self.averages.step()
+        self._losses.add(self.position.step, self._loss, self._valid)
+        self.position.loss = self._losses.sums
+        self.position.seconds = time.monotonic() - self._began
+        if self.position.step < len(self.train_loader):  # the last one's is the epoch's
+            self._state.save_now_and_then(self.position)
+        self._call("on_step")
+
+    def evaluate(self) -> None:
+        """End an epoch: score the weights and their averages, keep the best, write history and checkpoint.
+
+        Raises
+        ------
+        FloatingPointError
+            The loss is no longer a number, or has diverged; the message names the images of that batch.
+        """
+        position, previous = self.position, [row["train_loss"] for row in self.position.rows]
+        row = {"epoch": self.epoch, "lr": position.lr}
+        row["train_loss"] = self._losses.take_mean(self.train_loader, self.epoch, previous)
+        if self.val_loader is not None:
+            row |= self._score("plain")
+            if hasattr(self._step.scheduler, "end_epoch"):
+                self._step.scheduler.end_epoch(order(row, self.settings["select_by"]))
+            for name in self.averages.ready(last=self._is_over([*position.rows, row])):
+                size = self.val_loader.batch_sampler.batch_size
+                with self.averages.applied(name, self.train_loader, size, self.precision):
+                    row |= {f"{name}_{score}": value for score, value in self._score(name).items()}
+        row |= {"seconds": round(time.monotonic() - self._began, 3), "memory_mb": peak_memory_mb(self.device)}
+        row["conditions"] = f"{describe_device(self.device)}, {torch.get_num_threads()} threads, {self.precision}"
+        self.position = Position([*position.rows, row], position.best)
+        self._write_history()
+        self._state.save(self.position)
+        self._call("on_epoch")
+
+    def run(self, compute_loss: ComputeLoss) -> pd.DataFrame:
+        """The loop above; returns the history."""
+        for _ in self.epochs():
+            for images, targets in self.batches():
+                self.step(compute_loss, images, targets)
+            self.evaluate()
+        return self.history
+
+    def set_mode(self, epoch: int) -> None:
+        """Make the model train, without its encoder in the epochs (from 1) in which that is frozen."""
+        self._step.set_mode(epoch)
+
+    # What comes of it.
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._step.device
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is made, from 1."""
+        return self._first_epoch + self.position.epoch
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per finished epoch, as in history.csv.
+
+        epoch (from 1), lr, train_loss, val_loss, miou, miou_image, miou_batch, accuracy, seconds, memory_mb, conditions
+        (device, threads, precision: other ones give other last bits); and ema_miou, ema_val_loss, ... of each average,
+        where it was evaluated.
+        """
+        return pd.DataFrame(self.position.rows)
+
+    def estimate(self, compute_loss: ComputeLoss) -> Estimate:
+        """Time three steps and one batch of an evaluation, and put everything back; see `estimate_training`."""
+        self._require_parameters(_find_referred(compute_loss))
+        self.compute_loss = compute_loss
+        self._estimate = estimate_training(
+            self._step, compute_loss, self.train_loader, self.val_loader, mix=self.mix, epochs=self.num_epochs,
+            seed=self.settings["seed"], evaluations=1 + ("ema" in self.averages.names),
+        )  # fmt: skip
+        return self._estimate
+
+    def load_best(self) -> dict[str, Any]:
+        """Give the model the best weights; return best.pt: model, epoch, weights (plain, ema, ...), ..."""
+        best = load_checkpoint(self.run_dir / "best.pt", required=("model", "epoch", "weights"))
+        self.model.load_state_dict(best["model"])
+        return best
+
+    def describe_result(self) -> dict[str, Any]:
+        """What the record keeps: the best epoch and its scores, the hash of its weights, cost and conditions."""
+        best = load_checkpoint(self.run_dir / "best.pt", required=("model", "epoch", "weights"))
+        confusion, _, _ = load_confusion(self.run_dir / "confusion.npz")
+        metrics = compute_metrics(confusion, self.class_names, self.val_loader.batch_sampler.batch_size)
+        column = "val_loss" if best["weights"] == "plain" else f"{best['weights']}_val_loss"
+        history = self.history
+        metrics["loss"] = float(history.loc[history["epoch"] == best["epoch"], column].item())
+        return {
+            "best_epoch": int(best["epoch"]),
+            "weights": best["weights"],
+            "best_epochs": find_best(history),
+            "metrics": metrics,
+            "weights_sha256": hash_weights(best["model"]),
+            "seconds": round(float(history["seconds"].sum()), 2),
+            "peak_memory_mb": float(history["memory_mb"].max()),
+            "estimate": vars(self._estimate) if self._estimate else None,
+            "oom_split": self._step.split,
+            "made_by_hand": self._find_made_by_hand(),
+            "device": describe_device(self.device),
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "data_hash": self.data_hash,
+            "conditions_changed": len(set(history["conditions"])) > 1,
+            "train_images": len(self.train_loader.dataset.subset),
+            "val_images": len(self.val_loader.dataset.subset),
+        }
+
+    def fit_all(
+        self,
+        compute_loss: ComputeLoss,
+        loader: DataLoader,
+        optimizer: Optimizer,
+        num_epochs: int,
+        callback: object = None,
+    ) -> dict[str, Any]:
+        """Train the best weights a little more, on training and validation images together, into run_dir/final.pt.
+
+        Its folder final_fit/ holds what a killed process goes on from. No image is left to score these weights with: the
+        run's scores remain those of best.pt.
+
+        Parameters
+        ----------
+        loader : of all images.
+        optimizer : a new one, of a learning rate that is small and stays.
+        num_epochs : passes over all; they are counted on from the training's, so that no draw is made twice.
+
+        Returns
+        -------
+        For the record: epochs, seconds, peak_memory_mb, oom_split, weights_sha256 of final.pt.
+        """
+        last = copy.copy(self)
+        last.train_loader, last.val_loader = loader, None
+        last._folder, last.num_epochs, last._first_epoch = self.run_dir / "final_fit", num_epochs, self.num_epochs
+        last.callbacks = [] if callback is None else [callback]
+        last.settings = self.settings | {"continue_from": "", "patience": 0}
+        last._parameters = last._values = {}
+        last.averages = build_averages({}, self.model, num_epochs, len(loader), 0)
+        last._step = copy.copy(self._step)
+        last._step.optimizer, last._step.scaler = optimizer, copy.deepcopy(self._step.scaler)
+        last._step.scheduler = build_scheduler("constant", optimizer, num_epochs, len(loader), 0)
+        last._folder.mkdir(exist_ok=True)
+        history = last.run(compute_loss)
+        state = {"model": self.model.state_dict(), "epoch": int(history["epoch"].iloc[-1])}
+        save_checkpoint(self.run_dir / "final.pt", {**state, **self.identity})
+        return {
+            "epochs": num_epochs,
+            "seconds": round(float(history["seconds"].sum()), 2),
+            "peak_memory_mb": float(history["memory_mb"].max()),
+            "oom_split": last._step.split,
+            "weights_sha256": hash_weights(state["model"]),
+        }
+
+    # Parts of an epoch.
+
+    def _is_over(self, rows: Sequence[Mapping]) -> bool:
+        """Whether no epoch follows these: all were made, or the plain weights have not become better for so long."""
+        if len(rows) >= self.num_epochs or not self.settings["patience"] or not rows:
+            return len(rows) >= self.num_epochs
+        scores = [order(row, self.settings["select_by"]) for row in rows]
+        return len(scores) - 1 - scores.index(max(scores)) >= self.settings["patience"]
+
+    def _begin_epoch(self) -> int:
+        position = self.position
+        self._began = time.monotonic() - position.seconds
+        position.lr = position.lr if position.step else self._step.scheduler.get_last_lr()[0]
+        self._losses = EpochLoss(self.device, position.loss)
+        forget_peak_memory(self.device)
+        return position.epoch
+
+    def _score(self, weights: str) -> dict[str, float]:
+        """Evaluate the weights that the model has now, and keep them where they are the best."""
+        if self.compute_loss is None:
+            raise InputError(
+                "trainer: required a loss to score by, got none; call trainer.estimate(compute_loss) first"
+            )
+        confusion, loss = evaluate(
+            self.model, self.val_loader, self.compute_loss, len(self.class_names), self.precision
+        )
+        metrics = compute_metrics(confusion, self.class_names, self.val_loader.batch_sampler.batch_size)
+        scores = {"val_loss": loss} | {name: value for name, value in metrics.items() if name != "iou"}
+        score, position = order(scores, self.settings["select_by"]), self.position
+        if position.best is None or score > position.best:
+            position.best = score
+            state = {"model": self.model.state_dict(), "epoch": self.epoch, "weights": weights}
+            save_checkpoint(self.run_dir / "best.pt", {**state, **self.identity})
+            image_ids = self.val_loader.dataset.subset.image_ids
+            save_confusion(self.run_dir / "confusion.npz", confusion, image_ids, self.class_names)
+        return scores
+
+    def _write_history(self) -> None:
+        with replacing(self._folder / "history.csv") as temporary:
+            self.history.to_csv(temporary, index=False)
+
+    def _call(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event, lambda trainer: None)(self)
+
+    # What belongs together.
+
+    def _describe_identity(self, data_hash: str) -> dict[str, Any]:
+        """What a checkpoint of this run says, and what it must say to be gone on from."""
+        built = getattr(self.model, "built_from", None)
+        identity = built or {"architecture": type(self.model).__name__, "encoder": "", "made_by_hand": True}
+        size = self.train_loader.dataset.subset.image_size
+        identity = identity | {"num_classes": len(self.class_names), "image_size": size}
+        identity["class_names"] = self.class_names
+        identity["params"] = {name: value for name, value in self._values.items() if name not in ELSEWHERE}
+        identity |= {"data_hash": data_hash, "initial_weights": hash_weights(self.model.state_dict())}
+        return identity | ({"parts": hash_parts(self.settings["parts"])} if self.settings["parts"] else {})
+
+    def _require_belonging(self) -> None:
+        if getattr(self.model, "is_trained", False):
+            raise InputError(
+                "trainer: the model is trained already; run the cell that builds it and those after it again"
+            )
+        step, weights = self._step, {id(weight) for weight in self.model.parameters()}
+        if any(id(weight) not in weights for group in step.optimizer.param_groups for weight in group["params"]):
+            raise InputError("trainer: the optimizer is of another model; run the optimizer's cell again")
+        if step.scheduler.optimizer is not step.optimizer:
+            raise InputError("trainer: the schedule is of another optimizer; run the schedule's cell again")
+        if step.scheduler.last_epoch > 0:
+            raise InputError("trainer: the schedule was stepped already; run the cells of optimizer and schedule again")
+        length = getattr(step.scheduler, "length", (self.num_epochs, len(self.train_loader)))
+        if length != (self.num_epochs, len(self.train_loader)):
+            got, steps = length, (self.num_epochs, len(self.train_loader))
+            raise InputError(
+                f"trainer: the schedule is for {got[0]} epochs of {got[1]} steps, the training has {steps[0]} of {steps[1]};"
+                " run the schedule's cell again"
+            )
+        if self.averages.model is not self.model:
+            raise InputError("trainer: the averages are of another model; run the cell that builds them again")
+        self._require_unchanged()
+
+    def _require_unchanged(self) -> None:
+        """The parameters are those that everything was built with."""
+        for name, value in dict(self._parameters).items():
+            if value != self._values[name]:
+                raise InputError(
+                    f"trainer: {name} was {self._values[name]!r} when the trainer was made and is {value!r} now; run the"
+                    " cell that opens the run and those after it again"
+                )
+        if last_seed() not in (None, self._values.get("seed", last_seed())):
+            raise InputError(
+                f"trainer: the model was built with seed {last_seed()}, the parameter is {self._values['seed']};"
+                " run the model's cell and those after it again"
+            )
+        self._require_parameters(self._find_built())
+
+    def _find_built(self) -> list[object]:
+        return [
+            self.model, self._step.optimizer, self._step.scheduler, self.train_loader, self.mix, self.averages,
+        ]  # fmt: skip
+
+    def _require_parameters(self, objects: Iterable[object]) -> None:
+        for each in objects:
+            for name, value in getattr(each, "built_from", {}).items():
+                if name in self._values and self._values[name] != value:
+                    raise InputError(
+                        f"trainer: {type(each).__name__} was built with {name} {value!r}, the parameter is"
+                        f" {self._values[name]!r}; run its cell and those after it again"
+                    )
+
+    def _find_made_by_hand(self) -> list[str]:
+        """Parameters that name what was not used, because the notebook made its own."""
+        objects = [*self._find_built(), *_find_referred(self.compute_loss)]
+        used = {name for each in objects for name in getattr(each, "built_from", {})}
+        names = ("architecture", "loss", "optimizer", "scheduler")
+        return [name for name in names if name in self._values and name not in used]
+
+
+class Evaluation(NamedTuple):
+    """Predictions against truth: `confusion` (images, classes, classes) int64 with truth in rows, and the mean loss."""
+
+    confusion: np.ndarray
+    loss: float
+
+
+def evaluate(
+    model: nn.Module, loader: DataLoader, compute_loss: ComputeLoss, num_classes: int, precision: str = "float32"
+) -> Evaluation:
+    """Predict every image of a loader once.
+
+    The loss is the mean over batches weighted by their valid pixels.
+    """
+    device = next(model.eval().parameters()).device
+    confusions, total, pixels = [], torch.zeros((), device=device), 0
+    with torch.inference_mode():
+        for images, masks in loader:
+            valid = int((masks != IGNORE_INDEX).sum())
+            images, masks = prepare_images(model, move(images, device)), move(masks, device)
+            with autocast(device, precision), ForwardOnce(model, images):
+                total += compute_loss(images, masks.long()) * valid
+                logits = model(images)
+            confusions.append(confusion_per_image(masks, logits.argmax(dim=1), num_classes, IGNORE_INDEX).cpu())
+            pixels += valid
+    return Evaluation(torch.cat(confusions).numpy(), float(total) / max(1, pixels))
+
+
+def order(scores: Mapping[str, float], select_by: str) -> float:
+    """A score, higher is better; the worst where it is no number: nothing would ever be better than NaN."""
+    score = find_signs()[select_by] * scores[_column(select_by)]
+    return -math.inf if math.isnan(score) else score
+
+
+def find_best(history: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The best by each score: {"miou": {"epoch", "weights" ("plain", "ema", ...), "score"}, ...}."""
+    best = {}
+    for select_by, sign in find_signs().items():
+        column = _column(select_by)
+        averages = [name for name in history if name.endswith(f"_{column}")]
+        columns = {"plain": column} | {name.removesuffix(f"_{column}"): name for name in averages}
+        scores = (sign * history[[*columns.values()]]).max().dropna() if column in history else ()
+        if len(scores):
+            weights = max(columns, key=lambda name: scores.get(columns[name], -math.inf))
+            value = sign * scores[columns[weights]]
+            row = history[columns[weights]].eq(value).idxmax()
+            best[select_by] = {"epoch": int(history.loc[row, "epoch"]), "weights": weights, "score": float(value)}
+    return best
+
+
+def require_falling_loss(history: pd.DataFrame) -> None:
+    """Fail loudly if training does not lower its own loss; what `--debug` is for.
+
+    Raises
+    ------
+    RuntimeError
+    """
+    first, last = history["train_loss"].iloc[0], history["train_loss"].iloc[-1]
+    if not last < first:
+        raise RuntimeError(
+            f"debug: the training loss must fall, but went from {first:.4f} (epoch 1) to {last:.4f}"
+            f" (epoch {len(history)}); look at the learning rate, the loss and the masks"
+        )
 
 
 class EpochLoss:
@@ -64,14 +559,13 @@ class EpochLoss:
         ------
         FloatingPointError
             It is no number, or has diverged: above 10 times the lowest so far and twice the first (in the first epoch:
-            above 10 times the first step's). Told with the images of the batch where it was seen.
+            above 10 times the first step's). The message names the images of the batch where it was seen.
         """
         total, pixels, lost_at, highest, highest_at, first = self.sums.tolist()
         mean = total / max(1.0, pixels)
         if lost_at or not math.isfinite(mean):
-            raise FloatingPointError(
-                _explain(f"became {math.nan if lost_at else mean}", loader, epoch, int(lost_at or highest_at))
-            )
+            words = f"became {math.nan if lost_at else mean}"
+            raise FloatingPointError(_explain(words, loader, epoch, int(lost_at or highest_at)))
         lowest, start = (min(previous), previous[0]) if previous else (first, first)
         if lowest > 0 and mean > DIVERGED * lowest and mean > 2 * start:
             words = f"diverged to {mean:.4g}, from {lowest:.4g} before (highest: {highest:.4g})"
@@ -90,297 +584,12 @@ def _explain(words: str, loader: DataLoader, epoch: int, step: int) -> str:
     )
 
 
-# Which epoch is the best, by what score and with which weights, and when no better one is waited for any more.
-
-
-def rank(scores: Mapping[str, float], select_by: str) -> float:
-    """A score, higher is better; the worst where it is no number: nothing would ever be better than NaN."""
-    score = find_signs()[select_by] * scores[_column(select_by)]
-    return -math.inf if math.isnan(score) else score
-
-
-def is_over(rows: Sequence[Mapping], epochs: int, patience: int, select_by: str) -> bool:
-    """Whether no epoch follows these: all were made, or the plain weights have not become better for `patience` epochs."""
-    ranks = [rank(row, select_by) for row in rows]
-    waited = len(ranks) - 1 - ranks.index(max(ranks)) if ranks else 0
-    return len(rows) >= epochs or bool(patience and waited >= patience)
-
-
-def find_best(history: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The best by each score: {"miou": {"epoch", "weights" ("plain", "ema", ...), "score"}, ...}."""
-    best = {}
-    for select_by, sign in find_signs().items():
-        columns = {"plain": _column(select_by)} | {name: f"{name}_{_column(select_by)}" for name in AVERAGES}
-        scores = {name: sign * (sign * history[column]).max() for name, column in columns.items() if column in history}
-        scores = {name: score for name, score in scores.items() if not math.isnan(score)}
-        if scores:
-            weights = max(scores, key=lambda name: sign * scores[name])
-            row = history[columns[weights]].eq(scores[weights]).idxmax()
-            best[select_by] = {
-                "epoch": int(history.loc[row, "epoch"]),
-                "weights": weights,
-                "score": float(scores[weights]),
-            }
-    return best
+def _find_referred(function: Callable | None) -> list[object]:
+    """The objects that a function of the notebook names: its loss, its model."""
+    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return cells + [names[name] for name in (code.co_names if code else ()) if name in names]
 
 
 def _column(select_by: str) -> str:
     return "val_loss" if select_by == "loss" else select_by
-
-
-# The training loop: plain PyTorch, everything passed in, short enough to read in one sitting.
-
-
-class Watcher(Protocol):
-    """Who looks on while a model trains."""
-
-    def step(self, epoch: int, step: int, steps: int) -> None:
-        """Told after each step."""
-
-    def epoch(self, history: pd.DataFrame) -> None:
-        """Told after each epoch, with all epochs so far."""
-
-    def end(self, history: pd.DataFrame) -> None:
-        """Told when no epoch follows: after the last one, or where training stopped early."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Predictions against truth: `confusion` (images, classes, classes) int64 with truth in rows, and the mean loss."""
-
-    confusion: np.ndarray
-    loss: float
-
-
-def train(
-    trainee: Trainee,
-    train_loader: DataLoader,
-    val_loader: DataLoader,
-    *,
-    epochs: int,
-    seed: int,
-    select_by: str,
-    run_dir: Path,
-    checkpoint_facts: Mapping[str, Any],
-    averages: Averages,
-    watchers: Sequence[Watcher],
-    patience: int = 0,
-    checkpoint_minutes: float = 0,
-) -> pd.DataFrame:
-    """Train, evaluate after each epoch, keep the best weights; go on where an earlier process stopped.
-
-    Writes into `run_dir`: best.pt and confusion.npz when `select_by` improves, history.csv and last.pt after each
-    epoch, last.pt at the very end of it, and every `checkpoint_minutes` within: whatever a kill leaves behind, the next
-    process repeats what is missing, to the same bits.
-
-    Parameters
-    ----------
-    train_loader : gives batches of up to accumulate * batch_size images, see `train_one_epoch`.
-    checkpoint_facts : plain values that best.pt and last.pt carry: how to build the model, class names.
-    averages : of the weights; each is evaluated beside the plain ones, and kept where it is better.
-    patience : epochs without a better `select_by` of the plain weights after which training stops; 0 for never.
-
-    Returns
-    -------
-    One row an epoch: epoch (from 1), lr, train_loss, val_loss, miou, miou_image, miou_batch, accuracy, seconds,
-    memory_mb, conditions (device, threads, precision: other ones give other last bits); and ema_miou, ema_val_loss, ... of each average, where it was evaluated.
-    """
-    state = TrainingState(run_dir / "last.pt", trainee, averages, checkpoint_facts, checkpoint_minutes)
-    examine = _Examiner(trainee, val_loader, select_by, run_dir, checkpoint_facts)
-    position = state.resume()
-    while not is_over(position.rows, epochs, patience, select_by):
-        epoch, began = position.epoch, time.monotonic() - position.seconds
-        position.lr = position.lr if position.step else trainee.scheduler.get_last_lr()[0]
-        row = {"epoch": epoch, "lr": position.lr}
-        forget_peak_memory(trainee.device)
-
-        def after_step(position: Position = position, epoch: int = epoch, began: float = began) -> None:
-            position.seconds = time.monotonic() - began
-            state.save_now_and_then(position)
-            for watcher in watchers:
-                watcher.step(epoch, position.step, len(train_loader))
-
-        row["train_loss"] = train_one_epoch(trainee, train_loader, epoch, seed, position, averages, after_step)
-        row |= examine(position, epoch, "plain")
-        trainee.scheduler.end_epoch(rank(row, select_by))
-        for name in averages.ready(last=is_over([*position.rows, row], epochs, patience, select_by)):
-            with averages.applied(name, train_loader, val_loader.batch_sampler.batch_size, trainee.precision):
-                row |= {f"{name}_{score}": value for score, value in examine(position, epoch, name).items()}
-        row |= {"seconds": round(time.monotonic() - began, 3), "memory_mb": peak_memory_mb(trainee.device)}
-        row["conditions"] = describe_conditions(trainee)
-        position = Position([*position.rows, row], position.best)
-        history = _write_history(run_dir, position)
-        state.save(position)
-        for watcher in watchers:
-            watcher.epoch(history)
-    history = _write_history(run_dir, position)  # where no epoch was left to train, nothing is there yet
-    for watcher in watchers:
-        watcher.end(history)
-    return history
-
-
-def _write_history(run_dir: Path, position: Position) -> pd.DataFrame:
-    history = pd.DataFrame(position.rows)
-    with replacing(run_dir / "history.csv") as temporary:
-        history.to_csv(temporary, index=False)
-    return history
-
-
-@dataclass(frozen=True)
-class _Examiner:
-    """Evaluates the weights that the model has now, keeps them where they are the best, returns their scores."""
-
-    trainee: Trainee
-    loader: DataLoader
-    select_by: str
-    run_dir: Path
-    facts: Mapping[str, Any]
-
-    def __call__(self, position: Position, epoch: int, weights: str) -> dict[str, float]:
-        class_names = self.facts["class_names"]
-        evaluation = evaluate(self.trainee, self.loader, len(class_names))
-        metrics = compute_metrics(evaluation.confusion, class_names, self.loader.batch_sampler.batch_size)
-        scores = {"val_loss": evaluation.loss}
-        scores |= {name: value for name, value in metrics.items() if name != "iou"}
-        score = rank(scores, self.select_by)
-        if position.best is None or score > position.best:
-            position.best, model = score, self.trainee.model.state_dict()
-            save_checkpoint(
-                self.run_dir / "best.pt", {"model": model, "epoch": epoch, "weights": weights, **self.facts}
-            )
-            image_ids = self.loader.dataset.subset.image_ids
-            save_confusion(self.run_dir / "confusion.npz", evaluation.confusion, image_ids, class_names)
-        return scores
-
-
-def train_one_epoch(
-    trainee: Trainee,
-    loader: DataLoader,
-    epoch: int,
-    seed: int,
-    position: Position,
-    averages: Averages,
-    after_step: Callable[[], None],
-) -> float:
-    """One pass over the training images, from `position` on; return the mean loss over the epoch's valid pixels.
-
-    The loader's batches are mixed, then cut into micro-batches, see `add_gradients`. Counts and losses stay on the device
-    until the epoch's end. `position` is kept up to date; `after_step` is called after each step.
-
-    Raises
-    ------
-    FloatingPointError
-        The loss is no longer a number, or has diverged; told with the images of the batch in which that began.
-    """
-    device, batches = trainee.device, loader.batch_sampler
-    if not position.step:  # else the generators are those of the step that comes
-        seed_epoch(seed, epoch)
-    trainee.set_mode(epoch)
-    batches.epoch, batches.first = epoch, position.step
-    loss = EpochLoss(device, position.loss)
-    for step, (images, masks) in enumerate(loader, position.step + 1):
-        images, targets = trainee.mix(move(images, device), move(masks, device), epoch, step)
-        value, valid = take_step(trainee, images, targets, batches.batch_size)
-        averages.step()
-        loss.add(step, value, valid)
-        position.step, position.loss = step, loss.sums
-        after_step()
-    batches.first = 0  # the next pass may be another's
-    return loss.take_mean(loader, epoch, [row["train_loss"] for row in position.rows])
-
-
-@torch.inference_mode()
-def evaluate(trainee: Trainee, loader: DataLoader, num_classes: int) -> Evaluation:
-    """Predict every image of a loader once; the loss is the mean over batches weighted by their valid pixels."""
-    model, device = trainee.model.eval(), trainee.device
-    confusions, total, pixels = [], torch.zeros((), device=device), 0
-    for images, masks in loader:
-        valid = int((masks != IGNORE_INDEX).sum())
-        images, masks = move(images, device), move(masks, device)
-        with autocast(device, trainee.precision):
-            logits = model(images)
-            total += trainee.compute_loss(logits, masks) * valid
-        confusions.append(confusion_per_image(masks, logits.argmax(dim=1), num_classes, IGNORE_INDEX).cpu())
-        pixels += valid
-    return Evaluation(torch.cat(confusions).numpy(), float(total) / max(1, pixels))
-
-
-def require_falling_loss(history: pd.DataFrame) -> None:
-    """Fail loudly if training does not lower its own loss; what `--debug` is for.
-
-    Raises
-    ------
-    RuntimeError
-    """
-    first, last = history["train_loss"].iloc[0], history["train_loss"].iloc[-1]
-    if not last < first:
-        raise RuntimeError(
-            f"debug: the training loss must fall, but went from {first:.4f} (epoch 1) to {last:.4f}"
-            f" (epoch {len(history)}); look at the learning rate, the loss and the masks"
-        )
-
-
-# The last fit: the best weights, trained a little more on training and validation images together, for the test set.
-
-
-def fit_everything(
-    trainee: Trainee,
-    optimizer: Optimizer,
-    loader: DataLoader,
-    *,
-    after: int,
-    epochs: int,
-    seed: int,
-    run_dir: Path,
-    checkpoint_facts: Mapping[str, Any],
-    progress: Callable[[int, int], None],
-    minutes: float = 0,
-) -> dict[str, Any]:
-    """Train on all images and write run_dir/final.pt; its folder final_fit/ holds what a killed process goes on from.
-
-    No image is left to score these weights with: the run's scores remain those of best.pt.
-
-    Parameters
-    ----------
-    trainee : its model holds the best weights; how its steps are made stays as it is.
-    optimizer : a new one, of a learning rate that is small and stays, over what is trained after the last epoch.
-    after : epochs of the training before; these are counted on from there, so that no draw is made twice.
-
-    progress : called with (steps done, steps in all).
-    minutes : between two checkpoints within an epoch; 0 for none.
-
-    Returns
-    -------
-    For the record: epochs, seconds, peak_memory_mb, oom_split, weights_sha256 of final.pt.
-    """
-    folder = run_dir / "final_fit"
-    folder.mkdir(exist_ok=True)
-    schedule = build_scheduler("constant", optimizer, epochs, len(loader), 0)
-    trainee = replace(trainee, optimizer=optimizer, scheduler=schedule)
-    averages = build_averages({}, trainee.model, epochs, len(loader), 0)
-    state = TrainingState(folder / "last.pt", trainee, averages, checkpoint_facts, minutes)
-    position = state.resume()
-    while len(position.rows) < epochs:
-        epoch, began = after + position.epoch, time.monotonic() - position.seconds
-        position.lr = position.lr if position.step else trainee.scheduler.get_last_lr()[0]
-        row = {"epoch": epoch, "lr": position.lr}
-        forget_peak_memory(trainee.device)
-
-        def after_step(position: Position = position, began: float = began) -> None:
-            position.seconds = time.monotonic() - began
-            state.save_now_and_then(position)
-            progress(len(position.rows) * len(loader) + position.step, epochs * len(loader))
-
-        row["train_loss"] = train_one_epoch(trainee, loader, epoch, seed, position, averages, after_step)
-        row |= {"seconds": round(time.monotonic() - began, 3), "memory_mb": peak_memory_mb(trainee.device)}
-        position = Position([*position.rows, row])
-        state.save(position)
-    history = pd.DataFrame(position.rows)
-    with replacing(folder / "history.csv") as temporary:
-        history.to_csv(temporary, index=False)
-    facts = {"epoch": int(history["epoch"].iloc[-1]), **checkpoint_facts}
-    save_checkpoint(run_dir / "final.pt", {"model": trainee.model.state_dict(), **facts})
-    return {
-        "epochs": epochs, "seconds": round(float(history["seconds"].sum()), 2), "peak_memory_mb": float(history["memory_mb"].max()),
-        "oom_split": trainee.split, "weights_sha256": hash_weights(trainee.model.state_dict()),
-    }  # fmt: skip

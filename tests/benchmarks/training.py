@@ -32,13 +32,11 @@ from seglib.data.dataset import Subset, open_data
 from seglib.data.loader import build_loader
 from seglib.data.synthetic import make_synthetic
 from seglib.models import build_model
-from seglib.training.averaging import build_averages
-from seglib.training.checkpoint import Position
-from seglib.training.device import choose_precision, seed_everything
+from seglib.training.device import choose_precision, move, seed_everything
 from seglib.training.losses import build_loss
 from seglib.training.optim import build_optimizer, build_scheduler
-from seglib.training.step import Trainee
-from seglib.training.trainer import train_one_epoch
+from seglib.training.step import GradientStep
+from seglib.training.trainer import EpochLoss
 
 TARGETS = {"cpu": 2.0, "cuda": 3.0}  # times the plain loop
 SEED = 21
@@ -244,11 +242,20 @@ def build_our_loop(model: nn.Module, images: Subset, batch: int, num_workers: in
     optimizer = build_optimizer("adam", model, LR, 1e-6)
     scheduler = build_scheduler("constant", optimizer, 1000, len(loader), 0.0)
     loss = build_loss({"cross_entropy": 1.0}, len(images.data.class_names))
-    trainee = Trainee(model, loss, optimizer, scheduler, device, choose_precision("auto", device))
-    averages, epochs = build_averages({}, model, 1000, len(loader), 0.0), itertools.count(1)
+    step = GradientStep(model, optimizer, scheduler, precision=choose_precision("auto", device))
+    epochs = itertools.count(1)
+
+    def compute_loss(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return loss(model(images), targets)
 
     def run_epoch() -> None:
-        train_one_epoch(trainee, loader, next(epochs), SEED, Position(), averages, lambda: None)
+        loader.batch_sampler.epoch, losses = next(epochs), EpochLoss(device)
+        step.set_mode(loader.batch_sampler.epoch)
+        for number, (images, masks) in enumerate(loader, 1):
+            value = step.backward(compute_loss, move(images, device), move(masks, device), batch)
+            step.update()
+            losses.add(number, *value)
+        losses.take_mean(loader, loader.batch_sampler.epoch, [])
 
     return Loop(run_epoch, num_workers)
 

@@ -104,7 +104,7 @@ def test_each_epoch_is_logged_once_by_its_number(track):
     tracking = track(good=told)
     for epochs in (1, 2, 2, 3):
         tracking.epoch(make_history(epochs))
-    tracking.end(make_history(3))
+    tracking.epoch(make_history(3))
     assert list_epochs(told) == [1, 2, 3]
     assert told[1] == ("epoch", 1, {"miou": 0.1})
 

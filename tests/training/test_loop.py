@@ -13,21 +13,28 @@ from seglib.data.loader import build_loader
 from seglib.errors import InputError
 from seglib.evaluation.metrics import compute_metrics, load_confusion
 from seglib.models import build_model
-from seglib.training.averaging import build_averages
-from seglib.training.checkpoint import Position, hash_weights, load_checkpoint
+from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.device import choose_precision, seed_everything
 from seglib.training.losses import build_loss
-from seglib.training.mixing import keep_apart
 from seglib.training.optim import build_optimizer, build_scheduler
-from seglib.training.step import Trainee
-from seglib.training.trainer import EpochLoss, evaluate, require_falling_loss, train_one_epoch
+from seglib.training.step import GradientStep
+from seglib.training.trainer import EpochLoss, evaluate, require_falling_loss
 
 CPU = torch.device("cpu")
 
 
-def one_pass(trainee, loader, epoch):
-    averages = build_averages({}, trainee.model, 1, len(loader), 0)
-    return train_one_epoch(trainee, loader, epoch, 1, Position(), averages, lambda: None)
+def one_pass(step, loss, loader, epoch, mix=None):
+    """An epoch of plain steps; returns its mean loss."""
+    step.set_mode(epoch)
+    loader.batch_sampler.epoch, losses = epoch, EpochLoss(CPU)
+    for number, (images, masks) in enumerate(loader, 1):
+        images, targets = mix(images, masks, epoch, number) if mix else (images, masks)
+        value = step.backward(
+            lambda images, targets: loss(step.model(images), targets), images, targets, loader.batch_sampler.batch_size
+        )
+        step.update()
+        losses.add(number, *value)
+    return losses.take_mean(loader, epoch, [])
 
 
 def weights_hash(run_dir, name="last.pt"):
@@ -83,9 +90,7 @@ def test_scores_are_scikit_learns_on_the_same_predictions(subsets):
     model = build_model("FPN", "tu-resnet10t", val_set.data.num_classes)
     loader = build_loader(val_set, 3, shuffle=False, augmentation="none", seed=0, num_workers=0)
     loss = build_loss({"cross_entropy": 1.0}, val_set.data.num_classes)
-    evaluation = evaluate(
-        Trainee(model, loss, torch.optim.SGD(model.parameters(), lr=1), None, CPU), loader, val_set.data.num_classes
-    )
+    evaluation = evaluate(model, loader, lambda images, masks: loss(model(images), masks), val_set.data.num_classes)
     with torch.inference_mode():
         preds = torch.cat([model(images).argmax(1) for images, _ in loader]).numpy().ravel()
     truth = np.concatenate([masks.numpy().ravel() for _, masks in loader])
@@ -99,6 +104,7 @@ class TwoHeads(torch.nn.Module):
     """A model with an auxiliary output in training."""
 
     auxiliary_weight = 0.4
+    takes_uint8 = True
 
     def __init__(self, num_classes):
         super().__init__()
@@ -128,14 +134,14 @@ def one_batch(train_set):
     return FakeLoader([(images, masks)], loader.batch_sampler)
 
 
-def gradient(model, loader, accumulate, mix=keep_apart, terms=None, clip_norm=0.0):
+def gradient(model, loader, accumulate, mix=None, terms=None, clip_norm=0.0):
     """The gradient that one step of training leaves, and the loss that it reports."""
     copied = copy.deepcopy(model)
     optimizer = torch.optim.SGD(copied.parameters(), lr=1e-9)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     loss = build_loss(terms or {"cross_entropy": 0.8, "focal": 0.2}, 12)
-    trainee = Trainee(copied, loss, optimizer, scheduler, CPU, accumulate=accumulate, mix=mix, clip_norm=clip_norm)
-    value = one_pass(trainee, loader, 1)
+    step = GradientStep(copied, optimizer, scheduler, accumulate=accumulate, clip_norm=clip_norm)
+    value = one_pass(step, loss, loader, 1, mix)
     return torch.cat([parameter.grad.flatten() for parameter in copied.parameters()]), value
 
 
@@ -145,7 +151,7 @@ def mix_in_reverse(images, masks, epoch, step):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("mix", [keep_apart, mix_in_reverse])
+@pytest.mark.parametrize("mix", [None, mix_in_reverse])
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(subsets, mix, dtype):
     loader = one_batch(subsets[0])
     torch.manual_seed(0)
@@ -200,17 +206,17 @@ def train_crowded(loader, most, on_oom):
     model = Crowded(12, most)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, 12), optimizer, scheduler, CPU, on_oom=on_oom)
-    value = one_pass(trainee, loader, 1)
-    return trainee, value, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    step = GradientStep(model, optimizer, scheduler, on_oom=on_oom)
+    value = one_pass(step, build_loss({"cross_entropy": 1.0}, 12), loader, 1)
+    return step, value, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(subsets, capsys):
     loader = one_batch(subsets[0])
     _, expected_value, expected = train_crowded(loader, 8, "fail")
-    trainee, value, got = train_crowded(loader, 3, "accumulate")
-    assert trainee.model.seen == [8, 4, 2, 2, 2, 2]
-    assert trainee.split == 4
+    step, value, got = train_crowded(loader, 3, "accumulate")
+    assert step.model.seen == [8, 4, 2, 2, 2, 2]
+    assert step.split == 4
     assert torch.allclose(got, expected, atol=1e-6)
     assert value == pytest.approx(expected_value, rel=1e-6)
     assert "out of memory with 4 images at a time; going on with 2, the step is still of 8" in capsys.readouterr().out
@@ -218,8 +224,8 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(subsets, capsys
 
 @pytest.mark.parametrize(("most", "seen"), [(1, [8, 4, 2, 1] + 8 * [1]), (2, [8, 4] + 4 * [2])])
 def test_micro_batches_are_halved_down_to_one_image(subsets, most, seen):
-    trainee, _, _ = train_crowded(one_batch(subsets[0]), most, "accumulate")
-    assert trainee.model.seen == seen
+    step, _, _ = train_crowded(one_batch(subsets[0]), most, "accumulate")
+    assert step.model.seen == seen
 
 
 @pytest.mark.parametrize(
@@ -251,13 +257,13 @@ def test_a_frozen_encoder_keeps_its_weights_and_statistics_until_it_is_set_free(
     model = build_model("FPN", "tu-resnet10t", train_set.data.num_classes)
     optimizer = build_optimizer("adamw", model, 1e-3, 0.1)
     scheduler = build_scheduler("constant", optimizer, 2, len(loader), 0.0)
-    trainee = Trainee(model, build_loss({"cross_entropy": 1.0}, 12), optimizer, scheduler, CPU, freeze_epochs=1)
+    step, loss = GradientStep(model, optimizer, scheduler, freeze_epochs=1), build_loss({"cross_entropy": 1.0}, 12)
     encoder, whole = (lambda: hash_weights(model.encoder.state_dict())), hash_weights(model.state_dict())
     before = encoder()
-    one_pass(trainee, loader, 1)
+    one_pass(step, loss, loader, 1)
     assert encoder() == before
     assert hash_weights(model.state_dict()) != whole
-    one_pass(trainee, loader, 2)
+    one_pass(step, loss, loader, 2)
     assert encoder() != before
 
 
@@ -265,31 +271,29 @@ def test_a_model_without_an_encoder_cannot_be_frozen():
     model = build_model("FCDenseNet56", "", 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(InputError, match="freeze_epochs must be 0 for a model without an encoder, got 2"):
-        Trainee(model, build_loss({"dice": 1.0}, 3), optimizer, None, CPU, freeze_epochs=2)
+        GradientStep(model, optimizer, freeze_epochs=2)
 
 
 @pytest.mark.parametrize("kill", [None, (3, 1)])
 def test_training_stops_when_the_score_has_not_become_better_for_long_enough(subsets, train_small, tmp_path, kill):
     scores = iter([0.2, 0.3, 0.1, 0.25, 0.3, 0.9])
     options = {"epochs": 6, "patience": 3, "select_by": "accuracy"}
-    told = []
+    reported = []
 
     class Listener:
-        step = epoch = lambda *_: None
-
-        def end(self, history):
-            told.append(len(history))
+        def on_end(self, trainer):
+            reported.append(len(trainer.history))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seglib.training.trainer.compute_metrics", lambda *_: dict.fromkeys(
             ("miou", "miou_image", "miou_batch", "accuracy"), next(scores)))  # fmt: skip
         if kill:
             with pytest.raises(KeyboardInterrupt):
-                train_small(subsets, tmp_path, watcher=Listener(), kill=kill, **options)
-        history = train_small(subsets, tmp_path, watcher=Listener(), **options)
+                train_small(subsets, tmp_path, callback=Listener(), kill=kill, **options)
+        history = train_small(subsets, tmp_path, callback=Listener(), **options)
     assert history["accuracy"].tolist() == [0.2, 0.3, 0.1, 0.25, 0.3]
     assert load_checkpoint(tmp_path / "best.pt", required=("epoch",))["epoch"] == 2
-    assert told == [5]
+    assert reported == [5]
 
 
 class FakeLoader(list):
@@ -327,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(subsets):
     loader.batch_sampler.epoch = 1
     images = ", ".join(str(train_set.image_ids[position]) for _, position in next(iter(loader.batch_sampler)))
     with pytest.raises(FloatingPointError, match=f"became nan in epoch 1, step 1, on the images {images}; look at"):
-        one_pass(Trainee(model, loss, optimizer, scheduler, CPU), loader, 1)
+        one_pass(GradientStep(model, optimizer, scheduler), loss, loader, 1)
 
 
 @pytest.mark.parametrize(

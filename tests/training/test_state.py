@@ -7,10 +7,19 @@ import torch
 
 from seglib.errors import InputError
 from seglib.files import write_json
-from seglib.training.checkpoint import Position, TrainingState, hash_weights, load_checkpoint
+from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.trainer import find_best
 
 OFTEN = 1e-9  # [min] between checkpoints: one after every step
+
+
+class Killer:
+    def __init__(self, epoch, step):
+        self.when = (epoch, step)
+
+    def on_step(self, trainer):
+        if (trainer.epoch, trainer.position.step) == self.when:
+            raise KeyboardInterrupt
 
 
 def weights_hash(run_dir, name="last.pt"):
@@ -76,19 +85,15 @@ def test_a_compiled_training_goes_on_to_the_same_weights(subsets, train_small, t
 
 
 def test_a_training_that_is_stopped_and_started_again_in_one_process_begins_with_the_same_weights(
-    subsets, train_small, uninterrupted, tmp_path
+    subsets, build_small, uninterrupted, tmp_path
 ):
-    with pytest.raises(KeyboardInterrupt) as caught:
-        train_small(subsets, tmp_path, kill=(1, 2))
-    frame = caught.tb
-    while "trainee" not in frame.tb_frame.f_locals:
-        frame = frame.tb_next
-    trained = frame.tb_frame.f_locals  # of train_small: its loaders, its half-trained model
-    position = TrainingState(tmp_path / "last.pt", trained["trainee"], trained["averages"], trained["facts"]).resume()
-    assert position == Position()
+    trainer, compute_loss = build_small(subsets, tmp_path, callbacks=[Killer(1, 2)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(compute_loss)
+    trainer.callbacks.clear()
     begun = load_checkpoint(tmp_path / "last.pt", ("model",))["model"]
-    assert hash_weights(trained["model"].state_dict()) == hash_weights(begun)
-    train_small(subsets, tmp_path)
+    assert hash_weights(trainer.model.state_dict()) != hash_weights(begun)
+    trainer.run(compute_loss)
     assert same_files(tmp_path, uninterrupted[0])
 
 
@@ -117,7 +122,7 @@ def change_architecture(path):
 
 
 def change_parameter(path):
-    torch.save(load_checkpoint(path, ()) | {"params": {"lr": 0.2, "seed": 5}}, path)
+    torch.save(load_checkpoint(path, ()) | {"params": {"tag": 0.2, "seed": 5, "precision": "float32"}}, path)
 
 
 def change_a_shape(path):
@@ -133,77 +138,78 @@ def change_a_shape(path):
         (truncate, r"last\.pt: required a checkpoint, got"),
         (replace_by_another_file, r"last\.pt: required a checkpoint with model, .* it has no model"),
         (change_architecture, r"last\.pt: is of another run, with other architecture"),
-        (change_parameter, r"last\.pt: is of another run, with other lr"),
+        (change_parameter, r"last\.pt: is of another run, with other tag"),
         (change_a_shape, r"last\.pt: is of another model, with other "),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_named_and_set_aside(
     subsets, train_small, uninterrupted, tmp_path, spoil, words, capsys
 ):
-    facts = {"params": {"lr": 0.1, "seed": 5}}
-    train_small(subsets, tmp_path, facts=facts)
+    params = {"tag": 0.1, "seed": 5}
+    train_small(subsets, tmp_path, params=params)
     spoil(tmp_path / "last.pt")
     spoilt = {name: (tmp_path / name).read_bytes() for name in ("last.pt", "best.pt", "confusion.npz", "history.csv")}
     capsys.readouterr()
-    train_small(subsets, tmp_path, facts=facts)
+    train_small(subsets, tmp_path, params=params)
     out = capsys.readouterr().out
-    assert pd.Series([out]).str.contains(words).item() and "set aside in" in out and "begins anew" in out
+    assert pd.Series([out]).str.contains(words).item() and "set aside in" in out and "begins again" in out
     assert same_files(tmp_path, uninterrupted[0])
     assert {name: (tmp_path / "set_aside.1" / name).read_bytes() for name in spoilt} == spoilt
 
 
 def finish(folder, **params):
-    write_json(folder / "record.json", {"status": "ok", "params": params})
+    write_json(folder / "record.json", {"status": "ok", "params": {"seed": 5, "precision": "float32"} | params})
 
 
 @pytest.mark.parametrize("schedule", ["constant", "plateau"])
 def test_more_epochs_go_on_to_what_all_of_them_would_have_given(subsets, train_small, tmp_path, schedule, capsys):
     grid = tmp_path / "grid"
     grid.mkdir()
-    for run, params in {"a": {"lr": 1.0, "epochs": 2}, "b": {"lr": 2.0, "epochs": 2}}.items():
-        train_small(subsets, grid / run, epochs=2, schedule=schedule, facts={"params": params})
+    for run, params in {"a": {"tag": 1.0, "epochs": 2}, "b": {"tag": 2.0, "epochs": 2}}.items():
+        train_small(subsets, grid / run, epochs=2, schedule=schedule, params=params)
         finish(grid / run, **params, num_workers=3)
     for name, source in {"from scratch": "", "on": grid}.items():
-        facts = {"params": {"lr": 2.0, "epochs": 4}}
-        train_small(subsets, tmp_path / name, epochs=4, schedule=schedule, facts=facts, continue_from=str(source))
+        params = {"tag": 2.0, "epochs": 4}
+        train_small(subsets, tmp_path / name, epochs=4, schedule=schedule, params=params, continue_from=str(source))
     assert same_files(tmp_path / "from scratch", tmp_path / "on")
     assert f"training {grid / 'b'} on, which has 2 epochs" in capsys.readouterr().out
 
 
 def test_a_schedule_that_would_jump_is_refused_with_its_rates(subsets, train_small, tmp_path):
     params = {"scheduler": "cosine", "epochs": 2}
-    train_small(subsets, tmp_path / "short", epochs=2, facts={"params": params})
+    train_small(subsets, tmp_path / "short", epochs=2, params=params)
     finish(tmp_path / "short", **params)
     words = r"continue_from .*short: cosine over 4 epochs has a learning rate of .* in epoch 2, where .* it would jump; take a"
     with pytest.raises(InputError, match=words):
-        facts = {"params": params | {"epochs": 4}}
-        train_small(subsets, tmp_path / "long", epochs=4, facts=facts, continue_from=str(tmp_path / "short"))
+        train_small(
+            subsets, tmp_path / "long", epochs=4, params=params | {"epochs": 4}, continue_from=str(tmp_path / "short")
+        )
     assert not [*(tmp_path / "long").glob("*.pt")]
 
 
 def test_a_warm_up_that_would_have_been_another_is_refused_for_plateau_too(subsets, train_small, tmp_path):
     params = {"scheduler": "plateau", "epochs": 1}
-    train_small(subsets, tmp_path / "short", epochs=1, schedule="plateau", warmup=0.5, facts={"params": params})
+    train_small(subsets, tmp_path / "short", epochs=1, schedule="plateau", warmup=0.5, params=params)
     finish(tmp_path / "short", **params)
     with pytest.raises(InputError, match=r"plateau over 3 epochs has a learning rate of .* in epoch 1, where"):
-        train_small(subsets, tmp_path / "long", schedule="plateau", warmup=1.0, facts={"params": params | {"epochs": 3}},
+        train_small(subsets, tmp_path / "long", schedule="plateau", warmup=1.0, params=params | {"epochs": 3},
                     continue_from=str(tmp_path / "short"))  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "params, words",
     [
-        ({"lr": 0.2, "epochs": 4}, r"it has other lr$"),
-        ({"lr": 0.1, "epochs": 2}, r"it has 2 epochs, and 2 are asked for"),
+        ({"tag": 0.2, "epochs": 4}, r"it has other tag$"),
+        ({"tag": 0.1, "epochs": 2}, r"it has 2 epochs, and 2 are asked for"),
     ],
 )
 def test_only_a_run_with_fewer_epochs_and_the_same_rest_is_trained_on(subsets, train_small, tmp_path, params, words):
-    train_small(subsets, tmp_path / "short", epochs=1, facts={"params": {"lr": 0.1, "epochs": 2}})
-    finish(tmp_path / "short", lr=0.1, epochs=2)
+    train_small(subsets, tmp_path / "short", epochs=1, params={"tag": 0.1, "epochs": 2})
+    finish(tmp_path / "short", tag=0.1, epochs=2)
     with pytest.raises(
         InputError, match=rf"continue_from .*short: required a finished run with fewer epochs .*; {words}"
     ):
-        train_small(subsets, tmp_path / "on", facts={"params": params}, continue_from=str(tmp_path / "short"))
+        train_small(subsets, tmp_path / "on", params=params, continue_from=str(tmp_path / "short"))
 
 
 def test_the_best_of_each_score_is_found_among_plain_and_averaged_weights():

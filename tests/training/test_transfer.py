@@ -23,7 +23,7 @@ def source(tmp_path_factory):
 def test_the_same_classes_take_every_weight(source):
     folder, weights = source
     model = build_model(**RECIPE)
-    load_from_run(model, folder, RECIPE, NAMES)
+    load_from_run(model, folder, NAMES)
     assert hash_weights(model.state_dict()) == hash_weights(weights)
 
 
@@ -33,12 +33,12 @@ def test_other_classes_take_all_but_the_layers_that_tell_them_apart(source, name
     recipe = RECIPE | {"num_classes": len(names)}
     model = build_model(**recipe)
     fresh = {name: weight.clone() for name, weight in model.state_dict().items()}
-    load_from_run(model, folder, recipe, names)
+    load_from_run(model, folder, names)
     heads = ("network.segmentation_head.0.weight", "network.segmentation_head.0.bias")
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, fresh[name] if name in heads else weights[name]), name
     assert (
-        "2 tensors begin anew, because the classes are others: network.segmentation_head.0.bias"
+        "2 tensors begin again, because the classes are others: network.segmentation_head.0.bias"
         in capsys.readouterr().out
     )
 
@@ -52,9 +52,9 @@ def test_other_classes_take_all_but_the_layers_that_tell_them_apart(source, name
 )
 def test_another_model_is_refused_by_name(source, recipe, words):
     with pytest.raises(InputError, match=words):
-        load_from_run(build_model(**recipe), source[0], recipe, NAMES)
+        load_from_run(build_model(**recipe), source[0], NAMES)
 
 
 def test_a_folder_without_weights_is_named(tmp_path):
     with pytest.raises(InputError, match=r"best\.pt: there is no such checkpoint"):
-        load_from_run(build_model(**RECIPE), tmp_path, RECIPE, NAMES)
+        load_from_run(build_model(**RECIPE), tmp_path, NAMES)
