@@ -13,18 +13,32 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from seglib.errors import InputError, unknown_name
 from seglib.files import hash_text
 from seglib.parameters import Number, Switch, Text, Whole
 from seglib.runs.preflight import shipped_architectures
-from seglib.vocabulary import LOSSES, check_options
+from seglib.vocabulary import (
+    LOSSES,
+    MIXES,
+    SCHEDULERS,
+    AugmentationName,
+    OptimizerName,
+    SplitName,
+    check_options,
+)
 
 _GIVEN = {
     "model": ("num_classes",),
     "loss": ("logits", "target", "weight"),
     "metric": ("confusion",),
+    "augmentation": (),
+    "split": ("table", "folds", "seed"),
+    "optimizer": ("param_groups", "lr", "weight_decay"),
+    "scheduler": ("epoch", "epochs"),
+    "mixing": ("images", "masks", "rng"),
+    "callback": (),
 }  # kind -> what seglib gives, by position
 _COLUMNS = {  # of history.csv, and names of scores: an own metric stands beside them
     "epoch", "lr", "conditions", "train_loss", "val_loss", "loss", "miou", "miou_image", "miou_batch", "accuracy", "iou", "seconds", "memory_mb",
@@ -48,13 +62,20 @@ _loaded: dict[str, list[Part]] = {}  # by the hash of a file's text
 
 
 def register(kind: str) -> Callable[[Callable], Callable]:
-    """Make a model, a loss or a metric of yours known by its name, in a file of `parts` or in a notebook's cell.
+    """Make a part of yours known by its name, in a file of `parts` or in a notebook's cell; keywords are its options.
 
     `@register("model")` takes a class or function `(num_classes, options...) -> nn.Module`, which maps float images
     (N, 3, H, W), normalised, to logits (N, num_classes, H, W). `@register("loss")` takes a function
     `(logits (N, C, H, W), target (N, H, W) int64, weight (N, H, W), *, options...) -> scalar`, where `weight` is 0 for
     ignored pixels and 1 elsewhere. `@register("metric")` takes a function `(confusion (C, C) int64) -> float`; it is
-    computed at each evaluation, and `select_by` may name it. Registered again, the newer one counts.
+    computed at each evaluation, and `select_by` may name it.
+
+    `"augmentation"`: `(*, options...) -> ` a transform of albumentations. `"split"`: `(table, folds, seed) -> ` the fold
+    (0 to folds - 1) of each row of a DataFrame of images. `"optimizer"`: `(param_groups, lr, weight_decay) -> Optimizer`.
+    `"scheduler"`: `(epoch, epochs) -> ` factor of the learning rate, both counted from the end of the warm-up.
+    `"mixing"`: `(images (N, 3, H, W) uint8, masks (N, H, W) uint8, rng) -> ` the same, mixed; its option `p` is seglib's.
+    `"callback"`: `() -> ` an object with any of on_step(trainer), on_epoch(trainer), on_end(trainer). Registered again,
+    the newer one counts.
 
     Raises
     ------
@@ -145,13 +166,43 @@ def hash_parts(paths: Iterable[str | Path]) -> list[str]:
 
 def read_architecture(architecture: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name and options of a model: `TinyNet`, or `{TinyNet: {width: 32}}`."""
-    if isinstance(architecture, str) and architecture:
-        return architecture, {}
-    if isinstance(architecture, Mapping) and len(architecture) == 1:
-        ((name, options),) = architecture.items()
+    return read_choice("architecture", architecture)
+
+
+def check_part(kind: str, value: Any, shipped: Iterable[str], paths: Iterable[str | Path] = ()) -> str | dict[str, Any]:
+    """Check a parameter that names one part, `name` or `{name: options}`; return it with whole numbers as floats.
+
+    Raises
+    ------
+    InputError
+        An unknown name, options of a shipped part (they have parameters of their own), or options that do not fit.
+    """
+    own, names = find_parts(kind, paths), [*shipped]
+    if not isinstance(value, str | Mapping):
+        raise InputError(
+            f"{kind} must be one of {', '.join([*own, *names][:20])}, or a name with options, got {value!r}"
+        )
+    name, options = read_choice(kind, value)
+    if name not in own and name not in names:
+        raise InputError(unknown_name(kind, name, [*own, *names], limit=100))
+    if name not in own and options:
+        raise InputError(f"{kind} {name} takes no options here, got {value!r}; write {kind}: {name}")
+    if name not in own:
+        return name
+    options = check_options(f"{kind}.{name}", options, own[name].options)
+    require_options(f"{kind}.{name}", own[name], options)
+    return {name: options} if options else name
+
+
+def read_choice(kind: str, value: Any) -> tuple[str, dict[str, Any]]:
+    """Name and options of a part: `name`, or `{name: options}`."""
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, options),) = value.items()
         if isinstance(name, str) and isinstance(options, Mapping):
             return name, dict(options)
-    raise InputError(f"architecture must be a name, or one name with its options, got {architecture!r}")
+    if isinstance(value, str) and value:
+        return value, {}
+    raise InputError(f"{kind} must be a name, or one name with its options, got {value!r}")
 
 
 def check_architecture(architecture: str | Mapping[str, Any], own: Mapping[str, Part]) -> str | dict[str, Any]:
@@ -192,7 +243,7 @@ def _describe(
     form = f"{name}({', '.join(given)}, *, ...)"
     if kind in ("loss", "metric") and is_class:
         raise InputError(f"{where}: required a function {form}, got a class")
-    if name in {"loss": LOSSES, "metric": _COLUMNS, "model": shipped_architectures()}[kind]:
+    if name in _list_shipped(kind):
         raise InputError(f"{where}: required a name of its own, got that of a shipped {kind}; rename yours")
     positional = [name for name, _, _, keyword in arguments if not keyword]
     options = arguments[len(given) :]
@@ -204,6 +255,15 @@ def _describe(
         raise InputError(f"{where}: required a default for each argument after confusion; nothing else is given")
     types = {option: _TYPES.get(annotation, Any) for option, annotation, *_ in options}
     return Part(kind, name, types, tuple(option for option, _, needed, _ in options if needed), build)
+
+
+def _list_shipped(kind: str) -> Iterable[str]:
+    """The names that an own part may not take."""
+    names = {
+        "loss": LOSSES, "metric": _COLUMNS, "mixing": MIXES, "scheduler": SCHEDULERS, "split": get_args(SplitName),
+        "optimizer": get_args(OptimizerName), "augmentation": get_args(AugmentationName),
+    }  # fmt: skip
+    return shipped_architectures() if kind == "model" else names.get(kind, ())
 
 
 @cache

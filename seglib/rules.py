@@ -17,7 +17,7 @@ from seglib.data.class_names import refuse_focus
 from seglib.errors import InputError, unknown_name
 from seglib.extra_sets import check_extra_data, list_json, resolve_extra_data
 from seglib.parameters import Number, Schema, Switch, Text, Whole, check_type
-from seglib.parts import check_architecture, find_parts, read_architecture, read_parts, require_options
+from seglib.parts import check_architecture, check_part, find_parts, read_architecture, read_parts, require_options
 from seglib.runs.preflight import refuse_encoder
 from seglib.runs.trackers import refuse_missing
 
@@ -48,7 +48,7 @@ _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
     "str": {
         "data_dir": Text, "train_json": Annotated[Text, Field(min_length=1)], "val_json": Text, "split": vocabulary.SplitName,
         "paint_order": vocabulary.PaintOrder, "background": vocabulary.Background, "encoder": Text, "encoder_weights": Text,
-        "init_from": Text, "continue_from": Text, "optimizer": vocabulary.OptimizerName, "scheduler": vocabulary.SchedulerName,
+        "init_from": Text, "continue_from": Text, "scheduler": Text,
         "schedule_per": Literal["iteration", "epoch"], "final_fit": Literal["none", "train_all"],
         "on_oom": Literal["fail", "accumulate"], "precision": vocabulary.Precision, "select_by": Text,
         "merge": Literal["mean", "logits"], "vote": Literal["soft", "geometric", "hard"], "tie_break": Text,
@@ -60,9 +60,10 @@ _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
     "dict": {
         "loss": Annotated[dict[Text, Any], Field(min_length=1)], "mixing": dict[Text, Any],
         "scheduler_options": dict[Text, Any], "averaging": dict[Text, dict[Text, Any]],
+        "callbacks": dict[Text, dict[Text, Any]],
     },
     "object": {
-        "augmentation": Any, "architecture": Any,
+        "augmentation": Any, "architecture": Any, "optimizer": Any, "split": Any,
         "weights": Literal["auto", "greedy", "mean", "best"] | dict[Text, _number()],
     },
 }  # fmt: skip
@@ -203,11 +204,28 @@ def _check_averaging(averaging: dict) -> dict:
     }
 
 
-def _check_scheduler_options(options: dict, scheduler: str) -> None:
+def _check_scheduler(scheduler: str, parts: list[str]) -> None:
+    check_part("scheduler", scheduler, vocabulary.SCHEDULERS, parts)
+
+
+def _check_scheduler_options(options: dict, scheduler: str, parts: list[str]) -> None:
+    own = find_parts("scheduler", parts).get(scheduler)
     try:
-        vocabulary.check_options(scheduler, options, vocabulary.SCHEDULERS[scheduler])
+        vocabulary.check_options(scheduler, options, own.options if own else vocabulary.SCHEDULERS[scheduler])
+        if own:
+            require_options(scheduler, own, options)
     except InputError as error:
         raise InputError(f"scheduler_options: {error}") from error
+
+
+def _check_mixing(mixing: dict, parts: list[str]) -> dict:
+    own = {name: part.options | {"p": vocabulary.Share} for name, part in find_parts("mixing", parts).items()}
+    return vocabulary.check_choices("mixing", mixing, vocabulary.MIXES | own, vocabulary.MIX_NUMBER)
+
+
+def _check_callbacks(callbacks: dict, parts: list[str]) -> None:
+    for name, options in callbacks.items():
+        check_part("callback", {name: options}, (), parts)
 
 
 def _refuse(line: str) -> None:
@@ -234,9 +252,16 @@ _CHECKS: list[tuple[list[str], Callable]] = [
     (["encoder", "architecture", "parts"], _check_encoder),
     (["loss", "parts"], _check_loss),
     (["select_by", "parts"], _check_selection),
-    (["mixing"], lambda mixing: vocabulary.check_choices("mixing", mixing, vocabulary.MIXES, vocabulary.MIX_NUMBER)),
+    (["mixing", "parts"], _check_mixing),
+    (["split", "parts"], lambda value, paths: check_part("split", value, get_args(vocabulary.SplitName), paths)),
+    (
+        ["optimizer", "parts"],
+        lambda value, paths: check_part("optimizer", value, get_args(vocabulary.OptimizerName), paths),
+    ),
+    (["callbacks", "parts"], _check_callbacks),
+    (["scheduler", "parts"], _check_scheduler),
     (["averaging"], _check_averaging),
-    (["scheduler_options", "scheduler"], _check_scheduler_options),
+    (["scheduler_options", "scheduler", "parts"], _check_scheduler_options),
 ]
 
 

@@ -48,15 +48,64 @@ def poly1(logits, target, weight, *, epsilon: float = 1.0):
     return ((-log_p + epsilon * (1 - log_p.exp())) * weight).sum() / weight.sum().clamp_min(1)  # valid pixels
 
 
+@register("augmentation")
+def speckle(*, p: float = 0.5, sigma: float = 0.05):
+    """Noise of one strength."""
+    import albumentations
+
+    return albumentations.GaussNoise(std_range=(sigma, sigma), p=p)
+
+
+@register("split")
+def by_place(table, folds, seed, *, shift: int = 0):
+    """The fold is the place among the images, by turns."""
+    return (table.index + shift) % folds
+
+
+@register("optimizer")
+def plain_sgd(param_groups, lr, weight_decay, *, momentum: float = 0.0):
+    """torch's own."""
+    return torch.optim.SGD(param_groups, lr=lr, weight_decay=weight_decay, momentum=momentum)
+
+
+@register("scheduler")
+def halving(epoch, epochs, *, every: float = 1.0):
+    """Half the rate after so many epochs."""
+    return 0.5 ** (epoch // every)
+
+
+@register("mixing")
+def turn(images, masks, rng):
+    """Upside down, whole batches."""
+    return images.flip(2), masks.flip(1)
+
+
+@register("callback")
+class CountSteps:
+    """Writes how many steps were made."""
+
+    def __init__(self, name: str = "steps.txt"):
+        self.name, self.steps = name, 0
+
+    def on_step(self, trainer):
+        self.steps += 1
+
+    def on_end(self, trainer):
+        (trainer.run_dir / self.name).write_text(str(self.steps))
+
+
 @register("metric")
 def missed(confusion, higher_is_better: bool = False):
     """Share of the objects' pixels that are taken for background."""
     return confusion[1:, 0].sum() / confusion[1:].sum()
 '''
+KINDS = ("model", "loss", "metric", "augmentation", "split", "optimizer", "scheduler", "mixing", "callback")
 GRID = """
 notebook: notebooks/02_train.ipynb
 parts: [my_parts.py]
-fixed: {data_dir: synthetic, image_size: 64, encoder: "", encoder_weights: "", batch_size: 8, lr: 0.01, select_by: missed}
+fixed: {data_dir: synthetic, image_size: 64, encoder: "", encoder_weights: "", batch_size: 8, lr: 0.01, select_by: missed,
+  augmentation: [flips, speckle: {p: 0.3}], split: {by_place: {shift: 1}}, optimizer: {plain_sgd: {momentum: 0.9}},
+  scheduler: halving, scheduler_options: {every: 2}, mixing: {turn: 0.5}, callbacks: {CountSteps: {name: count.txt}}}
 runs:
   - {architecture: {TinyNet: {width: 8}}, loss: {poly1: {weight: 0.5, epsilon: 2.0}}}
 """
@@ -101,7 +150,7 @@ def test_a_file_is_read_as_it_is_registered(folder):
     change(folder, "width: int = 16", 'width: int, *, act: str = "relu", deep: bool = False, extra=None')
     read = {part.name: part for part in read_parts([folder / "my_parts.py"])}
     load_parts([folder / "my_parts.py"])
-    assert read == find_parts("model") | find_parts("loss") | find_parts("metric")
+    assert read == {name: part for kind in KINDS for name, part in find_parts(kind).items()}
     assert list(read["TinyNet"].options) == ["width", "act", "deep", "extra"] and read["TinyNet"].needed == ("width",)
 
 
@@ -163,6 +212,26 @@ def test_the_newest_registration_counts_and_shipped_names_are_taken():
         ("grid.yaml", 'encoder: ""', "encoder: resnet18", "TinyNet has no encoder to choose, got 'resnet18'"),
         ("grid.yaml", "[my_parts.py]", "[other.py]", "`parts`: there is no file 'other.py', neither in"),
         ("grid.yaml", "select_by: missed", "select_by: mised", "unknown select_by 'mised'; did you mean 'missed'"),
+        ("grid.yaml", "speckle: {p: 0.3}", "speckel: {p: 0.3}", "unknown transform 'speckel'; did you mean 'speckle'"),
+        ("grid.yaml", "speckle: {p: 0.3}", "speckle: {q: 0.3}", "unknown option of augmentation > speckle 'q'"),
+        (
+            "grid.yaml",
+            "by_place: {shift: 1}",
+            "by_plaec: {shift: 1}",
+            "unknown split 'by_plaec'; did you mean 'by_place'",
+        ),
+        ("grid.yaml", "{shift: 1}", "{shift: a}", "split.by_place.shift must be a whole number, got 'a'"),
+        ("grid.yaml", "{momentum: 0.9}", "{moment: 0.9}", "unknown option of optimizer.plain_sgd 'moment'"),
+        (
+            "grid.yaml",
+            "scheduler: halving",
+            "scheduler: halfing",
+            "unknown scheduler 'halfing'; did you mean 'halving'",
+        ),
+        ("grid.yaml", "{every: 2}", "{evry: 2}", "scheduler_options: unknown option of halving 'evry'"),
+        ("grid.yaml", "{turn: 0.5}", "{turn: 2}", "mixing.turn must be at most 1.0, got 2"),
+        ("grid.yaml", "CountSteps: {", "CountStep: {", "unknown callback 'CountStep'; did you mean 'CountSteps'"),
+        ("my_parts.py", "def plain_sgd", "def adamw", "got that of a shipped optimizer; rename yours"),
         ("my_parts.py", "class TinyNet", "class FPN", "got that of a shipped model; rename yours"),
         (
             "my_parts.py",
@@ -228,6 +297,9 @@ def test_a_grid_of_own_parts_trains_and_opens_again_without_the_file(folder, cap
     assert record["metrics"]["missed"] == confusion[1:, 0].sum() / confusion[1:].sum()
     assert record["best_epochs"]["missed"]["score"] == pytest.approx(history["missed"].min())
     assert record["best_epoch"] == record["best_epochs"]["missed"]["epoch"]
+    assert (
+        int((run_dir / "count.txt").read_text()) == len(history) * record["train_images"] // 2
+    )  # a debug trial has batches of 2
     assert (run_dir / "parts" / "my_parts.py").read_text() == MY_PARTS
     (folder / "my_parts.py").unlink()
     run = load_finished_run(run_dir)

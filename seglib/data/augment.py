@@ -19,6 +19,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError, unknown_name
+from seglib.parts import find_parts, require_options
+from seglib.vocabulary import check_options
 
 # The augmentations that have a name: lists of steps as a grid file would write them, sized to the image.
 
@@ -267,6 +269,14 @@ def _build_item(item: Any, image_size: int, where: str) -> list[Step]:
                 f"{where}: the preset {name} takes no options, got {options}; write its steps out to change them"
             )
         return build_steps(name, image_size, where)
+    own = find_parts("augmentation")
+    if name in own:
+        options = check_options(f"{where} > {name}", _as_mapping(options, where), own[name].options)
+        require_options(f"{where} > {name}", own[name], options)
+        step = own[name].build(**options)
+        if not isinstance(step, A.BasicTransform | A.BaseCompose):
+            raise InputError(f"{where} > {name}: required a transform of albumentations, got {type(step).__name__}")
+        return [step]
     if name in _UNUSABLE:
         raise InputError(f"{where}: {name} cannot be used: {_UNUSABLE[name]}")
     transforms = list_transforms()
@@ -274,7 +284,7 @@ def _build_item(item: Any, image_size: int, where: str) -> list[Step]:
         return [_build_composition(name, options, image_size, f"{where} > {name}")]
     if name not in transforms:
         raise InputError(
-            f"{where}: {unknown_name('transform', name, [*PRESETS, *_COMPOSITIONS, *transforms], limit=20)}"
+            f"{where}: {unknown_name('transform', name, [*own, *PRESETS, *_COMPOSITIONS, *transforms], limit=20)}"
         )
     where = f"{where} > {name}"
     return [_build_transform(transforms[name], _as_mapping(options, where), image_size, where)]

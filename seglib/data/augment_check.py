@@ -21,6 +21,7 @@ from seglib.data.augment import Step, augment, build_augmentation
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pipeline_check import Sample, find_step_problems
 from seglib.errors import InputError
+from seglib.parts import load_parts
 
 DRAWS = 2  # of each step on each probe
 _FIXES = {
@@ -124,9 +125,12 @@ def _make_probes(image_size: int) -> list[Sample]:
 
 
 def main() -> None:
-    """Answer the questions on stdin, a JSON list of {"augmentation", "image_size"}, with a JSON list of texts."""
-    questions = json.load(sys.stdin)
-    print(json.dumps([find_refusal(question["augmentation"], question["image_size"]) for question in questions]))
+    """Answer the questions on stdin, a JSON list of {"augmentation", "image_size", "parts"}, with a JSON list of texts."""
+    answers = []
+    for question in json.load(sys.stdin):
+        load_parts(question.get("parts", ()))
+        answers.append(find_refusal(question["augmentation"], question["image_size"]))
+    print(json.dumps(answers))
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def assign_subsets(
     if split == "given":
         return np.where(data.images["file"] == 0, subset, "val")
     groups = data.images["group"].tolist()
-    subset[make_split(split, content_hashes, groups, present, folds, fold, seed)[1]] = "val"
+    subset[make_split(split, content_hashes, groups, present, folds, fold, seed, data.images)[1]] = "val"
     return subset
 
 
@@ -249,7 +249,9 @@ def open_data(
         # All classes count, those of no interest to a specialist too: it must hold out the images that the other models
         # of the same split hold out, or the ensemble of both would be scored on images that one was trained on.
         present = find_classes_present(data)
-        train, val = make_split(split, hash_images(data), data.images["group"].tolist(), present, folds, fold, seed)
+        train, val = make_split(
+            split, hash_images(data), data.images["group"].tolist(), present, folds, fold, seed, data.images
+        )
     return Subset(folded[0], pixels[0], train), Subset(folded[-1], pixels[-1], val)
 
 

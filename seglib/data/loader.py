@@ -17,7 +17,8 @@ from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX, segmentation_to_rle
 from seglib.data.objects import resize_rle
 from seglib.errors import InputError, unknown_name
-from seglib.vocabulary import MIX_NUMBER, MIXES, read_choices
+from seglib.parts import find_parts
+from seglib.vocabulary import MIX_NUMBER, MIXES, Share, read_choices
 
 # Mixes of an image with others of its set: mosaic, another background, pasted objects; before augmentation.
 
@@ -42,7 +43,8 @@ class SampleMixing:
     """
 
     def __init__(self, mixing: Mapping[str, Any], subset: Subset):
-        chosen = read_choices("mixing", mixing, MIXES, MIX_NUMBER)
+        own = {name: part.options | {"p": Share} for name, part in find_parts("mixing").items()}
+        chosen = read_choices("mixing", mixing, MIXES | own, MIX_NUMBER)  # own mixes are of batches
         others = OtherSamples(subset) if SAMPLE_MIXES.keys() & chosen.keys() else None
         self.steps = []
         for number, (name, function) in enumerate(SAMPLE_MIXES.items(), start=1):

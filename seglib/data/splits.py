@@ -1,6 +1,6 @@
 """Which images train and which validate; copies and near copies of an image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from seglib.errors import InputError, unknown_name
+from seglib.parts import Part, find_parts, read_choice
 
 # Pictures that are nearly the same: a perceptual hash, and the pairs of images whose hashes hardly differ.
 
@@ -94,6 +95,7 @@ def make_split(
     folds: int,
     fold: int,
     seed: int,
+    table: pd.DataFrame | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Divide images into train and val; over all values of `fold`, every image validates exactly once.
 
@@ -111,6 +113,7 @@ def make_split(
     folds : at least 2; a fold validates on about N / folds images.
     fold : 0 to folds - 1, which one validates.
     seed : shuffles the images before they are dealt out.
+    table : of the images, one row each, for a split that you registered: `name`, or `{name: options}`.
 
     Returns
     -------
@@ -121,9 +124,13 @@ def make_split(
     InputError : kind, folds or fold is not among the choices, there are fewer separable images than folds, or a group
         kind was asked for and no image has a group.
     """
-    if kind not in SPLITS[1:]:
-        raise InputError(f"split: {unknown_name('split', kind, SPLITS[1:])}")
+    own, (name, options) = find_parts("split"), read_choice("split", kind)
+    if name not in SPLITS[1:] and name not in own:
+        raise InputError(f"split: {unknown_name('split', kind, [*own, *SPLITS[1:]])}")
     _check_fold(kind, folds, fold)
+    if name in own:
+        is_val = _ask_own(own[name], table, image_hashes, folds, seed, options) == fold
+        return np.flatnonzero(~is_val).astype(np.int64), np.flatnonzero(is_val).astype(np.int64)
     unit_of_image = _find_units(image_hashes, groups if kind in ("group", "stratified_group") else None)
     sizes = np.bincount(unit_of_image)
     if len(sizes) < folds:
@@ -142,6 +149,22 @@ def make_split(
     fold_of_unit = rng.permutation(folds)[fold_of_unit]  # else fold 0 always has the largest group
     is_val = fold_of_unit[unit_of_image] == fold
     return np.flatnonzero(~is_val).astype(np.int64), np.flatnonzero(is_val).astype(np.int64)
+
+
+def _ask_own(
+    part: Part, table: pd.DataFrame, image_hashes: Sequence[str], folds: int, seed: int, options: Mapping
+) -> np.ndarray:
+    """The folds (N,) that an own split gives; copies of an image go with the first of them."""
+    answer = part.build(table.reset_index(drop=True), folds, seed, **options)
+    given = np.asarray(answer)
+    if given.shape != (len(table),) or given.dtype.kind not in "iu" or not ((given >= 0) & (given < folds)).all():
+        raise InputError(
+            f"split.{part.name}: required a fold from 0 to {folds - 1} for each of the {len(table)} images, got an array"
+            f" {given.shape} of {given.dtype}"
+            + (f" from {given.min()} to {given.max()}" if given.size and given.dtype.kind in "iuf" else "")
+        )
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(each or f"#{row}", int(given[row])) for row, each in enumerate(image_hashes)])
 
 
 def drop_leaked(train_hashes: Sequence[str], val_hashes: Sequence[str]) -> np.ndarray:

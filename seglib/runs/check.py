@@ -13,7 +13,7 @@ from seglib.errors import InputError, unknown_name
 from seglib.extra_sets import list_json
 from seglib.files import PROJECT, hash_file
 from seglib.parameters import Schema, read_defaults, read_schema
-from seglib.parts import find_parts, read_architecture
+from seglib.parts import find_parts, hash_parts, read_architecture
 from seglib.rules import check_parameters
 from seglib.runs.grid_file import GridFile, Step, shorten
 from seglib.runs.keys import find_notebook
@@ -159,7 +159,10 @@ def _describe_model(values: Mapping) -> dict:
 def _describe_steps(values: Mapping) -> dict | None:
     """None for a preset: these are known to be sound."""
     names = ("augmentation", "image_size")
-    return None if isinstance(values["augmentation"], str) else {name: values[name] for name in names}
+    question = None if isinstance(values["augmentation"], str) else {name: values[name] for name in names}
+    if question and find_parts("augmentation", values.get("parts", ())):
+        question |= {"parts": values["parts"], "code": hash_parts(values["parts"])}
+    return question
 
 
 def _find_refusals(

@@ -15,6 +15,7 @@ from numpy.random import Generator
 from torch import Tensor, nn
 
 from seglib import vocabulary
+from seglib.parts import find_parts
 from seglib.training.device import autocast
 from seglib.training.step import prepare_images
 
@@ -104,7 +105,7 @@ def mix_batch(
     ----------
     images : (N, 3, H, W) uint8, not written to.
     masks : (N, H, W) uint8, not written to.
-    steps : name in `BATCH_MIXES` -> `p` (0.5 by default) and the function's keywords.
+    steps : name in `BATCH_MIXES`, or of an own mix -> `p` (0.5 by default) and the function's keywords.
     activation : what guides snapmix, of the images: (N, H, W) in 0..1; called only for it.
 
     Returns
@@ -117,6 +118,9 @@ def mix_batch(
         if rng.random() < options.pop("p"):
             if name == "snapmix":
                 options["activation"] = activation
+            if name not in BATCH_MIXES:
+                images, masks = find_parts("mixing")[name].build(images, masks, rng, **options)
+                return images, [(masks, 1.0)]
             return BATCH_MIXES[name](images, masks, rng.permutation(len(images)), rng, **options)
     return images, [(masks, 1.0)]
 
@@ -134,8 +138,10 @@ def build_batch_mixing(mixing: Mapping[str, Any], model: nn.Module, *, seed: int
     InputError
         A name or an option that is unknown.
     """
-    chosen = vocabulary.read_choices("mixing", mixing, vocabulary.MIXES, vocabulary.MIX_NUMBER)
-    steps = {name: options for name, options in chosen.items() if name in BATCH_MIXES}
+    own = find_parts("mixing")
+    known = vocabulary.MIXES | {name: part.options | {"p": vocabulary.Share} for name, part in own.items()}
+    chosen = vocabulary.read_choices("mixing", mixing, known, vocabulary.MIX_NUMBER)
+    steps = {name: options for name, options in chosen.items() if name in BATCH_MIXES or name in own}
     if not steps:
         return None
     mix = partial(_mix_guided, steps, model, seed, precision)

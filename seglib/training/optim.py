@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from seglib.errors import InputError
+from seglib.parts import find_parts, read_choice
 
 # Optimizers by name, with a learning rate of the encoder's own and weight decay where it belongs.
 
 
 def build_optimizer(
-    name: str,
+    name: str | Mapping[str, Any],
     model: nn.Module,
     lr: float,
     weight_decay: float,
@@ -31,7 +32,8 @@ def build_optimizer(
 
     Parameters
     ----------
-    name : as timm writes it: adamw, adamp, sgd (Nesterov momentum 0.9), ...
+    name : as timm writes it: adamw, adamp, sgd (Nesterov momentum 0.9), ...; or one that you registered, `name` or
+        `{name: options}`.
     encoder_lr : learning rate of `model.encoder`; 0 for `lr`.
     decay_norms : whether the weights of norm layers and the biases are decayed too.
 
@@ -49,7 +51,11 @@ def build_optimizer(
     groups = _split_by_decay(decoder, lr, weight_decay, decay_norms)
     if apart:
         groups += _split_by_decay(encoder.parameters(), encoder_lr, weight_decay, decay_norms)
-    optimizer = create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, filter_bias_and_bn=False)
+    own, (chosen, options) = find_parts("optimizer"), read_choice("optimizer", name)
+    if chosen in own:
+        optimizer = own[chosen].build(groups, lr, weight_decay, **options)
+    else:
+        optimizer = create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=weight_decay, filter_bias_and_bn=False)
     optimizer.built_from = {"optimizer": name, "lr": lr, "weight_decay": weight_decay, "encoder_lr": encoder_lr}
     optimizer.built_from["decay_norms"] = decay_norms
     return optimizer
@@ -196,7 +202,7 @@ def build_scheduler(
 
     Parameters
     ----------
-    name : of `SCHEDULES`.
+    name : of `SCHEDULES`, or one that you registered.
     warmup_epochs : length of the linear warm-up in front of the curve [epochs]; always stepped by iteration.
     per : {"iteration", "epoch"}, how often the curve is followed.
     options : the curve's own, see there.
@@ -247,7 +253,9 @@ def compute_factor(
     passed = min(iteration - warmup, length)
     if per == "epoch":
         passed = passed // steps_per_epoch * steps_per_epoch
-    return SCHEDULES[name](passed / steps_per_epoch, length / steps_per_epoch, **options)
+    own = find_parts("scheduler")
+    curve = own[name].build if name in own else SCHEDULES[name]
+    return curve(passed / steps_per_epoch, length / steps_per_epoch, **options)
 
 
 def _bind_plateau(options: Mapping) -> dict[str, float]:

@@ -25,7 +25,7 @@ from seglib.evaluation.metrics import (
     save_confusion,
 )
 from seglib.files import replacing
-from seglib.parts import hash_parts
+from seglib.parts import check_part, find_parts, hash_parts
 from seglib.training.averaging import Averages, build_averages
 from seglib.training.checkpoint import (
     Position,
@@ -49,6 +49,7 @@ from seglib.training.estimate import Estimate, estimate_training
 from seglib.training.mixing import Mix
 from seglib.training.optim import build_scheduler
 from seglib.training.step import ComputeLoss, ForwardOnce, GradientStep, Targets, prepare_images
+from seglib.vocabulary import AVERAGES
 
 DIVERGED = 10  # times the lowest loss so far, and twice the first: a loss that comes back from there is not known
 SETTINGS = {  # what a trainer reads from the parameters, and what it does without them
@@ -460,6 +461,14 @@ class Trainer:
         return [name for name in names if name in self._values and name not in used]
 
 
+def build_callbacks(callbacks: Mapping[str, Mapping[str, Any]]) -> list[object]:
+    """The registered callbacks of these names, each made with its options."""
+    for name, options in callbacks.items():
+        check_part("callback", {name: options}, ())
+    own = find_parts("callback")
+    return [own[name].build(**options) for name, options in callbacks.items()]
+
+
 class Evaluation(NamedTuple):
     """Predictions against truth: `confusion` (images, classes, classes) int64 with truth in rows, and the mean loss."""
 
@@ -499,8 +508,8 @@ def find_best(history: pd.DataFrame) -> dict[str, dict[str, Any]]:
     best = {}
     for select_by, sign in find_signs().items():
         column = _column(select_by)
-        averages = [name for name in history if name.endswith(f"_{column}")]
-        columns = {"plain": column} | {name.removesuffix(f"_{column}"): name for name in averages}
+        averaged = {name: f"{name}_{column}" for name in AVERAGES if f"{name}_{column}" in history}
+        columns = {"plain": column} | averaged
         scores = (sign * history[[*columns.values()]]).max().dropna() if column in history else ()
         if len(scores):
             weights = max(columns, key=lambda name: scores.get(columns[name], -math.inf))
