@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from seglib import parts, register
+from seglib.data.augment import build_augmentation
+from seglib.data.splits import make_split
 from seglib.errors import InputError
 from seglib.evaluation.metrics import load_confusion
 from seglib.files import PROJECT
@@ -317,8 +319,16 @@ def test_the_readmes_example_works(folder):
     assert [(part.kind, part.name) for part in read_parts([folder / "my_parts.py"])] == [
         ("loss", "poly1"),
         ("model", "TinyNet"),
+        ("augmentation", "speckle"),
+        ("split", "by_turns"),
     ]
     load_parts([folder / "my_parts.py"])
+    steps = build_augmentation(["flips", {"speckle": {"p": 0.3}}], 64).transforms
+    assert steps[-1].p == 0.3
+    train, val = make_split(
+        {"by_turns": {"shift": 1}}, [""] * 10, [None] * 10, None, 5, 0, 1, pd.DataFrame({"file_name": range(10)})
+    )
+    assert val.tolist() == [4, 9] and sorted([*train, *val]) == list(range(10))
     model = build_model({"TinyNet": {"width": 4}}, "", 3, encoder_weights="").eval()
     images, masks = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.randint(0, 3, (2, 64, 64))
     logits = model(images)
