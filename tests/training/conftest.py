@@ -72,3 +72,9 @@ def train_small():
 def build_small():
     """`build_small(subsets, run_dir, ...)` gives a trainer and its loss."""
     return build
+
+
+@pytest.fixture(scope="session")
+def killer():
+    """`killer(epoch, step)` is a callback that ends the training there."""
+    return Killer

@@ -13,15 +13,6 @@ from seglib.training.trainer import find_best
 OFTEN = 1e-9  # [min] between checkpoints: one after every step
 
 
-class Killer:
-    def __init__(self, epoch, step):
-        self.when = (epoch, step)
-
-    def on_step(self, trainer):
-        if (trainer.epoch, trainer.position.step) == self.when:
-            raise KeyboardInterrupt
-
-
 def weights_hash(run_dir, name="last.pt"):
     return hash_weights(load_checkpoint(run_dir / name, required=("model",))["model"])
 
@@ -85,9 +76,9 @@ def test_a_compiled_training_goes_on_to_the_same_weights(subsets, train_small, t
 
 
 def test_a_training_that_is_stopped_and_started_again_in_one_process_begins_with_the_same_weights(
-    subsets, build_small, uninterrupted, tmp_path
+    subsets, build_small, killer, uninterrupted, tmp_path
 ):
-    trainer, compute_loss = build_small(subsets, tmp_path, callbacks=[Killer(1, 2)])
+    trainer, compute_loss = build_small(subsets, tmp_path, callbacks=[killer(1, 2)])
     with pytest.raises(KeyboardInterrupt):
         trainer.run(compute_loss)
     trainer.callbacks.clear()
