@@ -304,11 +304,12 @@ def test_a_grid_of_own_parts_trains_and_opens_again_without_the_file(folder, cap
     )  # a debug trial has batches of 2
     assert (run_dir / "parts" / "my_parts.py").read_text() == MY_PARTS
     (folder / "my_parts.py").unlink()
+    parts._registered.clear()
     run = load_finished_run(run_dir)
     assert type(run.model.network).__name__ == "TinyNet" and run.model.network.first.out_channels == 8
     (run_dir / "parts" / "my_parts.py").unlink()
     parts._registered.clear()
-    with pytest.raises(InputError, match=r"required a file with @register\('model'\) TinyNet in .*parts, got none"):
+    with pytest.raises(InputError, match=r"parts: required my_parts.py, with which the run was made"):
         load_finished_run(run_dir)
 
 

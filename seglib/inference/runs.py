@@ -103,6 +103,7 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
             f"{folder / 'best.pt'}: required the weights that record.json names, got others; train it again"
         )
     params = record["params"] | ({"data_dir": data_dir} if data_dir else {})
+    _load_kept_parts(folder, params.get("parts", []))  # before the data: one of them may split it
     _, val_images = open_data(**_take_arguments(open_data, params))
     if params["debug"]:
         val_images = val_images.take_debug_share()
@@ -175,6 +176,15 @@ def _read_finished(folder: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"run_dir {folder}: required a training run, got a folder without {' and '.join(missing)}")
     return record
+
+
+def _load_kept_parts(folder: Path, named: Sequence[str]) -> None:
+    kept = find_kept_parts(folder)
+    if missing := sorted({Path(path).name for path in named} - {Path(path).name for path in kept}):
+        raise InputError(
+            f"{folder / 'parts'}: required {', '.join(missing)}, with which the run was made; put it there"
+        )
+    load_parts(kept)
 
 
 def _rebuild_model(path: Path, checkpoint: Mapping[str, Any]) -> nn.Module:
