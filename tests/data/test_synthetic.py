@@ -148,10 +148,10 @@ def test_small_sets_have_every_split_and_sound_polygons(tmp_path, image_size):
         assert decode(annotation, image_size).sum() == annotation["area"] > 0
 
 
-def test_progress_is_told_after_each_image(tmp_path):
-    told = []
-    make_synthetic(tmp_path / "set", 8, 32, progress=lambda done, total: told.append((done, total)))
-    assert told == [(done, 8) for done in range(1, 9)]
+def test_progress_is_reported_after_each_image(tmp_path):
+    reported = []
+    make_synthetic(tmp_path / "set", 8, 32, progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(done, 8) for done in range(1, 9)]
 
 
 def test_interrupted_drawing_leaves_nothing(tmp_path):
