@@ -1,10 +1,12 @@
-"""Read a COCO folder: the tables of its images, annotations and categories, and the pixels of an image."""
+"""Read and check a COCO folder: tables of its images, annotations and categories, pixels, every problem as a row."""
 
 import json
 import math
 import os
 import reprlib
 import struct
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +16,10 @@ import pandas as pd
 from PIL import Image
 
 from seglib.data.class_names import BACKGROUND
-from seglib.errors import InputError, unknown_name
+from seglib.data.masks import MAX_SIDE, PAINTS_LESS, segmentation_problems
+from seglib.errors import InputError, InputErrors, unknown_name
 
 MAX_CATEGORIES = 254  # masks are uint8: 0 is the background, 255 the ignored pixels
-MAX_SIDE = 65_535  # [px], of a JPEG; keeps height * width within RLE's 32-bit counts
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 
 
@@ -192,7 +194,7 @@ def _read_json(path: Path) -> dict:
     except (OSError, ValueError) as error:  # not UTF-8, a folder, no permission, a number of thousands of digits
         raise InputError(f"{path}: must be a JSON file that can be read, got: {error}; export it again") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object with `images` and `categories`, got {_show(content)}")
+        raise InputError(f"{path}: must hold a JSON object with `images` and `categories`, got {reprlib.repr(content)}")
     return content
 
 
@@ -225,7 +227,7 @@ def _read_images(content: dict, json_path: Path, data_dir: Path) -> pd.DataFrame
             sides = _stored_size(data_dir, file_name)
         rows.append((image_id, file_name, *sides, _group(entry, where)))
     kinds = {"image_id": "int64", "file_name": "str", "width": "int64", "height": "int64", "group": "object"}
-    return pd.DataFrame(rows, columns=list(kinds), dtype="object").astype(kinds)
+    return _make_table(rows, kinds)
 
 
 def _read_annotations(content: dict, json_path: Path, category_ids: list[int]) -> pd.DataFrame:
@@ -235,10 +237,14 @@ def _read_annotations(content: dict, json_path: Path, category_ids: list[int]) -
         ids = [_integer(entry, name, where) for name in ("id", "image_id", "category_id")]
         class_id, area = class_ids.get(ids[-1], -1), _number(entry.get("area"))
         score = 1.0 if entry.get("score") is None else _number(entry["score"])
-        flags = [int(entry.get(name) == 1) for name in ("iscrowd", "ignore")]
-        rows.append((*ids, class_id, area, flags[0], entry.get("segmentation"), score, flags[1]))
+        is_crowd, is_ignored = (int(entry.get(name) == 1) for name in ("iscrowd", "ignore"))
+        rows.append((*ids, class_id, area, is_crowd, entry.get("segmentation"), score, is_ignored))
     kinds = dict.fromkeys(["annotation_id", "image_id", "category_id", "class_id"], "int64")
     kinds |= {"area": "float64", "iscrowd": "int64", "segmentation": "object", "score": "float64", "ignore": "int64"}
+    return _make_table(rows, kinds)
+
+
+def _make_table(rows: list[tuple], kinds: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(kinds), dtype="object").astype(kinds)
 
 
@@ -246,11 +252,14 @@ def _entries(content: dict, name: str, json_path: Path) -> list[tuple[str, dict]
     """(where, entry) for every object of a list of the file."""
     entries = content.get(name)
     if not isinstance(entries, list):
-        got = _show(entries) if name in content else "nothing"
-        raise InputError(f"{json_path} [{name}]: must be a list of objects, got {got}; is this a COCO file?")
+        raise InputError(
+            f"{json_path} [{name}]: must be a list of objects, got {_got(content, name)}; is this a COCO file?"
+        )
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise InputError(f"{json_path} [{name}[{i}]]: must be an object, got {_show(entry)}; export the file again")
+            raise InputError(
+                f"{json_path} [{name}[{i}]]: must be an object, got {reprlib.repr(entry)}; export the file again"
+            )
     return [(f"{json_path} [{name}[{i}]]", entry) for i, entry in enumerate(entries)]
 
 
@@ -301,8 +310,167 @@ def _stored_size(data_dir: Path, file_name: str) -> tuple[int, int]:
 
 
 def _got(entry: dict, name: str) -> str:
-    return _show(entry[name]) if name in entry else "nothing"
+    return reprlib.repr(entry[name]) if name in entry else "nothing"
 
 
-def _show(value: object) -> str:
-    return reprlib.repr(value)
+# What is wrong with a data set: every problem as a row, and the refusal to train on errors.
+
+
+FIXES = {
+    "no-images": "export the file with its images",
+    "duplicate-category-id": "give each category an id of its own",
+    "duplicate-category-name": "rename or merge the categories",
+    "background-category": "delete or rename it: class 0 is the background, and scores go by class name",
+    "duplicate-image-id": "give each image an id of its own",
+    "duplicate-file-name": "merge the entries: each has a part of the objects, and both sides of a split see the image",
+    "outside-folder": "write a path relative to the data folder; copy the image where a link leads out of it",
+    "missing-image": "check data_dir and file_name, or remove the entry",
+    "unreadable-image": "copy the image again, or remove the entry",
+    "size-differs": "use the image that was annotated, or correct the JSON",
+    "exif-rotated": "check the masks on this image, or store it upright",
+    "duplicate-annotation-id": "number the annotations again where tools look them up by id",
+    "unknown-image": "remove the annotation, or add its image",
+    "unknown-category": "add the category, or remove the annotation",
+    "empty-segmentation": "draw it again, or remove the annotation",
+    "unknown-segmentation": "export it as polygons or RLE",
+    "unreadable-coordinates": "export the annotation again",
+    "non-finite-coordinates": "draw it again, or remove the annotation",
+    "odd-coordinates": "add the lost coordinate, or remove the annotation",
+    "too-few-points": "draw it again, or remove the annotation",
+    "far-coordinates": "check the unit of the coordinates (px of this image)",
+    "outside-image": "check that image and annotation belong together; rescale both or neither",
+    "rle-size": "encode the mask at the image's size",
+    "rle-corrupt": "encode the mask again with pycocotools",
+    "rle-sum": "encode the mask again, by columns, at the image's size",
+}
+WARNINGS = {*PAINTS_LESS, "exif-rotated", "duplicate-annotation-id"}  # with these training goes on
+_LINES = 100  # of a refusal: a wrong data_dir makes every image missing
+Problem = tuple[str, str, str]  # its name, where, and in detail
+
+
+def verify_coco(data: CocoData, read_pixels: bool = False) -> pd.DataFrame:
+    """Find every problem of a COCO folder; images without annotations are none.
+
+    Training refuses errors: images, categories or annotations that are missing, cannot be read or mean two things. It
+    goes on with the warnings `exif-rotated` (the image is read as stored, and turned only where so its size is the
+    JSON's), `duplicate-annotation-id` (both are painted), `empty-segmentation` and `too-few-points` (nothing is painted)
+    and `outside-image` (more than 1 px outside; clipped).
+
+    Parameters
+    ----------
+    data : what `load_coco` returns
+    read_pixels : bool
+        Decode every image as well, which finds broken and truncated ones; some milliseconds each.
+
+    Returns
+    -------
+    DataFrame
+        `severity` ("error" or "warning"), `problem` (a name in `FIXES`), `where` ("image 12 (images/a.jpg)",
+        "annotation 7 (image 12)"), `detail` (what was required, what arrived), `fix`; errors first.
+    """
+    found = [*_category_problems(data), *_image_problems(data, read_pixels), *_annotation_problems(data)]
+    rows = [
+        (
+            "warning" if name in WARNINGS else "error",
+            name,
+            " ".join(where.split()),
+            " ".join(detail.split()),
+            FIXES[name],
+        )
+        for name, where, detail in found
+    ]
+    problems = pd.DataFrame(rows, columns=["severity", "problem", "where", "detail", "fix"], dtype="str")
+    return problems.sort_values("severity", kind="stable", ignore_index=True)  # "error" < "warning"
+
+
+def refuse_errors(problems: pd.DataFrame, json_path: str | Path) -> None:
+    """Raise `InputErrors`, one line per error, where `verify_coco` found any; warnings pass."""
+    errors = problems[problems["severity"] == "error"]
+    shown = errors.head(_LINES).itertuples()
+    lines = [f"{json_path} [{row.where}]: {row.problem}: {row.detail}; {row.fix}" for row in shown]
+    if len(errors) > _LINES:
+        counts = ", ".join(f"{problem} {count}" for problem, count in Counter(errors["problem"]).most_common())
+        lines.append(f"{json_path}: {len(errors)} errors in all ({counts}); verify_coco lists them")
+    if lines:
+        raise InputErrors(lines)
+
+
+def _category_problems(data: CocoData) -> Iterator[Problem]:
+    names = data.class_names[1:]
+    for what, values in (("id", data.category_ids), ("name", names)):
+        for value, count in Counter(values).items():
+            if count > 1:
+                yield (
+                    f"duplicate-category-{what}",
+                    f"category {value}",
+                    f"{what}s must be unique, got {count} of this one",
+                )
+    for category_id, name in zip(data.category_ids, names, strict=True):
+        if name.strip().casefold() == BACKGROUND.casefold():
+            detail = f"no category may be called {BACKGROUND}, got {name!r}"
+            yield "background-category", f"category {category_id}", detail
+
+
+def _image_problems(data: CocoData, read_pixels: bool) -> Iterator[Problem]:
+    if data.images.empty:
+        yield "no-images", "images", "must list an image or more, got an empty list"
+    first_place, first_use = {}, {}  # by image id, by path
+    for place, (image_id, file_name, *size, _) in enumerate(data.images.itertuples(index=False, name=None)):
+        where = f"image {image_id} ({file_name})"
+        if (first := first_place.setdefault(image_id, place)) != place:
+            yield (
+                "duplicate-image-id",
+                where,
+                f"ids must be unique, got this one at images[{first}] and images[{place}]",
+            )
+        try:
+            path = resolve_image(data.data_dir, file_name)
+        except InputError as error:
+            yield "outside-folder", where, _without_fix(error)
+            continue
+        if (first := first_use.setdefault(path, place)) != place:
+            yield "duplicate-file-name", where, f"a file must have one entry, got images[{first}] and images[{place}]"
+        yield from ((problem, where, detail) for problem, detail in _file_problems(path, tuple(size), read_pixels))
+
+
+def _file_problems(path: Path, size: tuple[int, int], read_pixels: bool) -> Iterator[tuple[str, str]]:
+    """(problem, detail) of one image file; `size` is the JSON's (width, height)."""
+    if not os.path.isfile(path):  # Path.is_file raises for a name too long
+        yield "missing-image", f"the file must exist, got none at {path}"
+        return
+    try:
+        *stored, orientation = read_header(path)
+        turned = orientation >= 5 and tuple(stored) == size[::-1] != size
+        if orientation != 1:
+            done = "turned when read" if turned else "read as stored"
+            yield "exif-rotated", f"EXIF orientation must be 1 (upright), got {orientation}; {done}"
+        if tuple(stored) != size and not turned:
+            required = f"{size[0]}x{size[1]} px (width x height) as the JSON says"
+            yield "size-differs", f"must be {required}, got {stored[0]}x{stored[1]}"
+        elif read_pixels:
+            read_image(path, size)
+    except InputError as error:
+        yield "unreadable-image", _without_fix(error)
+
+
+def _annotation_problems(data: CocoData) -> Iterator[Problem]:
+    images = data.images.drop_duplicates("image_id")
+    sizes = dict(zip(images["image_id"], zip(images["height"], images["width"], strict=True), strict=True))
+    repeated = data.annotations["annotation_id"].duplicated()
+    names = ("annotation_id", "image_id", "category_id", "class_id", "segmentation")
+    columns = (data.annotations[name] for name in names)
+    for again, annotation_id, image_id, category_id, class_id, segmentation in zip(repeated, *columns, strict=True):
+        where = f"annotation {annotation_id} (image {image_id})"
+        if again:
+            yield "duplicate-annotation-id", where, "ids must be unique, got this one before"
+        if class_id < 0:
+            yield "unknown-category", where, f"category_id must be one of the categories, got {category_id}"
+        if image_id not in sizes:
+            yield "unknown-image", where, f"image_id must be one of the images, got {image_id}"
+        elif 0 not in sizes[image_id]:  # else the size is unknown, and the image reported
+            found = segmentation_problems(segmentation, *sizes[image_id])
+            yield from ((problem, where, detail) for problem, detail in found)
+
+
+def _without_fix(error: InputError) -> str:
+    return str(error).rpartition("; ")[0]

@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 
 from seglib.data.class_names import IGNORE, refuse_class_map, refuse_focus
-from seglib.data.coco import CocoData, load_coco, resolve_image
+from seglib.data.coco import CocoData, load_coco, refuse_errors, resolve_image, verify_coco
 from seglib.data.fingerprint import hash_files
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import Pixels, open_pixels
 from seglib.data.splits import drop_leaked, make_split
 from seglib.data.synthetic import open_synthetic
-from seglib.data.verify import refuse_errors, verify_coco
 from seglib.errors import InputError
 
 # Class specialists: a data set in which all classes but a few are background.

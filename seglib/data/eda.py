@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.spatial.distance import jensenshannon
 
 from seglib.data.coco import CocoData, read_image, resolve_image
-from seglib.data.objects import PaintedCounts
+from seglib.data.masks import PaintedCounts
 from seglib.data.pixels import CHUNK, THREADS, resize_image
 from seglib.data.splits import hash_picture
 from seglib.errors import InputError

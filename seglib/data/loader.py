@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from seglib.data.augment import augment, build_augmentation
 from seglib.data.dataset import Subset
-from seglib.data.masks import IGNORE_INDEX, segmentation_to_rle
-from seglib.data.objects import resize_rle
+from seglib.data.masks import IGNORE_INDEX, resize_rle, segmentation_to_rle
 from seglib.errors import InputError, unknown_name
 from seglib.parts import find_parts
 from seglib.vocabulary import MIX_NUMBER, MIXES, Share, read_choices

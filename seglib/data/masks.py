@@ -1,20 +1,30 @@
-"""Paint annotations into masks: what is wrong with a segmentation, its RLE, and who wins where objects overlap."""
+"""Masks: annotations painted by one named policy, what is wrong with a segmentation, and objects one by one."""
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 from pycocotools import mask as mask_api
 
-from seglib.data.coco import MAX_SIDE
 from seglib.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from seglib.data.coco import CocoData
 
 PAINT_ORDERS = ("class_id", "longest", "area")
 BACKGROUNDS = ("class", "ignore")
 IGNORE_INDEX = 255
+MAX_SIDE = 65_535  # [px], of a JPEG; keeps height * width within RLE's 32-bit counts
+PAINTS_LESS = ("empty-segmentation", "too-few-points", "outside-image")  # problems that are warnings
 _MAX_PERIMETER = 2**20  # [px]; pycocotools takes 80 bytes for each, and a few wild points must not take the memory
 _DECODED_BYTES = 2**26  # masks of objects held at once: 60 objects on 24 megapixels would be 1.4 GB
+Rle = dict[str, object]  # {"size": [height, width], "counts": bytes}, as `pycocotools.mask` takes it
+Problem = tuple[str, str]  # its name, and in detail
 
 
 def paint_mask(annotations: pd.DataFrame, height: int, width: int, paint_order: str, background: str) -> np.ndarray:
@@ -45,9 +55,9 @@ def paint_mask(annotations: pd.DataFrame, height: int, width: int, paint_order: 
         raise InputError(unknown_name("background", background, BACKGROUNDS))
     _require_size(height, width)
     # pycocotools lays masks out by columns: so does the canvas, or each of the copies would take six times longer
-    canvas = np.full((height, width), IGNORE_INDEX if background == "ignore" else 0, np.uint8, order="F")
+    canvas = np.full((height, width), _empty(background), np.uint8, order="F")
     rles = _annotation_rles(annotations, height, width)
-    order = sort_for_painting(annotations, rles, paint_order)
+    order = _sort_for_painting(annotations, rles, paint_order)
     class_ids = annotations["class_id"].to_numpy(np.uint8)
     at_once = max(1, _DECODED_BYTES // (height * width))
     for start in range(0, len(order), at_once):
@@ -58,7 +68,7 @@ def paint_mask(annotations: pd.DataFrame, height: int, width: int, paint_order: 
     return np.ascontiguousarray(canvas)
 
 
-def segmentation_to_rle(segmentation: list | dict, height: int, width: int) -> dict:
+def segmentation_to_rle(segmentation: list | dict, height: int, width: int) -> Rle:
     """The compressed RLE of polygons or of an RLE, the same pixels as `COCO.annToMask` paints.
 
     Unlike there, polygons of fewer than three points cover nothing: pycocotools would read four numbers as a box.
@@ -68,18 +78,14 @@ def segmentation_to_rle(segmentation: list | dict, height: int, width: int) -> d
     segmentation : list of polygons, or RLE with counts as list, str or bytes
     height, width : the image's [px]
 
-    Returns
-    -------
-    {"size": [height, width], "counts": bytes}, as `pycocotools.mask` takes it
-
     Raises
     ------
     InputError
         Where the segmentation has a problem that is an error; an RLE of another size than the image is not decoded.
     """
     _require_size(height, width)
-    for severity, problem, detail in segmentation_problems(segmentation, height, width):
-        if severity == "error":
+    for problem, detail in segmentation_problems(segmentation, height, width):
+        if problem not in PAINTS_LESS:
             raise InputError(f"{problem}: {detail}; correct the annotation")
     size = [int(height), int(width)]
     if isinstance(segmentation, dict):
@@ -93,22 +99,57 @@ def segmentation_to_rle(segmentation: list | dict, height: int, width: int) -> d
     return mask_api.merge(mask_api.frPyObjects(polygons, *size))
 
 
-def segmentation_problems(segmentation: object, height: int, width: int) -> Iterator[tuple[str, str, str]]:
-    """What is wrong with a segmentation of an image of that size [px]: (severity, problem, detail) each.
+def segmentation_problems(segmentation: object, height: int, width: int) -> Iterator[Problem]:
+    """What is wrong with a segmentation of an image of that size [px].
 
-    Errors are what cannot be painted; with warnings something is painted: less than was meant.
+    With the problems of `PAINTS_LESS` something is painted: less than was meant; the others cannot be painted.
     """
     if isinstance(segmentation, dict):
         yield from _rle_problems(segmentation, height, width)
     elif segmentation is None or segmentation == []:
-        yield "warning", "empty-segmentation", "must hold a polygon or an RLE, got nothing"
+        yield "empty-segmentation", "must hold a polygon or an RLE, got nothing"
     elif not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
         got = "a list of something else" if isinstance(segmentation, list) else type(segmentation).__name__
-        yield "error", "unknown-segmentation", f"must be an RLE or polygons [[x1, y1, x2, y2, ...], ...], got {got}"
+        yield "unknown-segmentation", f"must be an RLE or polygons [[x1, y1, x2, y2, ...], ...], got {got}"
     else:
         for i, polygon in enumerate(segmentation, start=1):
-            for severity, problem, detail in _polygon_problems(polygon, height, width):
-                yield severity, problem, f"polygon {i} of {len(segmentation)} {detail}"
+            for problem, detail in _polygon_problems(polygon, height, width):
+                yield problem, f"polygon {i} of {len(segmentation)} {detail}"
+
+
+def resize_rle(rle: Rle, size: int) -> np.ndarray:
+    """The object's mask resized by nearest neighbour to (size, size) bool: the pixels that `resize_mask` would take.
+
+    Samples lie in the order of the run lengths, by columns: counting those before the end of each run gives the runs of
+    the resized mask, so the work grows with the object's outline and not with the photograph's megapixels.
+    """
+    height, width = rle["size"]
+    rows_before, columns_before, repeats = _count_samples(height, width, size)
+    runs = _decompress(rle["counts"])
+    column, row = np.divmod(np.cumsum(runs), height)
+    is_sampled = columns_before[column + 1] - columns_before[column]
+    samples_before = columns_before[column] * size + is_sampled * rows_before[row]
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(samples_before, prepend=0))
+    return flat.reshape(-1, size).T[:, repeats]
+
+
+@lru_cache(maxsize=1024)
+def _count_samples(height: int, width: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where nearest neighbour samples an image: samples above each row, sampled columns left of each column, and which
+    of these each column of the result is (where an image grows, several are the same)."""
+    columns, repeats = np.unique(_sampled(width, size), return_inverse=True)
+    rows_before = np.searchsorted(_sampled(height, size), np.arange(height + 1))
+    return rows_before, np.searchsorted(columns, np.arange(width + 2)), repeats
+
+
+def _sampled(side: int, size: int) -> np.ndarray:
+    """(size,) positions that OpenCV takes of `side`, asked of OpenCV itself: versions differ in rounding."""
+    return cv2.resize(np.arange(side, dtype=np.float32)[None], (size, 1), interpolation=cv2.INTER_NEAREST)[0]
+
+
+def _empty(background: str) -> int:
+    """What a pixel is that no annotation covers."""
+    return IGNORE_INDEX if background == "ignore" else 0
 
 
 def _require_size(height: int, width: int) -> None:
@@ -116,7 +157,7 @@ def _require_size(height: int, width: int) -> None:
         raise InputError(f"height and width must be 1 to {MAX_SIDE} px, got {height} and {width}; verify the data")
 
 
-def _annotation_rles(annotations: pd.DataFrame, height: int, width: int) -> list[dict]:
+def _annotation_rles(annotations: pd.DataFrame, height: int, width: int) -> list[Rle]:
     rles = []
     columns = (annotations[name] for name in ("annotation_id", "class_id", "segmentation"))
     for annotation_id, class_id, segmentation in zip(*columns, strict=True):
@@ -129,59 +170,61 @@ def _annotation_rles(annotations: pd.DataFrame, height: int, width: int) -> list
     return rles
 
 
-def sort_for_painting(annotations: pd.DataFrame, rles: list[dict], paint_order: str) -> np.ndarray:
+def _sort_for_painting(annotations: pd.DataFrame, rles: list[Rle], paint_order: str) -> np.ndarray:
     """Row numbers, the winner last."""
     if paint_order == "class_id":
         keys = annotations["class_id"].to_numpy()
     elif paint_order == "longest":
-        keys = np.array([_first_length(segmentation) for segmentation in annotations["segmentation"]])
+        keys = np.array(
+            [len(each[0]) if isinstance(each, list) and each else 0 for each in annotations["segmentation"]]
+        )
     else:
         area = annotations["area"].to_numpy()
-        painted = np.array([mask_api.area(rle) for rle in rles])  # pycocotools 2.0.11 fails on a list of over 255
-        keys = -np.where((area > 0) & (area < np.inf), area, painted)
+        keys = -np.where((area > 0) & (area < np.inf), area, _count_pixels(rles))
     return np.argsort(keys, kind="stable")
 
 
-def _first_length(segmentation: list | dict | None) -> int:
-    return len(segmentation[0]) if isinstance(segmentation, list) and segmentation else 0
+def _count_pixels(rles: list[Rle]) -> np.ndarray:
+    """Pixels of each mask, one by one: of more than 255 at once pycocotools 2.0.11 makes an OverflowError."""
+    return np.array([mask_api.area(rle) for rle in rles], np.int64)
 
 
-def _polygon_problems(polygon: list, height: int, width: int) -> Iterator[tuple[str, str, str]]:
+def _polygon_problems(polygon: list, height: int, width: int) -> Iterator[Problem]:
     xy = _numbers(polygon)
     if xy is None:
-        yield "error", "unreadable-coordinates", "must be a list of numbers [x1, y1, x2, ...], got something else in it"
+        yield "unreadable-coordinates", "must be a list of numbers [x1, y1, x2, ...], got something else in it"
     elif not np.isfinite(xy).all():
-        yield "error", "non-finite-coordinates", f"must have finite coordinates, got {xy[~np.isfinite(xy)][0]}"
+        yield "non-finite-coordinates", f"must have finite coordinates, got {xy[~np.isfinite(xy)][0]}"
     elif len(xy) % 2:
-        yield "error", "odd-coordinates", f"must have x and y of each point, got {len(xy)} coordinates"
+        yield "odd-coordinates", f"must have x and y of each point, got {len(xy)} coordinates"
     elif len(xy) < 6:
-        yield "warning", "too-few-points", f"must have 3 points or more, got {len(xy) // 2}"
+        yield "too-few-points", f"must have 3 points or more, got {len(xy) // 2}"
     else:
         yield from _extent_problems(xy.reshape(-1, 2).astype(np.float64), height, width)  # integers may overflow
 
 
-def _extent_problems(points: np.ndarray, height: int, width: int) -> Iterator[tuple[str, str, str]]:
+def _extent_problems(points: np.ndarray, height: int, width: int) -> Iterator[Problem]:
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     extent = f"x {left:g} to {right:g}, y {top:g} to {bottom:g}"
-    closed = np.vstack([points, points[:1]])
-    if max(-left, -top, right, bottom) > MAX_SIDE or np.abs(np.diff(closed, axis=0)).max(axis=1).sum() > _MAX_PERIMETER:
+    perimeter = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
+    if max(-left, -top, right, bottom) > MAX_SIDE or perimeter > _MAX_PERIMETER:
         limits = f"within {MAX_SIDE} px and no longer than {_MAX_PERIMETER} px"
-        yield "error", "far-coordinates", f"must lie {limits}, got {extent}"
+        yield "far-coordinates", f"must lie {limits}, got {extent}"
     elif left < -1 or top < -1 or right > width + 1 or bottom > height + 1:  # 1 px: tools differ in where a pixel lies
-        yield "warning", "outside-image", f"must lie in the image of {width}x{height} px (width x height), got {extent}"
+        yield "outside-image", f"must lie in the image of {width}x{height} px (width x height), got {extent}"
 
 
-def _rle_problems(rle: dict, height: int, width: int) -> Iterator[tuple[str, str, str]]:
+def _rle_problems(rle: dict, height: int, width: int) -> Iterator[Problem]:
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:  # first: the counts of another size may be those of a mask that fills the memory
         required = f"[{height}, {width}], the image's height and width"
-        yield "error", "rle-size", f"size must be {required}, got {reprlib.repr(size)}"
+        yield "rle-size", f"size must be {required}, got {reprlib.repr(size)}"
         return
-    lengths = _numbers(counts) if isinstance(counts, list) else decompress_counts(counts)
+    lengths = _numbers(counts) if isinstance(counts, list) else _decompress(counts)
     if lengths is None or lengths.dtype.kind == "f" or (lengths < 0).any():
-        yield "error", "rle-corrupt", "counts must be whole numbers from 0, or their compressed text, got neither"
+        yield "rle-corrupt", "counts must be whole numbers from 0, or their compressed text, got neither"
     elif (total := lengths.sum(dtype=np.float64)) != height * width:  # as floats these cannot overflow
-        yield "error", "rle-sum", f"counts must add up to height x width = {height * width}, got {total:.0f}"
+        yield "rle-sum", f"counts must add up to height x width = {height * width}, got {total:.0f}"
 
 
 def _numbers(values: list) -> np.ndarray | None:
@@ -193,7 +236,7 @@ def _numbers(values: list) -> np.ndarray | None:
     return array if array.ndim == 1 and array.dtype.kind in "iuf" else None
 
 
-def decompress_counts(counts: object) -> np.ndarray | None:
+def _decompress(counts: object) -> np.ndarray | None:
     """The run lengths of a compressed RLE, None where it is corrupt: pycocotools reads on behind the string's end.
 
     Source: rleFrString of pycocotools. Each character holds 5 bits of a number, the 6th says that the next one goes on;
@@ -214,3 +257,156 @@ def decompress_counts(counts: object) -> np.ndarray | None:
     numbers[1::2] = numbers[1::2].cumsum()
     numbers[2::2] = numbers[2::2].cumsum()
     return numbers
+
+
+# The objects of a data set one by one: sizes, overlaps, and what of them is left in the masks that training sees.
+
+
+def tabulate_objects(data: "CocoData", image_size: int) -> pd.DataFrame:
+    """Measure every annotation that can be painted; those that cannot are left out (`verify_coco` names them).
+
+    Returns
+    -------
+    DataFrame
+        Index: row of `data.annotations`, grouped by image. `image`: row of `data.images`; `annotation_id`, `class_id`,
+        `class_name`; `area` [px^2] (the file's, the mask's where it has none) and `mask_area` [px^2], both of the
+        original; `scale`: px^2 of the training image for one of the original; `size`: sqrt(area) [px] in the training
+        image; `x`, `y`: the box's middle, 0..1 of the image; `aspect`: the box's width / height [original px], NaN
+        where the mask is empty; `rle`: compressed, as `pycocotools.mask` takes it.
+    """
+    of_image = pd.Index(data.images["image_id"]).get_indexer(data.annotations["image_id"])
+    sizes = data.images[["height", "width"]].to_numpy()
+    class_ids, segmentations = (data.annotations[name].to_numpy() for name in ("class_id", "segmentation"))
+    painted: dict[int, Rle] = {}
+    for row in np.argsort(of_image, kind="stable"):
+        if of_image[row] >= 0 and class_ids[row] > 0 and sizes[of_image[row]].all():
+            with suppress(InputError):
+                painted[row] = segmentation_to_rle(segmentations[row], *sizes[of_image[row]].tolist())
+    rows, rles = [*painted], [*painted.values()]
+    objects = data.annotations.iloc[rows][["annotation_id", "class_id", "area"]].assign(image=of_image[rows])
+    height, width = sizes[of_image[rows]].reshape(-1, 2).T
+    objects["class_name"] = np.array(data.class_names, object)[objects["class_id"]]
+    objects["mask_area"] = _count_pixels(rles)
+    known = objects["area"].gt(0) & np.isfinite(objects["area"])
+    objects["area"] = objects["area"].where(known, objects["mask_area"])
+    objects["scale"] = (image_size / width) * (image_size / height)
+    objects["size"] = np.sqrt(objects["area"] * objects["scale"])
+    left, top, box_width, box_height = np.array(mask_api.toBbox(rles) if rles else [], float).reshape(-1, 4).T
+    objects["x"], objects["y"] = (left + box_width / 2) / width, (top + box_height / 2) / height
+    objects["aspect"] = np.divide(box_width, box_height, out=np.full(len(rles), np.nan), where=box_height > 0)
+    objects["rle"] = rles
+    return objects
+
+
+def find_overlaps(objects: pd.DataFrame) -> pd.DataFrame:
+    """Every pair of annotations of one image that have pixels in common, compared at the original resolution.
+
+    Parameters
+    ----------
+    objects : of `tabulate_objects`
+
+    Returns
+    -------
+    DataFrame
+        `image`; `first`, `second`: index of the two in `objects`; `class_a`, `class_b`: their class names, the lower id
+        first; `pixels` [px^2 of the training image]; `share`: of the smaller one, 0..1.
+    """
+    found = [_overlaps_of(own) for _, own in objects.groupby("image") if len(own) > 1]
+    found.append(_overlaps_of(objects.iloc[:0]))  # the columns, where there are none
+    return pd.concat(found, ignore_index=True)
+
+
+def tabulate_class_pairs(overlaps: pd.DataFrame) -> pd.DataFrame:
+    """Class pairs by overlapping pixels: `class_a`, `class_b`, `overlaps` (pairs of annotations), `images`, `pixels`."""
+    grouped = overlaps.groupby(["class_a", "class_b"])
+    table = grouped.agg(overlaps=("image", "size"), images=("image", "nunique"), pixels=("pixels", "sum"))
+    return table.sort_values("pixels", ascending=False).reset_index()
+
+
+def _overlaps_of(objects: pd.DataFrame) -> pd.DataFrame:
+    """The overlapping pairs of one image's objects."""
+    rles, area = objects["rle"].tolist(), objects["mask_area"].to_numpy()
+    # with crowds, pycocotools gives the intersection over the first one's area
+    covered = mask_api.iou(rles, rles, [1] * len(rles)) if rles else np.zeros((0, 0))
+    common = np.rint(np.nan_to_num(covered) * area[:, None])
+    first, second = np.nonzero(np.triu(common, 1))
+    common, class_ids, names = common[first, second], objects["class_id"].to_numpy(), objects["class_name"].to_numpy()
+    swap = class_ids[first] > class_ids[second]
+    first, second = np.where(swap, second, first), np.where(swap, first, second)
+    return pd.DataFrame(
+        {
+            "image": objects["image"].to_numpy()[first],
+            "first": objects.index[first],
+            "second": objects.index[second],
+            "class_a": names[first],
+            "class_b": names[second],
+            "pixels": common * objects["scale"].to_numpy()[first],
+            "share": common / np.minimum(area[first], area[second]),
+        }
+    )
+
+
+class PaintedCounts(NamedTuple):
+    """Counts over the masks at the training resolution, N images and C classes with the background."""
+
+    class_pixels: np.ndarray  # (N, C + 1) int64, pixels of each class under the chosen policy; the ignored ones last
+    covered: np.ndarray  # (N,) int64, pixels that lie in an object
+    disputed: np.ndarray  # (N,) int64, of these, pixels in which the painting policies do not all agree
+    left: pd.DataFrame  # index as the objects', one column per size [px]: pixels of the object's own mask at that size
+
+
+def count_painted(
+    data: "CocoData",
+    objects: pd.DataFrame,
+    image_size: int,
+    paint_order: str,
+    background: str,
+    sizes: Sequence[int] = (256, 128),
+) -> PaintedCounts:
+    """Paint every image at the training resolution, one at a time, from the annotations alone.
+
+    Parameters
+    ----------
+    data, objects : of `pool_files` and `tabulate_objects`
+    sizes : resolutions [px] at which the objects' own pixels are counted, besides the training's
+    """
+    class_pixels, covered, disputed = (np.zeros((len(data.images), *shape), np.int64) for shape in ((256,), (), ()))
+    class_pixels[:, _empty(background)] = image_size**2
+    sizes = sorted({*sizes, image_size}, reverse=True)
+    left = np.zeros((len(objects), len(sizes)), np.int64)
+    for image, rows in objects.groupby("image").indices.items():
+        own = objects.iloc[rows]
+        masks = {size: [resize_rle(rle, size) for rle in own["rle"]] for size in sizes}
+        left[rows] = np.transpose([[np.count_nonzero(mask) for mask in masks[size]] for size in sizes])
+        painted = _paint_policies(data, own, masks[image_size], background)
+        class_pixels[image] = np.bincount(painted[paint_order].ravel(), minlength=256)
+        covered[image] = np.count_nonzero(np.any(masks[image_size], axis=0))
+        disputed[image] = np.count_nonzero(np.ptp([*painted.values()], axis=0))
+    counts = class_pixels[:, [*range(data.num_classes), IGNORE_INDEX]]
+    return PaintedCounts(counts, covered, disputed, pd.DataFrame(left, objects.index, sizes))
+
+
+def paint_layers(
+    data: "CocoData", objects: pd.DataFrame, image: int, image_size: int, background: str
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """How many objects lie on each pixel of one image, and its mask under each policy: (S, S) each."""
+    own = objects[objects["image"] == image]
+    masks = [resize_rle(rle, image_size) for rle in own["rle"]]
+    return np.sum(masks, axis=0, dtype=np.uint16), _paint_policies(data, own, masks, background)
+
+
+def _paint_policies(
+    data: "CocoData", objects: pd.DataFrame, masks: Sequence[np.ndarray], background: str
+) -> dict[str, np.ndarray]:
+    """Policy -> (S, S) uint8 class ids of one image: what `paint_mask` and then `resize_mask` make of its `objects`.
+
+    `masks` are the objects' (S, S) bool, of `resize_rle`.
+    """
+    annotations, rles = data.annotations.loc[objects.index], objects["rle"].tolist()
+    class_ids = objects["class_id"].to_numpy(np.uint8)
+    painted: dict[str, np.ndarray] = {}
+    for policy in PAINT_ORDERS:
+        canvas = painted[policy] = np.full(masks[0].shape, _empty(background), np.uint8)
+        for i in _sort_for_painting(annotations, rles, policy):
+            canvas[masks[i]] = class_ids[i]
+    return painted

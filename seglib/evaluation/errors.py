@@ -31,8 +31,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
 from seglib.data.coco import CocoData
-from seglib.data.masks import IGNORE_INDEX, segmentation_to_rle
-from seglib.data.objects import resize_rle
+from seglib.data.masks import IGNORE_INDEX, resize_rle, segmentation_to_rle
 from seglib.evaluation.compare import draw_images
 from seglib.evaluation.metrics import iou_per_class, mean_iou, precision_per_class, recall_per_class
 
