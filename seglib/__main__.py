@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "submission":
         from seglib.ledger import main as run
     else:
-        from seglib.inference.soup import main as run
+        from seglib.zoo.soup import main as run
     return run(arguments[1:]) or 0
 
 

@@ -48,6 +48,14 @@ def test_commands_have_their_own_help(capsys, command):
     assert f"python -m seglib {command}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["submission", "soup"])
+def test_the_old_forms_name_the_new_one(command):
+    words = [sys.executable, "-m", f"seglib.inference.{command}", "run"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"python -m seglib.inference.{command} is now: python -m seglib {command}\n"
+
+
 def test_help_imports_no_torch():
     code = "import sys; from seglib.__main__ import main\ntry: main(['--help'])\nfinally: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -41,7 +41,7 @@ class FinishedRun:
     ----------
     folder : Path
     record : dict, the content of record.json
-    val_images : Subset, the images that the run was scored on
+    train_images, val_images : Subset, the images that the run was trained and scored on
     model : the best epoch's model, on the CPU
     class_names : list of str
     confusion : (images, classes, classes) int64, as the run counted it
@@ -49,6 +49,7 @@ class FinishedRun:
 
     folder: Path
     record: Mapping[str, Any]
+    train_images: Subset
     val_images: Subset
     model: nn.Module
     class_names: list[str]
@@ -104,12 +105,13 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
         )
     params = record["params"] | ({"data_dir": data_dir} if data_dir else {})
     _load_kept_parts(folder, params.get("parts", []))  # before the data: one of them may split it
-    _, val_images = open_data(**_take_arguments(open_data, params))
+    train_images, val_images = open_data(**_take_arguments(open_data, params))
     if params["debug"]:
-        val_images = val_images.take_debug_share()
+        train_images, val_images = train_images.take_debug_share(), val_images.take_debug_share()
     confusion, image_ids, class_names = load_confusion(folder / "confusion.npz")
     _require_same_data(folder, val_images, image_ids, class_names)
-    return FinishedRun(folder, record, val_images, _rebuild_model(folder / "best.pt", best), class_names, confusion)
+    model = _rebuild_model(folder / "best.pt", best)
+    return FinishedRun(folder, record, train_images, val_images, model, class_names, confusion)
 
 
 def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, Callable[[], nn.Module]]:
@@ -131,16 +133,20 @@ def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, C
     return path.name, hash_weights(final["model"]), lambda: _rebuild_model(path, final)
 
 
-def require_same_images(run: FinishedRun, other: FinishedRun) -> None:
-    """Refuse two runs whose predictions cannot be laid upon each other."""
-    names = ("image_size", "paint_order", "background")
+def find_differences(run: FinishedRun, other: FinishedRun, *names: str) -> list[str]:
+    """Which parameters (`names` too), classes, validation images or masks of two runs are not the same."""
     pair = [
-        {"classes": each.class_names, "validation images": each.val_images.image_ids.tolist()}
-        | {name: each.record["params"][name] for name in names}
+        {name: each.record["params"][name] for name in (*names, "image_size", "paint_order", "background")}
+        | {"classes": each.class_names, "validation images": each.val_images.image_ids.tolist()}
+        | {"validation masks": each.confusion.sum(axis=2).tolist()}  # ids alone may be those of other images
         for each in (run, other)
     ]
-    differing = [name for name in pair[0] if pair[0][name] != pair[1][name]]
-    if differing:
+    return [name for name in pair[0] if pair[0][name] != pair[1][name]]
+
+
+def require_same_images(run: FinishedRun, other: FinishedRun) -> None:
+    """Refuse two runs whose predictions cannot be laid upon each other."""
+    if differing := find_differences(run, other):
         raise InputError(
             f"compare_with {other.folder}: required the {' and '.join(differing)} of {run.folder}, got others;"
             " compare runs that were scored on the same masks"

@@ -13,10 +13,8 @@ from seglib.data.loader import build_loader
 from seglib.errors import InputError
 from seglib.evaluation.metrics import compute_metrics, load_confusion, save_confusion
 from seglib.files import PROJECT, write_json
-from seglib.inference import soup
 from seglib.inference.predict import count_confusion, open_predictions
 from seglib.inference.runs import load_finished_run
-from seglib.inference.soup import describe_starts, main, make_soup
 from seglib.models import build_model
 from seglib.parameters import read_defaults
 from seglib.runs.leaderboard import collect_runs
@@ -24,6 +22,8 @@ from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 from seglib.training.losses import build_loss
 from seglib.training.trainer import Evaluation, evaluate
+from seglib.zoo import soup
+from seglib.zoo.soup import describe_starts, main, make_soup
 
 CPU = torch.device("cpu")
 ARCHITECTURE, ENCODER = "Linknet", "tu-resnet10t"
@@ -204,7 +204,7 @@ def test_a_soup_is_a_finished_run(runs, tmp_path, capsys):
     (row,) = collect_runs(folder.parent, ["soup"], ["seed"])
     assert row.status == "ok"
     assert row.miou == record["metrics"]["miou"]
-    assert "soup: batches" in capsys.readouterr().err
+    assert "soup: scored" in capsys.readouterr().err
 
 
 def test_the_same_soup_has_the_same_bits_and_members_score_what_their_runs_did(runs, tmp_path):
