@@ -164,6 +164,15 @@ def compute_divergence(compared: pd.DataFrame, what: str) -> float:
     return float(jensenshannon(counts["train"], counts["val"], base=2) ** 2)
 
 
+def tabulate_copies(pairs: pd.DataFrame, file_names: pd.Series, subset: np.ndarray) -> pd.DataFrame:
+    """The pairs with their files' names and subsets, for people and for CSV."""
+    sides = {}
+    for side in ("first", "second"):
+        sides[side] = file_names.iloc[pairs[side]].to_numpy()
+        sides[f"{side}_subset"] = subset[pairs[side]]
+    return pairs.assign(**sides)
+
+
 # What the tables say, in words made from their numbers: one sentence per finding.
 
 

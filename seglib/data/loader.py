@@ -1,4 +1,4 @@
-"""Batches of samples by (seed, epoch, index), and mixes of an image with others."""
+"""Batches of samples by (seed, epoch, index), and mixes of an image with others of its set."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,12 +19,10 @@ from seglib.errors import InputError, unknown_name
 from seglib.parts import find_parts
 from seglib.vocabulary import MIX_NUMBER, MIXES, Share, read_choices
 
-# Mixes of an image with others of its set: mosaic, another background, pasted objects; before augmentation.
+NO_MIXING = MappingProxyType({})
 
-
-Sample = tuple[np.ndarray, np.ndarray]  # image (S, S, 3) uint8 RGB, mask (S, S) uint8
-PROBABILITY = 0.5  # of a mix that says nothing else
-TRIES = 10  # draws of an object until one has pixels left at this size
+# Mixes of an image with others of its set: mosaic, another background, pasted objects; before augmentation. They take
+# and give an image (S, S, 3) uint8 RGB and its mask (S, S) uint8.
 
 
 class SampleMixing:
@@ -48,11 +46,11 @@ class SampleMixing:
         self.steps = []
         for number, (name, function) in enumerate(SAMPLE_MIXES.items(), start=1):
             if name in chosen:
-                options = {"p": PROBABILITY, **chosen[name]}
+                options = {"p": 0.5, **chosen[name]}
                 self.steps.append((number, options.pop("p"), partial(function, others=others, **options)))
         _find_class_ids(chosen.get("copy_paste", {}).get("classes", ()), subset)
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int, epoch: int, index: int) -> Sample:
+    def __call__(self, image: np.ndarray, mask: np.ndarray, seed: int, epoch: int, index: int) -> tuple:
         for number, p, step in self.steps:
             # A stream for each mix, apart from the augmentation's: adding one to a sweep does not change another's draws.
             rng = np.random.default_rng([seed, epoch, index, number])
@@ -65,73 +63,64 @@ class OtherSamples:
     """The other images of a set, and the objects in them by class."""
 
     def __init__(self, subset: Subset):
-        self.subset = subset
-        annotations = subset.data.annotations
+        self.subset, annotations = subset, subset.data.annotations
         positions = pd.Index(subset.image_ids).get_indexer(annotations["image_id"])
-        rows = np.flatnonzero(positions >= 0)
-        self.positions, self.rows = positions[rows], rows
-        self.of_class = {
-            int(class_id): np.flatnonzero(annotations["class_id"].to_numpy()[rows] == class_id)
-            for class_id in annotations["class_id"].iloc[rows].unique()
-        }
+        self.rows = np.flatnonzero(positions >= 0)
+        self.positions = positions[self.rows]
+        class_ids = annotations["class_id"].to_numpy()[self.rows]
+        self.of_class = {int(class_id): np.flatnonzero(class_ids == class_id) for class_id in np.unique(class_ids)}
 
-    def draw(self, rng: np.random.Generator) -> Sample:
+    def draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Any image of the set with its mask."""
         return self.subset.read(int(rng.integers(len(self.subset))))
 
     def draw_object(self, rng: np.random.Generator, class_ids: list[int]) -> tuple[np.ndarray, np.ndarray, int] | None:
         """An object, its class drawn first: image (h, w, 3) uint8, its pixels (h, w) bool, class id; None if luck fails."""
-        present = [class_id for class_id in class_ids or sorted(self.of_class) if class_id in self.of_class]
-        for _ in range(TRIES if present else 0):
+        present = [class_id for class_id in class_ids or self.of_class if class_id in self.of_class]
+        for _ in range(10 if present else 0):  # tries, until one has pixels left at this size
             class_id = present[rng.integers(len(present))]
-            number = int(rng.choice(self.of_class[class_id]))
-            cut = self._cut(number, class_id)
+            cut = self._cut(int(rng.choice(self.of_class[class_id])), class_id)
             if cut is not None:
                 return *cut, class_id
         return None
 
-    def _cut(self, number: int, class_id: int) -> Sample | None:
+    def _cut(self, number: int, class_id: int) -> tuple[np.ndarray, np.ndarray] | None:
         """The visible part of an object in its box: pixels of its annotation that nothing was painted over."""
-        position = int(self.positions[number])
+        data, position = self.subset.data, int(self.positions[number])
+        row = data.images.iloc[int(self.subset.indices[position])]
+        segmentation = data.annotations["segmentation"].iloc[self.rows[number]]
+        rle = segmentation_to_rle(segmentation, int(row["height"]), int(row["width"]))
         image, mask = self.subset.read(position)
-        visible = self._draw_annotation(int(self.rows[number]), position) & (mask == class_id)
+        visible = resize_rle(rle, self.subset.image_size) & (mask == class_id)
         if not visible.any():
             return None
         rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         return image[box], visible[box]
 
-    def _draw_annotation(self, row: int, position: int) -> np.ndarray:
-        """(S, S) bool: the pixels of one annotation at this set's size."""
-        segmentation = self.subset.data.annotations["segmentation"].iloc[row]
-        image = self.subset.data.images.iloc[int(self.subset.indices[position])]
-        rle = segmentation_to_rle(segmentation, int(image["height"]), int(image["width"]))
-        return resize_rle(rle, self.subset.image_size)
 
-
-def mosaic(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples) -> Sample:
+def mosaic(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples) -> tuple:
     """Four images around a point in the middle half, each a random part of its image at its own scale.
 
     Source: Bochkovskiy et al. 2020, YOLOv4.
     """
     size = len(mask)
     y, x = rng.integers(size // 4, size * 3 // 4, 2, endpoint=True)
-    quadrants = [(slice(0, y), slice(0, x)), (slice(0, y), slice(x, size)),
-                 (slice(y, size), slice(0, x)), (slice(y, size), slice(x, size))]  # fmt: skip
+    quadrants = [(rows, columns) for rows in ((0, y), (y, size)) for columns in ((0, x), (x, size))]
     sources = [(image, mask), *(others.draw(rng) for _ in range(3))]
     out = np.empty_like(image), np.empty_like(mask)
     for number, source in zip(rng.permutation(4), sources, strict=True):
-        rows, columns = quadrants[number]
-        height, width = rows.stop - rows.start, columns.stop - columns.start
-        top, left = rng.integers(size - height, endpoint=True), rng.integers(size - width, endpoint=True)
+        (top, bottom), (left, right) = quadrants[number]
+        height, width = bottom - top, right - left
+        row, column = rng.integers(size - height, endpoint=True), rng.integers(size - width, endpoint=True)
         for target, array in zip(out, source, strict=True):
-            target[rows, columns] = array[top : top + height, left : left + width]
+            target[top:bottom, left:right] = array[row : row + height, column : column + width]
     return out
 
 
 def replace_background(
     image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples, replace_with: str = "image"
-) -> Sample:
+) -> tuple:
     """Keep the objects and put something else behind them.
 
     "image" is another image with its own mask, objects included, so that every label stays true; "mean", "black" and
@@ -143,23 +132,15 @@ def replace_background(
         return np.where(objects[..., None], image, behind), np.where(objects, mask, mask_behind)
     if not objects.any():
         return image, mask
-    fill = {
-        "mean": lambda: np.round(cv2.mean(image)[:3]),
-        "black": lambda: 0,
-        "noise": lambda: rng.integers(0, 256, image.shape),
-    }[replace_with]()
-    return np.where(objects[..., None], image, np.asarray(fill, np.uint8)), mask
+    fills = {"mean": lambda: np.round(cv2.mean(image)[:3]), "black": lambda: 0,
+             "noise": lambda: rng.integers(0, 256, image.shape)}  # fmt: skip
+    return np.where(objects[..., None], image, np.asarray(fills[replace_with](), np.uint8)), mask
 
 
 def copy_paste(
-    image: np.ndarray,
-    mask: np.ndarray,
-    rng: np.random.Generator,
-    others: OtherSamples,
-    classes: tuple[str, ...] = (),
-    count: tuple[int, int] = (1, 3),
-    scale: tuple[float, float] = (0.5, 1.5),
-) -> Sample:
+    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples, classes: Sequence[str] = (),
+    count: tuple[int, int] = (1, 3), scale: tuple[float, float] = (0.5, 1.5),
+) -> tuple:  # fmt: skip
     """Paste objects of other images: each from a class drawn evenly, so that rare classes are seen more often.
 
     Source: Ghiasi et al. 2021, Simple Copy-Paste.
@@ -175,35 +156,29 @@ def copy_paste(
     for _ in range(rng.integers(*count, endpoint=True)):
         drawn = others.draw_object(rng, class_ids)
         if drawn is not None:
-            _paste(image, mask, *_transform(*drawn[:2], len(mask), rng, scale), drawn[2], rng)
+            _paste(image, mask, *drawn, scale, rng)
     return image, mask
 
 
-def _transform(
-    patch: np.ndarray, visible: np.ndarray, size: int, rng: np.random.Generator, scale: tuple[float, float]
-) -> Sample:
-    """Scale an object, to at most the image's size, and flip it half of the time."""
+def _paste(
+    image: np.ndarray, mask: np.ndarray, patch: np.ndarray, visible: np.ndarray, class_id: int,
+    scale: tuple[float, float], rng: np.random.Generator,
+) -> None:  # fmt: skip
+    """Scale an object, to at most the image's size, flip it half of the time, and lay it where all of it is inside."""
     height, width = visible.shape
-    factor = min(rng.uniform(*scale), size / height, size / width)
-    shape = max(1, round(width * factor)), max(1, round(height * factor))
+    factor = min(rng.uniform(*scale), len(mask) / height, len(mask) / width)
+    shape = width, height = max(1, round(width * factor)), max(1, round(height * factor))
     patch = cv2.resize(patch, shape, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
     visible = cv2.resize(visible.view(np.uint8), shape, interpolation=cv2.INTER_NEAREST_EXACT).astype(bool)
-    return (patch[:, ::-1], visible[:, ::-1]) if rng.random() < 0.5 else (patch, visible)
-
-
-def _paste(
-    image: np.ndarray, mask: np.ndarray, patch: np.ndarray, visible: np.ndarray, class_id: int, rng: np.random.Generator
-) -> None:
-    """Overwrite image and mask with an object, at a random place where all of it is inside."""
-    height, width = visible.shape
-    top = rng.integers(len(mask) - height, endpoint=True)
-    left = rng.integers(len(mask) - width, endpoint=True)
+    if rng.random() < 0.5:
+        patch, visible = patch[:, ::-1], visible[:, ::-1]
+    top, left = rng.integers(len(mask) - height, endpoint=True), rng.integers(len(mask) - width, endpoint=True)
     box = slice(top, top + height), slice(left, left + width)
     image[box][visible] = patch[visible]
     mask[box][visible] = class_id
 
 
-def _find_class_ids(names: tuple[str, ...], subset: Subset) -> list[int]:
+def _find_class_ids(names: Sequence[str], subset: Subset) -> list[int]:
     known = list(subset.data.class_names)
     for name in names:
         if name not in known[1:]:
@@ -218,10 +193,6 @@ SAMPLE_MIXES = {"mosaic": mosaic, "background": replace_background, "copy_paste"
 # From images to batches: loaders whose samples do not depend on the number of workers.
 
 
-Augmentation = str | Sequence
-NO_MIXING = MappingProxyType({})
-
-
 class SegmentationDataset(Dataset):
     """Samples as uint8 tensors: image (S, S, 3) RGB in 0..255, mask (S, S) class ids; keys are (epoch, position).
 
@@ -231,7 +202,7 @@ class SegmentationDataset(Dataset):
     """
 
     def __init__(
-        self, subset: Subset, augmentation: Augmentation, seed: int, mixing: Mapping = NO_MIXING, expand: int = 1
+        self, subset: Subset, augmentation: str | Sequence, seed: int, mixing: Mapping = NO_MIXING, expand: int = 1
     ):
         self.subset, self.seed, self.expand = subset, seed, expand
         self.augmentation = build_augmentation(augmentation, subset.image_size)
@@ -244,7 +215,7 @@ class SegmentationDataset(Dataset):
     def choose_positions(self, epoch: int) -> np.ndarray:
         """(len(self),) int64, the positions of an epoch, unshuffled: all own images, and of extra sets what their turn is.
 
-        A weight of 0.5 draws a half of its images anew each epoch; 1.5 takes all, and a half of them twice.
+        A weight of 0.5 draws a half of its images again in each epoch; 1.5 takes all, and a half of them twice.
         """
         count, weights = len(self.subset), self.subset.weights
         if weights is None:
@@ -264,9 +235,8 @@ class SegmentationDataset(Dataset):
         copy, original = divmod(position, len(self.subset))
         image, mask = self.subset.read(original)
         if copy or self.expand == 1:
-            draw = (self.seed, epoch, position)
-            image, mask = self.mixing(image, mask, *draw)
-            image, mask = augment(self.augmentation, image, mask, *draw)
+            image, mask = self.mixing(image, mask, self.seed, epoch, position)
+            image, mask = augment(self.augmentation, image, mask, self.seed, epoch, position)
         return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(np.ascontiguousarray(mask))
 
 
@@ -274,19 +244,12 @@ class EpochBatches:
     """Batches of (epoch, position); the order of an epoch depends on (seed, epoch) alone.
 
     Set `epoch` before a pass, and `first`: the number of batches that it leaves out at the beginning.
-    `choose_positions(epoch)` gives the positions of an epoch, (count,) int64; without it they are 0 to count - 1.
+    `choose_positions(epoch)` gives the positions of an epoch, int64, as many in each.
     """
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        seed: int,
-        shuffle: bool,
-        choose_positions: Callable[[int], np.ndarray] | None = None,
-    ):
-        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.choose_positions = choose_positions or (lambda epoch: np.arange(count))
+    def __init__(self, choose_positions: Callable[[int], np.ndarray], batch_size: int, seed: int, shuffle: bool):
+        self.choose_positions, self.count = choose_positions, len(choose_positions(0))
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.epoch, self.first = 0, 0
 
     def __len__(self) -> int:
@@ -298,9 +261,8 @@ class EpochBatches:
         order = self.choose_positions(self.epoch)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        for number in range(self.first, len(self)):
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield [(self.epoch, int(position)) for position in batch]
+        for start in range(self.first * self.batch_size, len(self) * self.batch_size, self.batch_size):
+            yield [(self.epoch, int(position)) for position in order[start : start + self.batch_size]]
 
 
 def choose_batch_size(batch_size: int, count: int, debug: bool) -> int:
@@ -313,7 +275,7 @@ def build_loader(
     batch_size: int,
     *,
     shuffle: bool,
-    augmentation: Augmentation,
+    augmentation: str | Sequence,
     seed: int,
     num_workers: int,
     mixing: Mapping = NO_MIXING,
@@ -336,7 +298,7 @@ def build_loader(
     dataset = SegmentationDataset(subset, augmentation, seed, mixing, expand)
     return DataLoader(
         dataset,
-        batch_sampler=EpochBatches(len(dataset), batch_size, seed, shuffle, dataset.choose_positions),
+        batch_sampler=EpochBatches(dataset.choose_positions, batch_size, seed, shuffle),
         num_workers=num_workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from seglib.data import splits
-from seglib.data.splits import MAX_DISTANCE, find_near_duplicates, hash_picture, tabulate_copies
+from seglib.data.eda import tabulate_copies
+from seglib.data.splits import MAX_DISTANCE, find_near_duplicates, hash_picture
 
 
 def picture(seed: int, side: int = 128) -> np.ndarray:
