@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pandas as pd
@@ -83,6 +83,34 @@ def read_ledger(ledger: Path) -> list[Entry]:
     return rows
 
 
+def _check_row(where: str, row: dict) -> None:
+    """A row that was edited by hand must still be readable."""
+    if None in row or None in row.values():
+        raise InputError(f"{where}: required as many fields as the header has; restore the row")
+    for name in ("val_score", "leaderboard_score"):
+        if row[name] and not 0 <= _number(row[name]) <= 1:
+            raise InputError(f"{where}: {name} must be a number from 0 to 1 or nothing, got {row[name]!r}; correct it")
+    for time in [*list_sent(row), *filter(None, [row["scored"]])]:
+        try:
+            datetime.fromisoformat(time)
+        except ValueError:
+            example = _now().isoformat()
+            raise InputError(f"{where}: required times such as {example}, got {time!r}; correct it") from None
+
+
+@contextmanager
+def _editing(ledger: Path) -> Iterator[list[Entry]]:
+    """Rows to change in place, by one process at a time; written when the block ends without an error."""
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with open(ledger.with_name(f".{ledger.name}.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = read_ledger(ledger)
+        yield rows
+        if rows:
+            with replacing(ledger) as temporary:
+                pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
 def add_submission(path: str | Path, ledger: Path | None = None) -> Entry:
     """Enter a submission with what its record says, and return its row; a content that is there already stays as it is."""
     ledger = ledger or ledger_path()
@@ -107,6 +135,55 @@ def score_submission(which: str | Path, score: float, ledger: Path, correct: boo
             raise InputError(f"{which}: {before}; --correct replaces that score")
         row.update(leaderboard_score=repr(float(score)), scored=_now().isoformat(timespec="milliseconds"))
         return dict(row)
+
+
+def _row_of(rows: list[Entry], path: Path, ledger: Path) -> Entry:
+    """The row of a file's content, entered where there is none yet."""
+    if not path.is_file():
+        raise InputError(f"{path}: required a submission CSV, got no such file")
+    content = hash_file(path)
+    if found := [row for row in rows if row["hash"] == content]:
+        return found[0]
+    record = _read_record(path) or {}
+    sources, val_score = record.get("sources", []), record.get("val_score")
+    changed = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+    weights = [str(source.get("weights_sha256") or source.get("hash", "")) for source in sources]
+    known = {"hash": content, "file": _relative(path, ledger), "written": record.get("written") or changed}
+    known |= {"runs": "; ".join(str(source.get("run", "")) for source in sources), "weights": "; ".join(weights)}
+    known |= {"resizing": record.get("resizing", ""), "val_score": "" if val_score is None else repr(float(val_score))}
+    rows.append({name: known.get(name, "") for name in (rows[0] if rows else COLUMNS)})
+    return rows[-1]
+
+
+def _find_row(rows: list[Entry], which: str | Path, ledger: Path) -> Entry:
+    path = Path(which)
+    if not path.is_file():
+        found = [row for row in rows if len(str(which)) >= MIN_HASH and row["hash"].startswith(str(which))]
+        if len(found) == 1:
+            return found[0]
+        digits = f"a hash's first {MIN_HASH} digits as `list` shows them"
+        raise InputError(f"{which}: required a file, or {digits}, got neither")
+    content, name = hash_file(path), _relative(path, ledger)
+    sent = [row for row in rows if row["file"] == name and list_sent(row)]
+    if sent and content not in {row["hash"] for row in rows}:
+        when, what = list_sent(sent[-1])[-1][:16], sent[-1]["hash"][:MIN_HASH]
+        changed = f"its content changed since it was sent on {when} UTC"
+        raise InputError(f"{path}: {changed}; give the hash of what was sent, {what}")
+    return _row_of(rows, path, ledger)
+
+
+def _read_record(path: Path) -> dict | None:
+    """The record beside a submission; None where there is none, or the CSV changed since."""
+    try:
+        record = json.loads(path.with_suffix(".json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("hash") == hash_file(path) else None
+
+
+def _relative(path: Path, ledger: Path) -> str:
+    path, folder = path.resolve(), ledger.resolve().parent
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
 
 def send_submission(path: Path, template: str, ledger: Path, **limits) -> tuple[int, str]:
@@ -136,6 +213,22 @@ def send_submission(path: Path, template: str, ledger: Path, **limits) -> tuple[
     for name, value in sorted(secrets.items(), key=lambda item: -len(item[1])):  # the longest first
         printed = printed.replace(value, f"${name}")
     return done.returncode, printed.strip()
+
+
+def expand(template: str, path: Path) -> tuple[list[str], dict[str, str]]:
+    """The command's arguments, and the values by name of the variables in it."""
+    try:
+        words = shlex.split(template)
+    except ValueError as error:
+        raise InputError(f"--send: required a command, got a text with {str(error).lower()}") from None
+    if "{file}" not in template or not words:
+        raise InputError("--send: required a command with {file} in it, got one without; such as -F 'file=@\"{file}\"'")
+    names = {name for word in words for match in _PLACE.finditer(word) if (name := match[1] or match[2])}
+    for name in sorted(names):
+        if not os.environ.get(name):
+            raise InputError(f"--send: required the environment variable {name}, got none; export {name}=...")
+    values, file = {name: os.environ[name] for name in names}, str(path.resolve())
+    return [_PLACE.sub(lambda m: values.get(m[1] or m[2] or "", file), word) for word in words], values
 
 
 def start_send(
@@ -180,9 +273,10 @@ def count_today(rows: list[Entry], utc_offset: float | None) -> int:
 
     utc_offset : of the leaderboard's midnight [h]; this machine's own midnight where None.
     """
-    today = _day(_now().isoformat(), utc_offset)
+    zone = None if utc_offset is None else timezone(timedelta(hours=utc_offset))
     times = [time for row in rows for time in (list_sent(row) or filter(None, [row["scored"]]))]
-    return sum(_day(time, utc_offset) == today for time in times)
+    days = [datetime.fromisoformat(time).astimezone(zone).date() for time in times]
+    return days.count(_now().astimezone(zone).date())
 
 
 def describe_day(utc_offset: float | None) -> str:
@@ -194,111 +288,8 @@ def correlate_scores(rows: list[Entry]) -> tuple[float, int]:
     """Spearman's rank correlation of val and leaderboard scores (NaN for fewer than three or all the same), and of how many."""
     scores = pd.DataFrame([(row["val_score"], row["leaderboard_score"]) for row in rows], columns=["val", "board"])
     scores = scores[(scores != "").all(axis=1)].astype(float)
-    rank = scores.corr("spearman").iloc[0, 1] if len(scores) >= MIN_SCORES else math.nan
-    return float(rank), len(scores)
-
-
-def expand(template: str, path: Path) -> tuple[list[str], dict[str, str]]:
-    """The command's arguments, and the values by name of the variables in it."""
-    try:
-        words = shlex.split(template)
-    except ValueError as error:
-        raise InputError(f"--send: required a command, got a text with {str(error).lower()}") from None
-    if "{file}" not in template or not words:
-        raise InputError("--send: required a command with {file} in it, got one without; such as -F 'file=@\"{file}\"'")
-    names = {name for word in words for match in _PLACE.finditer(word) if (name := match[1] or match[2])}
-    for name in sorted(names):
-        if not os.environ.get(name):
-            raise InputError(f"--send: required the environment variable {name}, got none; export {name}=...")
-    values = {name: os.environ[name] for name in names}
-    file = str(path.resolve())
-    return [_PLACE.sub(lambda m: values.get(m[1] or m[2] or "", file), word) for word in words], values
-
-
-@contextmanager
-def _editing(ledger: Path) -> Iterator[list[Entry]]:
-    """Rows to change in place, by one process at a time; written when the block ends without an error."""
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    with open(ledger.with_name(f".{ledger.name}.lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = read_ledger(ledger)
-        yield rows
-        if not rows:
-            return
-        with replacing(ledger) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def _read_record(path: Path) -> dict | None:
-    """The record beside a submission; None where there is none, or the CSV changed since."""
-    try:
-        record = json.loads(path.with_suffix(".json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("hash") == hash_file(path) else None
-
-
-def _row_of(rows: list[Entry], path: Path, ledger: Path) -> Entry:
-    """The row of a file's content, entered where there is none yet."""
-    if not path.is_file():
-        raise InputError(f"{path}: required a submission CSV, got no such file")
-    content = hash_file(path)
-    if found := [row for row in rows if row["hash"] == content]:
-        return found[0]
-    record = _read_record(path) or {}
-    sources, val_score = record.get("sources", []), record.get("val_score")
-    changed = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
-    known = {
-        "hash": content,
-        "file": _relative(path, ledger),
-        "written": record.get("written") or changed,
-        "runs": "; ".join(str(source.get("run", "")) for source in sources),
-        "weights": "; ".join(str(source.get("weights_sha256") or source.get("hash", "")) for source in sources),
-        "resizing": record.get("resizing", ""),
-        "val_score": "" if val_score is None else repr(float(val_score)),
-    }
-    rows.append({name: known.get(name, "") for name in (rows[0] if rows else COLUMNS)})
-    return rows[-1]
-
-
-def _find_row(rows: list[Entry], which: str | Path, ledger: Path) -> Entry:
-    path = Path(which)
-    if not path.is_file():
-        found = [row for row in rows if len(str(which)) >= MIN_HASH and row["hash"].startswith(str(which))]
-        if len(found) == 1:
-            return found[0]
-        digits = f"a hash's first {MIN_HASH} digits as `list` shows them"
-        raise InputError(f"{which}: required a file, or {digits}, got neither")
-    content, name = hash_file(path), _relative(path, ledger)
-    sent = [row for row in rows if row["file"] == name and list_sent(row)]
-    if sent and content not in {row["hash"] for row in rows}:
-        when, what = list_sent(sent[-1])[-1][:16], sent[-1]["hash"][:MIN_HASH]
-        raise InputError(
-            f"{path}: its content changed since it was sent on {when} UTC; give the hash of what was sent, {what}"
-        )
-    return _row_of(rows, path, ledger)
-
-
-def _relative(path: Path, ledger: Path) -> str:
-    path, folder = path.resolve(), ledger.resolve().parent
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-
-
-def _check_row(where: str, row: dict) -> None:
-    """A row that was edited by hand must still be readable."""
-    if None in row or None in row.values():
-        raise InputError(f"{where}: required as many fields as the header has; restore the row")
-    for name in ("val_score", "leaderboard_score"):
-        if row[name] and not 0 <= _number(row[name]) <= 1:
-            raise InputError(f"{where}: {name} must be a number from 0 to 1 or nothing, got {row[name]!r}; correct it")
-    for time in [*list_sent(row), *filter(None, [row["scored"]])]:
-        try:
-            _day(time, 0)
-        except ValueError:
-            example = _now().isoformat()
-            raise InputError(f"{where}: required times such as {example}, got {time!r}; correct it") from None
+    correlation = scores.corr("spearman").iloc[0, 1] if len(scores) >= MIN_SCORES else math.nan
+    return float(correlation), len(scores)
 
 
 def _number(text: str) -> float:
@@ -306,11 +297,6 @@ def _number(text: str) -> float:
         return float(text or "nan")
     except ValueError:
         return math.nan
-
-
-def _day(time: str, utc_offset: float | None) -> date:
-    zone = None if utc_offset is None else timezone(timedelta(hours=utc_offset))
-    return datetime.fromisoformat(time).astimezone(zone).date()
 
 
 def _now() -> datetime:
@@ -322,11 +308,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse_arguments(arguments)
     try:
         return options.action(options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:  # a disk that is full, a folder without permission
-        print(f"stopped: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:  # OSError: a disk that is full, a folder without permission
+        print(error if isinstance(error, InputError) else f"stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; a send that had begun counts as sent", file=sys.stderr)
@@ -357,13 +340,6 @@ def _judge(options: argparse.Namespace) -> Verdict:
     return validate_submission(options.file, read_file_names(options.sample), num_classes, **checks)
 
 
-def _score(options: argparse.Namespace) -> int:
-    row = score_submission(options.file, options.score, options.ledger, options.correct)
-    scores = f"leaderboard {row['leaderboard_score']}, val {row['val_score'] or '-'}"
-    print(f"{row['file']} ({row['hash'][:MIN_HASH]}): {scores}")
-    return 0
-
-
 def _send(options: argparse.Namespace) -> int:
     """Check a file unless its record says that this was done, then send it."""
     path = options.file
@@ -381,8 +357,15 @@ def _send(options: argparse.Namespace) -> int:
     limits = {"per_day": options.per_day, "utc_offset": options.utc_offset, "again": options.again}
     code, printed = send_submission(path, options.send, options.ledger, **limits)
     outcome = "sent" if code == 0 else f"not sent, the command ended with exit code {code}"
-    print(f"{printed}\n{path}: {outcome}; {_describe_left(read_ledger(options.ledger), options)}")
+    print(f"{printed}\n{path}: {outcome}; {_describe_left(options)}")
     return 0 if code == 0 else 1
+
+
+def _score(options: argparse.Namespace) -> int:
+    row = score_submission(options.file, options.score, options.ledger, options.correct)
+    scores = f"leaderboard {row['leaderboard_score']}, val {row['val_score'] or '-'}"
+    print(f"{row['file']} ({row['hash'][:MIN_HASH]}): {scores}")
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -392,25 +375,26 @@ def _list(options: argparse.Namespace) -> int:
         header = ["hash", "file", "written", "runs", "sent", "val", "leaderboard", "difference"]
         width = shutil.get_terminal_size((120, 24)).columns
         print(align([header, *map(_describe_row, rows)], shrinking={1, 3}, left={0, 1, 2, 3, 4}, width=width))
-    print(f"{len(rows)} submissions; {_describe_left(rows, options)}")
-    rank, count = correlate_scores(rows)
+    print(f"{len(rows)} submissions; {_describe_left(options)}")
+    correlation, count = correlate_scores(rows)
     if count:
-        said = "three different scores are needed" if math.isnan(rank) else f"{rank:.3f}"
-        print(f"val score against leaderboard score, Spearman's rank correlation: {said} (n = {count})")
+        text = "three different scores are needed" if math.isnan(correlation) else f"{correlation:.3f}"
+        print(f"val score against leaderboard score, Spearman's rank correlation: {text} (n = {count})")
     return 0
 
 
-def _describe_row(row: Entry) -> list[str]:
-    val, board = _number(row["val_score"]), _number(row["leaderboard_score"])
+def _describe_row(row: dict[str, str]) -> list[str]:
+    val, board = (_number(row[name]) for name in ("val_score", "leaderboard_score"))
     written, sent = (time[:16].replace("T", " ") for time in (row["written"], (list_sent(row) or [""])[-1]))
     texts = [row["hash"][:MIN_HASH], row["file"], written, row["runs"], sent]
     numbers = [f"{val:.4f}", f"{board:.4f}", f"{board - val:+.4f}"]
     return [text or "-" for text in texts] + ["-" if "nan" in number else number for number in numbers]
 
 
-def _describe_left(rows: list[Entry], options: argparse.Namespace) -> str:
+def _describe_left(options: argparse.Namespace) -> str:
     """How many were sent today, and how many are left."""
-    used, day = count_today(rows, options.utc_offset), describe_day(options.utc_offset)
+    used = count_today(read_ledger(options.ledger), options.utc_offset)
+    day = describe_day(options.utc_offset)
     if options.per_day is None:
         return f"{used} sent today ({day}); --per-day N says how many are left"
     return f"{max(0, options.per_day - used)} of {options.per_day} left today ({day})"
@@ -442,10 +426,10 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     score.add_argument("--correct", action="store_true", help="replace a score that was typed in before")
     midnight = f"of the leaderboard's midnight, such as 9 (default: ${UTC_OFFSET}, or this machine's midnight)"
     for command in (send, listing):
-        per_day, offset = os.environ.get(PER_DAY) or None, os.environ.get(UTC_OFFSET) or None
+        option, default = command.add_argument, os.environ.get
         help_day = f"allowed per day (default: ${PER_DAY})"
-        command.add_argument("--per-day", type=_count, default=per_day, metavar="N", help=help_day)
-        command.add_argument("--utc-offset", type=_hours, default=offset, metavar="HOURS", help=midnight)
+        option("--per-day", type=_count, default=default(PER_DAY) or None, metavar="N", help=help_day)
+        option("--utc-offset", type=_hours, default=default(UTC_OFFSET) or None, metavar="HOURS", help=midnight)
     for command in (send, score, listing):
         command.add_argument("--ledger", type=Path, default=ledger_path(), metavar="CSV", help="default: %(default)s")
     return parser.parse_args(arguments)
