@@ -32,7 +32,9 @@ class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):
 
 # The public names and their modules, which are imported when a name is first used: `import seglib` stays light.
 _PUBLIC = {
+    "DataAnalysis": "seglib.data.analysis",
     "ErrorAnalysis": "seglib.inference.analysis",
+    "MaskViewer": "seglib.viz.viewer",
     "add_submission": "seglib.ledger",
     "choose_confidence": "seglib.inference.pseudo_labels",
     "make_pseudo_labels": "seglib.inference.pseudo_labels",

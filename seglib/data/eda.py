@@ -1,6 +1,6 @@
-"""What a data set is like: classes, images, and what to look at first."""
+"""What a data set is like: tables of its classes, objects, images and split, and what they say in words."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,19 +9,19 @@ from scipy.spatial.distance import jensenshannon
 
 from seglib.data.coco import CocoData, read_image, resolve_image
 from seglib.data.masks import PaintedCounts
+from seglib.data.pipeline_check import BLACK, CONSTANT
 from seglib.data.pixels import CHUNK, THREADS, resize_image
 from seglib.data.splits import hash_picture
 from seglib.errors import InputError
 
-# Tables of a data set: classes, object sizes, what vanishes, what occurs together, and how train and val differ.
-
-
 SIZE_LIMITS = (8, 20, 32, 96)  # [px] of sqrt(area); 32 and 96 are COCO's bounds of small and medium
+FEW = 20  # annotations: a class with fewer is hardly learnt, and scored by luck
 ALL = "(all)"
+CHANNELS = ["red", "green", "blue"]
 
 
 def tabulate_files(files: Sequence[CocoData]) -> pd.DataFrame:
-    """What each COCO file holds, one row a file."""
+    """What each COCO file holds, one row per file."""
     rows = {}
     for data in files:
         annotations, images = data.annotations, data.images
@@ -38,7 +38,7 @@ def tabulate_files(files: Sequence[CocoData]) -> pd.DataFrame:
 
 
 def tabulate_classes(objects: pd.DataFrame, class_pixels: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
-    """How much of each class there is, one row a class, the background first.
+    """How much of each class there is, one row per class, the background first.
 
     Parameters
     ----------
@@ -96,15 +96,14 @@ def tabulate_vanished(objects: pd.DataFrame, left: pd.DataFrame) -> pd.DataFrame
         `objects`, and for each size `vanish at 256`, `share at 256` (0..1).
     """
     painted = objects["mask_area"] > 0
-    gone = left[painted].eq(0)
-    names = objects.loc[painted, "class_name"]
-    counts, totals = gone.groupby(names).sum(), names.value_counts()
-    counts.loc[ALL], totals.loc[ALL] = gone.sum(), len(names)
-    order = [ALL, *totals.drop(ALL).sort_values(ascending=False, kind="stable").index]
-    table = pd.DataFrame({"objects": totals.reindex(order)})
+    gone = left[painted].eq(0).astype("int64").assign(objects=1)
+    by_class = gone.groupby(objects.loc[painted, "class_name"], sort=False).sum()
+    by_class = by_class.sort_values("objects", ascending=False, kind="stable")
+    counts = pd.concat([pd.DataFrame({ALL: gone.sum()}).T, by_class])
+    table = counts[["objects"]].copy()
     for size in left.columns:
-        table[f"vanish at {size}"] = counts[size].reindex(order).astype("int64")
-        table[f"share at {size}"] = table[f"vanish at {size}"] / table["objects"].clip(lower=1)
+        table[f"vanish at {size}"] = counts[size]
+        table[f"share at {size}"] = counts[size] / counts["objects"].clip(lower=1)
     return table
 
 
@@ -166,21 +165,53 @@ def compute_divergence(compared: pd.DataFrame, what: str) -> float:
 
 def tabulate_copies(pairs: pd.DataFrame, file_names: pd.Series, subset: np.ndarray) -> pd.DataFrame:
     """The pairs with their files' names and subsets, for people and for CSV."""
-    sides = {}
-    for side in ("first", "second"):
-        sides[side] = file_names.iloc[pairs[side]].to_numpy()
-        sides[f"{side}_subset"] = subset[pairs[side]]
-    return pairs.assign(**sides)
+    sides = {side: pairs[side].to_numpy() for side in ("first", "second")}
+    names = {side: file_names.iloc[rows].to_numpy() for side, rows in sides.items()}
+    return pairs.assign(**names, **{f"{side}_subset": subset[rows] for side, rows in sides.items()})
 
 
-# What the tables say, in words made from their numbers: one sentence per finding.
+def measure_images(data: CocoData, image_size: int) -> pd.DataFrame:
+    """Measure the pixels of each image at the training resolution; a chunk of images is in memory at a time.
+
+    Returns
+    -------
+    DataFrame, one row per image, in the order of `data.images`
+        `error`: why the image cannot be read, "" where it can be; `red`, `green`, `blue`: means, 0..255; `red_square`,
+        ...: means of squares; `black`, `constant`: bool; `picture_hash`: uint64. Zeros where it cannot be read.
+    """
+    rows = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(data.images), CHUNK):
+            chunk = data.images.iloc[start : start + CHUNK].itertuples()
+            rows += pool.map(lambda row: _measure(data, row, image_size), chunk)
+    columns = ["error", *CHANNELS, *(f"{name}_square" for name in CHANNELS), "black", "constant", "picture_hash"]
+    return pd.DataFrame(rows, index=data.images.index, columns=columns)
 
 
-FEW = 20  # annotations: a class with fewer is hardly learnt, and scored by luck
+def _measure(data: CocoData, row: tuple, image_size: int) -> tuple:
+    try:
+        image = read_image(resolve_image(data.data_dir, row.file_name), (row.width, row.height))
+    except InputError as error:
+        return (str(error), *[0.0] * 6, False, False, np.uint64(0))
+    image = resize_image(image, image_size)
+    pixels = image.reshape(-1, 3)
+    squares = np.square(pixels, dtype=np.uint32).mean(axis=0)
+    black, constant = pixels.max() <= BLACK, np.ptp(pixels, axis=0).max() <= CONSTANT
+    return ("", *pixels.mean(axis=0), *squares, bool(black), bool(constant), hash_picture(image))
+
+
+def compute_colour_statistics(measured: pd.DataFrame, subset: np.ndarray) -> pd.DataFrame:
+    """Mean and standard deviation of each channel over all pixels of each subset, in 0..1 as Normalize takes them."""
+    sound = measured["error"] == ""
+    means = measured[sound].groupby(subset[sound]).mean(numeric_only=True).reindex(pd.unique(subset)) / 255
+    deviations = {f"std {name}": np.sqrt(means[f"{name}_square"] / 255 - means[name] ** 2) for name in CHANNELS}
+    return pd.DataFrame({f"mean {name}": means[name] for name in CHANNELS} | deviations)
+
+
+# What the tables say, in words made from their numbers.
 
 
 def describe_problems(problems: pd.DataFrame) -> str:
-    """Of `verify_coco`'s table."""
     counts = problems["severity"].value_counts()
     errors, warnings = int(counts.get("error", 0)), int(counts.get("warning", 0))
     if not errors:
@@ -190,7 +221,6 @@ def describe_problems(problems: pd.DataFrame) -> str:
 
 
 def describe_classes(classes: pd.DataFrame, counts: PaintedCounts) -> str:
-    """Imbalance and the background's share."""
     foreground = classes.iloc[1:].sort_values("annotations", ascending=False)
     present = foreground[foreground["annotations"] > 0]
     if present.empty:
@@ -208,7 +238,6 @@ def describe_classes(classes: pd.DataFrame, counts: PaintedCounts) -> str:
 
 
 def describe_sizes(sizes: pd.DataFrame, image_size: int) -> str:
-    """Of `tabulate_sizes`."""
     if ALL not in sizes.index:
         return "**Sizes:** there are no objects."
     row = sizes.loc[ALL]
@@ -217,18 +246,16 @@ def describe_sizes(sizes: pd.DataFrame, image_size: int) -> str:
 
 
 def describe_vanished(vanished: pd.DataFrame) -> str:
-    """Of `tabulate_vanished`."""
-    told = []
+    parts = []
     for name in [name for name in vanished if name.startswith("vanish at")]:
         lost, by_class = vanished.loc[ALL, name], vanished.drop(ALL)[name]
         most = f", most of them {by_class.idxmax()} ({by_class.max():,})" if lost else ""
         share = _percent(lost / max(1, vanished.loc[ALL, "objects"]))
-        told.append(f"at {name.removeprefix('vanish at ')} px {lost:,} objects ({share}) vanish{most}")
-    return f"**Resizing:** of {vanished.loc[ALL, 'objects']:,} objects, {'; '.join(told)}."
+        parts.append(f"at {name.removeprefix('vanish at ')} px {lost:,} objects ({share}) vanish{most}")
+    return f"**Resizing:** of {vanished.loc[ALL, 'objects']:,} objects, {'; '.join(parts)}."
 
 
 def describe_overlaps(objects: pd.DataFrame, overlaps: pd.DataFrame, pairs: pd.DataFrame, counts: PaintedCounts) -> str:
-    """Of `find_overlaps`, `tabulate_class_pairs` and `count_painted`."""
     if overlaps.empty:
         return "**Overlaps:** no two annotations overlap; the painting order makes no difference."
     involved = pd.unique(overlaps[["first", "second"]].to_numpy().ravel()).size
@@ -244,17 +271,16 @@ def describe_overlaps(objects: pd.DataFrame, overlaps: pd.DataFrame, pairs: pd.D
 
 
 def describe_split(subset: np.ndarray, compared: pd.DataFrame) -> str:
-    """Of `compare_subsets`."""
     train, val = (int((subset == name).sum()) for name in ("train", "val"))
     if not val:
         return "**Split:** there is one set of images and no validation images to compare it with."
     by_annotations, by_pixels = (compute_divergence(compared, what) for what in ("annotations", "pixels"))
     annotations = compared["annotations"].iloc[1:]
     absent = annotations.index[(annotations["val"] == 0) & (annotations["train"] > 0)].tolist()
-    told = f"; absent from val: {', '.join(absent[:8])}{' ...' if len(absent) > 8 else ''}" if absent else ""
+    lacking = f"; absent from val: {', '.join(absent[:8])}{' ...' if len(absent) > 8 else ''}" if absent else ""
     return (
         f"**Split:** {train:,} images train, {val:,} validate; Jensen-Shannon divergence {by_annotations:.4f} of "
-        f"annotations, {by_pixels:.4f} of the objects' pixels, by class (0: the same, 1: nothing in common){told}."
+        f"annotations, {by_pixels:.4f} of the objects' pixels, by class (0: the same, 1: nothing in common){lacking}."
     )
 
 
@@ -286,77 +312,14 @@ def describe_colours(measured: pd.DataFrame | None, colours: pd.DataFrame | None
     )
 
 
-def describe_pipelines(checks: dict[str, pd.DataFrame]) -> str:
+def describe_pipelines(checks: Mapping[str, pd.DataFrame]) -> str:
     """Of `check_pipeline`, by the pipeline's name."""
-    faults = [fault for name, table in checks.items() for fault in _faults(name, table)]
     if not checks:
         return "**Augmentation:** not checked, there are no pixels."
+    rows = [(name, row) for name, table in checks.items() for row in table.itertuples()]
+    faults = [f"{name}, {row.step}: {row.problem}" for name, row in rows if row.problem]
     return f"**Augmentation:** {'; '.join(faults) or 'no fault found in ' + ' and '.join(checks)}."
-
-
-def _faults(name: str, table: pd.DataFrame) -> Iterator[str]:
-    for row in table[table["problem"] != ""].itertuples():
-        yield f"{name}, {row.step}: {row.problem}"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-# Colours of every image, read once as a stream: mean and spread, black or constant pictures, perceptual hashes.
-
-
-BLACK = 15  # an image with no value above it shows nothing
-CONSTANT = 3  # [grey levels] between the darkest and the brightest value of each channel: what JPEG makes of one colour
-CHANNELS = ("red", "green", "blue")
-
-
-def measure_images(data: CocoData, image_size: int) -> pd.DataFrame:
-    """Measure the pixels of each image at the training resolution; a chunk of images is in memory at a time.
-
-    Returns
-    -------
-    DataFrame, one row an image, in the order of `data.images`
-        `error`: why the image cannot be read, "" where it can be; `red`, `green`, `blue`: means, 0..255; `red_square`,
-        ...: means of squares; `black`, `constant`: bool; `picture_hash`: uint64. Zeros where it cannot be read.
-    """
-    rows = []
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(data.images), CHUNK):
-            chunk = data.images.iloc[start : start + CHUNK].itertuples()
-            rows += pool.map(lambda row: _measure(data, row, image_size), chunk)
-    return pd.DataFrame(rows, index=data.images.index)
-
-
-def compute_colour_statistics(measured: pd.DataFrame, subset: np.ndarray) -> pd.DataFrame:
-    """Mean and standard deviation of each channel over all pixels of each subset, in 0..1 as Normalize takes them."""
-    return pd.DataFrame({name: _colours_of(measured[subset == name]) for name in pd.unique(subset)}).T
-
-
-def _colours_of(measured: pd.DataFrame) -> dict[str, float]:
-    sound = measured[measured["error"] == ""]
-    means = {channel: sound[channel].mean() for channel in CHANNELS}
-    deviations = {name: np.sqrt(sound[f"{name}_square"].mean() - mean**2) for name, mean in means.items()}
-    return {f"mean {name}": value / 255 for name, value in means.items()} | {
-        f"std {name}": value / 255 for name, value in deviations.items()
-    }
-
-
-def _measure(data: CocoData, row: tuple, image_size: int) -> dict:
-    try:
-        image = read_image(resolve_image(data.data_dir, row.file_name), (row.width, row.height))
-    except InputError as error:
-        nothing = dict.fromkeys([*CHANNELS, *(f"{channel}_square" for channel in CHANNELS)], 0.0)
-        return {"error": str(error), **nothing, "black": False, "constant": False, "picture_hash": np.uint64(0)}
-    image = resize_image(image, image_size)
-    pixels = image.reshape(-1, 3)
-    means = pixels.mean(axis=0)
-    squares = np.square(pixels, dtype=np.uint32).mean(axis=0)
-    return {
-        "error": "",
-        **dict(zip(CHANNELS, means, strict=True)),
-        **{f"{channel}_square": value for channel, value in zip(CHANNELS, squares, strict=True)},
-        "black": bool(pixels.max() <= BLACK),
-        "constant": bool(np.ptp(pixels, axis=0).max() <= CONSTANT),
-        "picture_hash": hash_picture(image),
-    }

@@ -122,7 +122,7 @@ def plot_by_class(
     return figure
 
 
-def plot_vanished(vanished: pd.DataFrame, class_names: Sequence[str]) -> Figure:
+def plot_vanished(vanished: pd.DataFrame) -> Figure:
     """Share of the objects that vanish at each size, in all and for the classes that lose any; of `tabulate_vanished`."""
     shares = [name for name in vanished if name.startswith("share at")]
     table = vanished[vanished[shares].any(axis=1)]

@@ -62,7 +62,7 @@ def draw_all(names):
         "cooccurrence": charts.plot_cooccurrence(counts),
         "sizes": charts.plot_object_sizes(objects, (8, 20, 32, 96), 256),
         "by class": charts.plot_by_class(objects, "size", "size [px]", (8, 20), names),
-        "vanished": charts.plot_vanished(make_vanished(names), names),
+        "vanished": charts.plot_vanished(make_vanished(names)),
         "positions": charts.plot_positions(objects, names),
         "pairs": charts.plot_class_pairs(pairs),
         "subsets": charts.plot_subsets(make_compared(names)),
@@ -119,7 +119,7 @@ def test_shares_at_or_under_the_limits_are_written_above_the_lines():
 def test_a_class_that_loses_no_object_is_not_listed():
     vanished = make_vanished(FEW)
     vanished.loc["Glass", ["vanish at 128", "share at 128"]] = 0
-    labels = [label.get_text() for label in charts.plot_vanished(vanished, FEW).axes[0].get_yticklabels()]
+    labels = [label.get_text() for label in charts.plot_vanished(vanished).axes[0].get_yticklabels()]
     assert labels == ["(all) (9)", "종이 (9)", "Metal (9)"]
 
 

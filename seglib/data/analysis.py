@@ -1,0 +1,175 @@
+"""The analysis of a data set before training: its tables, pictures and findings."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from seglib.data import eda
+from seglib.data.augment import augment, build_augmentation
+from seglib.data.coco import load_coco, verify_coco
+from seglib.data.dataset import Subset, assign_subsets, hash_images, pool_files
+from seglib.data.masks import count_painted, find_overlaps, paint_layers, tabulate_class_pairs, tabulate_objects
+from seglib.data.pipeline_check import check_pipeline
+from seglib.data.pixels import open_pixels
+from seglib.data.splits import find_near_duplicates
+from seglib.data.synthetic import open_synthetic
+from seglib.files import write_text
+
+
+class DataAnalysis:
+    """A data set's tables, pictures and findings, from its annotations and, where image files are there, their pixels.
+
+    Data with errors is described too: annotations that cannot be painted are left out, `tables["problems"]` names them.
+
+    Parameters
+    ----------
+    p : what has the parameters of 02_train.ipynb that decide what the model is shown: data_dir, train_json, val_json,
+        split, folds, fold, seed, image_size, paint_order, background, augmentation.
+
+    Raises
+    ------
+    InputError
+        Files that cannot be read, or a split that cannot be made.
+
+    Attributes
+    ----------
+    coco : all images and annotations; `class_names`, Background first.
+    objects : one row per annotation that can be painted, see `tabulate_objects`; `counts`: of the painted masks.
+    present : (N, C) bool, the classes annotated in each image; subset : (N,) "train" or "val".
+    images : the images that can be read, as a model sees them; has_pixels : whether there are any image files.
+    measured : of `measure_images`; None without pixels.
+    tables : files, image_sizes, problems, objects, classes, cooccurrence, object_sizes, vanished, overlaps, class_pairs,
+        split; with pixels also copies, colours, strange_images, pipelines (what each step of them does).
+    """
+
+    size_limits = eda.SIZE_LIMITS
+
+    def __init__(self, p: Any):
+        self.size, self.background, self.seed, self.augmentation = p.image_size, p.background, p.seed, p.augmentation
+        folder = open_synthetic() if p.data_dir == "synthetic" else Path(p.data_dir).expanduser()
+        names = [p.train_json, p.val_json] if p.split == "given" and p.val_json else [p.train_json]
+        self.files = [load_coco(folder, name) for name in names]
+        self.coco = pool_files(self.files)
+        self.class_names, self.content_hashes = self.coco.class_names, hash_images(self.coco)
+        self.has_pixels = any(self.content_hashes)
+        self.objects = tabulate_objects(self.coco, self.size)
+        self.counts = count_painted(self.coco, self.objects, self.size, p.paint_order, p.background)
+        self.present = eda.find_present(self.objects, len(self.coco.images), self.coco.num_classes)
+        split = (p.split, p.folds, p.fold, p.seed)
+        self.subset = assign_subsets(self.coco, self.content_hashes, self.present, *split)
+        self.measured = eda.measure_images(self.coco, self.size) if self.has_pixels else None
+        readable = np.flatnonzero(self.measured["error"] == "") if self.has_pixels else np.arange(len(self.subset))
+        sound = replace(self.coco, annotations=self.coco.annotations.loc[self.objects.index])
+        pixels = open_pixels(sound, self.size, p.paint_order, p.background, cache=False)
+        self.images = Subset(sound, pixels, readable)
+        self.tables = self._tabulate() | (self._tabulate_pixels() if self.has_pixels else {})
+
+    def __repr__(self) -> str:
+        painted = f"{len(self.objects):,} of {len(self.coco.annotations):,} annotations can be painted"
+        missing = "" if self.has_pixels else "\nThere are no image files here: sections that need pixels are left out."
+        return f"{len(self.coco.images):,} images; {painted}{missing}"
+
+    def _tabulate(self) -> dict[str, pd.DataFrame]:
+        objects, names, pixels = self.objects, self.class_names, self.counts.class_pixels
+        sizes = self.coco.images.value_counts(["width", "height"]).rename("images").reset_index()
+        problems = [verify_coco(file).assign(file=file.json_path.name) for file in self.files]
+        left, overlaps = self.counts.left.add_prefix("pixels at "), find_overlaps(objects)
+        return {
+            "files": eda.tabulate_files(self.files),
+            "image_sizes": sizes.assign(squeezed=sizes["width"] / sizes["height"]),
+            "problems": pd.concat(problems, ignore_index=True),
+            "objects": objects.drop(columns="rle").join(left).reset_index(drop=True),
+            "classes": eda.tabulate_classes(objects, pixels, names),
+            "cooccurrence": eda.count_cooccurrence(self.present, names),
+            "object_sizes": eda.tabulate_sizes(objects),
+            "vanished": eda.tabulate_vanished(objects, self.counts.left),
+            "overlaps": overlaps,
+            "class_pairs": tabulate_class_pairs(overlaps),
+            "split": eda.compare_subsets(objects, pixels, self.subset, names),
+        }
+
+    def _tabulate_pixels(self) -> dict[str, pd.DataFrame]:
+        measured, file_names = self.measured, self.coco.images["file_name"]
+        is_strange = measured["error"].ne("") | measured["black"] | measured["constant"]
+        self.comparable = ~is_strange.to_numpy()  # the hash of a picture of one colour says nothing
+        self.near = find_near_duplicates(measured["picture_hash"], self.content_hashes, self.comparable, self.subset)
+        strange = measured[["black", "constant", "error"]].assign(file_name=file_names, subset=self.subset)
+        colours = eda.compute_colour_statistics(measured, self.subset)
+        colours.loc["ImageNet"] = [0.485, 0.456, 0.406, 0.229, 0.224, 0.225]  # what the model normalises with
+        return {
+            "copies": eda.tabulate_copies(self.near, file_names, self.subset),
+            "colours": colours,
+            "strange_images": strange[is_strange].reset_index(drop=True),
+            "pipelines": self._check_pipelines(),
+        }
+
+    def _check_pipelines(self) -> pd.DataFrame:
+        """Of `check_pipeline`: training's steps, and the validation's."""
+        if not len(self.images):
+            return pd.DataFrame({"pipeline": [], "step": [], "problem": []})
+        samples = [self.images.read(i) for i in np.linspace(0, len(self.images) - 1, 8).astype(int)]
+        checks = []
+        for use, spec in (("training", self.augmentation), ("validation", "none")):
+            options = {"training": use == "training", "background": self.background, "seed": self.seed}
+            check = check_pipeline(build_augmentation(spec, self.size), samples, self.coco.num_classes, **options)
+            checks.append(check.assign(pipeline=use).set_index("pipeline").reset_index())
+        return pd.concat(checks, ignore_index=True)
+
+    def show_disputed(self, count: int) -> tuple | None:
+        """What `plot_policies` draws: the images in which the painting policies disagree most; None where in none."""
+        disputed = self.counts.disputed
+        chosen = [i for i in np.argsort(-disputed, kind="stable") if disputed[i] and i in self.images.indices][:count]
+        images = [self.images.pixels.read(i)[0] if self.has_pixels else None for i in chosen]
+        layers = [paint_layers(self.coco, self.objects, i, self.size, self.background) for i in chosen]
+        titles = [f"{self.coco.images['file_name'][i]}\n{disputed[i]:,} px disputed" for i in chosen]
+        return (images, layers, titles, self.class_names) if chosen else None
+
+    def show_copies(self, count: int) -> tuple | None:
+        """What `plot_copies` draws: pairs of images that are copies or nearly so; None where there are none."""
+        if not self.has_pixels:
+            return None
+        pairs = self.near[self.comparable[self.near["first"]]].head(count)
+        sides = pairs[["first", "second"]].to_numpy()
+        names = [Path(name).name for name in self.coco.images["file_name"]]
+        images = [[self.images.pixels.read(i)[0] for i in pair] for pair in sides]
+        titles = [[f"{self.subset[i]}\n{names[i]}" for i in pair] for pair in sides]
+        notes = ["same file" if pair.exact else f"{pair.distance} bits differ" for pair in pairs.itertuples()]
+        return (images, titles, notes) if len(pairs) else None
+
+    def show_augmented(self, count: int, draws: int = 5) -> tuple | None:
+        """What `plot_augmentations` draws: the images with the most classes, several times; None without pixels."""
+        if not self.has_pixels:
+            return None
+        order = [i for i in np.argsort(-self.present.sum(axis=1), kind="stable") if i in self.images.indices]
+        originals = [self.images.pixels.read(i) for i in order[:count]]
+        pipeline = build_augmentation(self.augmentation, self.size)
+        drawn = [
+            [augment(pipeline, *pair, self.seed, draw, i) for draw in range(draws)] for i, pair in enumerate(originals)
+        ]
+        return (originals, drawn, self.class_names) if originals else None
+
+    def describe(self) -> list[str]:
+        """The findings, one sentence or two each, made from the tables' numbers."""
+        tables = self.tables
+        pipelines = tables["pipelines"].groupby("pipeline", sort=False) if self.has_pixels else ()
+        return [
+            eda.describe_problems(tables["problems"]),
+            eda.describe_classes(tables["classes"], self.counts),
+            eda.describe_sizes(tables["object_sizes"], self.size),
+            eda.describe_vanished(tables["vanished"]),
+            eda.describe_overlaps(self.objects, tables["overlaps"], tables["class_pairs"], self.counts),
+            eda.describe_split(self.subset, tables["split"]),
+            eda.describe_duplicates(tables.get("copies")),
+            eda.describe_colours(self.measured, tables.get("colours")),
+            eda.describe_pipelines(dict(list(pipelines))),
+        ]
+
+    def save(self, folder: Path, lines: Sequence[str]) -> None:
+        """Write every table as CSV, and the findings as summary.md."""
+        for name, table in self.tables.items():
+            write_text(folder / f"{name}.csv", table.to_csv(index=not isinstance(table.index, pd.RangeIndex)))
+        write_text(folder / "summary.md", "\n".join(f"- {line}" for line in lines) + "\n")
