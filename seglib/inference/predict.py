@@ -36,9 +36,10 @@ from seglib.inference.stores import (
     open_store,
     write_store,
 )
-from seglib.inference.views import View, check_request, compute_probabilities, quantise
+from seglib.inference.views import Forward, View, check_request, compute_probabilities, quantise
 from seglib.models.refusals import explain_refusal
 from seglib.training.device import autocast, describe_device, move, seed_everything
+from seglib.training.step import prepare_images
 
 VERSION = 1  # of how probabilities are computed and stored: those of another one are made again
 NOTHING = MappingProxyType({})
@@ -259,9 +260,12 @@ def count_confusion(run: FinishedRun, preds: np.ndarray) -> np.ndarray:
     confusion = torch.cat(counts).numpy()
     differing = count_differing(confusion, run.confusion)
     if differing > TOLERANCE * confusion.sum():
+        why = "the data or seglib changed since the run: train it again, or delete its folder probabilities"
+        if "architecture" in (run.record.get("made_by_hand") or ()):
+            why = f"the code in {run.folder / 'parts'} is not that of the cell that made the model: correct it, and delete its folder probabilities"
         raise InputError(
             f"{run.folder}: required predictions that give the run's confusion.npz, got {differing} of {confusion.sum()} pixels"
-            " counted otherwise; the data or seglib changed since the run: train it again, or delete its folder probabilities"
+            f" counted otherwise; {why}"
         )
     return confusion
 
@@ -318,7 +322,7 @@ def probability_of_labels(run: FinishedRun, positions: Sequence[int], device: to
 @torch.inference_mode()
 def predict_batches(
     run: FinishedRun, model: nn.Module, images: Subset, device: torch.device, batch_size: int,
-    compute: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__,
+    compute: Callable[[Forward, Tensor], Tensor] = lambda forward, images: forward(images),
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """(masks, what `compute` makes of the model and the images) per batch: logits unless something else is asked.
 
@@ -329,7 +333,7 @@ def predict_batches(
     loader = build_loader(images, batch_size, shuffle=False, augmentation="none", seed=0, num_workers=0)
     for batch, masks in loader:
         with autocast(device, run.record["precision"]), _threads(run.record["threads"]):
-            computed = compute(model, move(batch, device))
+            computed = compute(partial(_forward, model), move(batch, device))
         yield move(masks, device), computed
 
 
@@ -339,7 +343,12 @@ def predict_logits(model: nn.Module, image: np.ndarray, device: torch.device, pr
     model.eval()
     batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2).to(device)
     with autocast(device, precision):
-        return model(batch)[0].float()
+        return _forward(model, batch)[0].float()
+
+
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits of images (N, 3, S, S) uint8, be the model seglib's or one that was made by hand."""
+    return model(prepare_images(model, images))
 
 
 def predict(
@@ -388,7 +397,7 @@ def _require_sides(
         image = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
         try:
             with torch.inference_mode(), autocast(device, run.record["precision"]):
-                shape = model.to(device).eval()(image).shape[-2:]
+                shape = _forward(model.to(device).eval(), image).shape[-2:]
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # models raise whatever their parts raise

@@ -1,6 +1,5 @@
 """Finished runs: opened again, gathered as members of an ensemble (folds are one member), checked against each other."""
 
-import csv
 import inspect
 import itertools
 import json
@@ -14,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
 from seglib.data.dataset import Subset, open_data
@@ -23,7 +23,7 @@ from seglib.evaluation.metrics import load_confusion
 from seglib.files import outputs_dir
 from seglib.models import build_model
 from seglib.models.architectures import ARCHITECTURES
-from seglib.parts import find_kept_parts, find_parts, load_parts, read_architecture
+from seglib.parts import find_kept_parts, find_parts, load_parts, read_architecture, read_parts, require_options
 from seglib.runs.record import read_record
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
@@ -194,22 +194,43 @@ def _load_kept_parts(folder: Path, named: Sequence[str]) -> None:
 
 
 def _rebuild_model(path: Path, checkpoint: Mapping[str, Any]) -> nn.Module:
-    load_parts(find_kept_parts(path.parent))
+    load_parts(find_kept_parts(path.parent))  # again: another run's may have taken their names
     name, _ = read_architecture(checkpoint["architecture"])
-    if name not in ARCHITECTURES and name not in find_parts("model"):
+    by_hand = checkpoint.get("made_by_hand") or not any(key.startswith("network.") for key in checkpoint["model"])
+    if not by_hand and name not in ARCHITECTURES and name not in find_parts("model"):
         raise InputError(
             f"{path}: required a file with @register('model') {name} in {path.parent / 'parts'}, got none; put it there"
         )
-    model = build_model(**_take_arguments(build_model, checkpoint))
+    model = (
+        _build_by_hand(path, name, checkpoint) if by_hand else build_model(**_take_arguments(build_model, checkpoint))
+    )
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
         got = str(error).partition("\n")[2].strip()[:160]
-        raise InputError(
-            f"{path}: required weights of {name} as it is built now, got others ({got}); a model that was made in a cell"
-            " needs a file of `parts` that registers it, so that it can be built again"
-        ) from error
+        fix = "a model that was made in a cell needs a file of `parts` that registers it, so that it can be built again"
+        if by_hand:
+            fix = f"give its options in {path.parent / 'parts'} the cell's values as defaults"
+        raise InputError(f"{path}: required weights of {name} as it is built now, got others ({got}); {fix}") from error
     return model.eval()
+
+
+def _build_by_hand(path: Path, name: str, checkpoint: Mapping[str, Any]) -> nn.Module:
+    """A model that a notebook's cell made: built by the part of its name, or by the one model of the run's parts."""
+    kept, own = path.parent / "parts", find_parts("model")
+    found = (
+        [name]
+        if name in own
+        else [part.name for part in read_parts(find_kept_parts(path.parent)) if part.kind == "model"]
+    )
+    if len(found) != 1:
+        got = f"{', '.join(found)} and no {name}" if found else "none"
+        raise InputError(
+            f"{path}: holds a {name} that was made by hand: required a file in {kept} with @register('model') before its"
+            f" class, got {got}; put it there"
+        )
+    require_options(f"{kept}: {found[0]}", own[found[0]], ())
+    return own[found[0]].build(checkpoint["num_classes"])
 
 
 def _take_arguments(function: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,9 +347,8 @@ def find_index(members: Sequence[Member], name: str) -> int:
 def _list_runs(folder: Path) -> list[Path]:
     if not (folder / BOARD).is_file():
         return [folder]
-    with open(folder / BOARD, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    runs = [folder / row["run"] for row in rows if row.get("status") == "ok" and row.get("run")]
+    rows = pd.read_csv(folder / BOARD, dtype=str, keep_default_na=False)
+    runs = [folder / run for run in rows.loc[rows["status"] == "ok", "run"] if run]
     if not runs:
         raise InputError(f"{folder / BOARD}: required a run that is ok, got none of {len(rows)}; run the grid again")
     return runs

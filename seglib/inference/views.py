@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, channels_last, nn
+from torch import Tensor, channels_last
 
 from seglib.errors import InputError, unknown_name
 from seglib.inference.stores import DTYPES
@@ -61,12 +61,11 @@ def check_request(
 
 
 def compute_probabilities(
-    model: nn.Module, images: Tensor, views: Sequence[View], request: Mapping[str, Any], window: int
+    forward: Forward, images: Tensor, views: Sequence[View], request: Mapping[str, Any], window: int
 ) -> Tensor:
     """(N, C, size, size) float32 of images (N, 3, side, side) uint8; `window` is the model's own side [px]."""
-    forward, sliding = model, request["sliding"]
-    if sliding:
-        forward = partial(slide, model, window, sliding["overlap"], sliding["blend"])
+    if sliding := request["sliding"]:
+        forward = partial(slide, forward, window, sliding["overlap"], sliding["blend"])
     return resize_probabilities(
         merge_views(forward, images, views, request["merge"]), request["size"], request["resize"]
     )

@@ -21,6 +21,7 @@ from seglib.data.loader import build_loader
 from seglib.errors import InputError, InputErrors
 from seglib.evaluation.metrics import compute_metrics, save_confusion
 from seglib.inference.runs import FinishedRun, find_differences, load_finished_run
+from seglib.parts import find_kept_parts, load_parts
 from seglib.runs.record import open_run, save_result
 from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
@@ -87,6 +88,7 @@ def make_soup(
     report(_format_result(members, soups, kept, select_by))
     checkpoint = load_checkpoint(best.runs[0] / "best.pt", required=("model",)) | {"model": weights}
     save_checkpoint(output / "best.pt", checkpoint | ({} if kept is best else {"weights": "soup"}))
+    load_parts(find_kept_parts(best.runs[0]), keep_in=output)
     save_confusion(output / "confusion.npz", kept.confusion, first.val_images.image_ids, first.class_names)
     scores = [{"runs": [*map(str, each.runs)], "score": each.score} for each in [*members, *soups]]
     soup = {"method": "uniform" if uniform else "greedy", "select_by": select_by, "members": [*map(str, folders)]}
@@ -156,7 +158,7 @@ def _build_scorer(
     seed_everything(params["seed"], params["deterministic"])
     model = first.model.to("cuda" if torch.cuda.is_available() else "cpu", memory_format=channels_last)
     frozen = [each.get("best_epoch", 1) <= each["params"].get("freeze_epochs", 0) for each in records]
-    if model.encoder is not None and all(frozen):
+    if getattr(model, "encoder", None) is not None and all(frozen):
         model.encoder.requires_grad_(False)  # was frozen throughout, and so its batch norms stay as they are
     pixels = count_pixels(first.train_images).loc[names].to_numpy()
     loss = build_loss(params["loss"], len(names), class_names=names, class_pixels=pixels)

@@ -1,10 +1,12 @@
 """A finished run that nobody trained: a model with random weights, scored as training scores it."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from seglib.data.dataset import open_data
 from seglib.data.loader import build_loader
@@ -19,7 +21,8 @@ from seglib.training.trainer import evaluate
 OVERRIDES = {"encoder_weights": "", "image_size": 64, "batch_size": 4}
 
 
-def make_run(folder: Path, data_dir: Path, seed: int) -> Path:
+def make_run(folder: Path, data_dir: Path, seed: int, make_model: Callable[[int], nn.Module] | None = None) -> Path:
+    """make_model: number of classes -> a model as a cell makes it by hand."""
     params = (
         read_defaults(PROJECT / "notebooks" / "02_train.ipynb") | OVERRIDES | {"data_dir": str(data_dir), "seed": seed}
     )
@@ -27,22 +30,32 @@ def make_run(folder: Path, data_dir: Path, seed: int) -> Path:
     options = {name: params[name] for name in names}
     train_images, val_images = open_data(str(data_dir), params["train_json"], params["val_json"], **options)
     class_names = list(val_images.data.class_names)
-    recipe = {"architecture": "FPN", "encoder": "resnet18", "num_classes": len(class_names)}
+    built = {"architecture": "FPN", "encoder": "resnet18", "num_classes": len(class_names)}
     torch.manual_seed(seed)
-    model = build_model(**recipe).to(memory_format=torch.channels_last)
+    model = make_model(len(class_names)) if make_model else build_model(**built)
+    if make_model:
+        built |= {"architecture": type(model).__name__, "encoder": "", "made_by_hand": True}
+    model.to(memory_format=torch.channels_last)
     loader = build_loader(val_images, params["batch_size"], shuffle=False, augmentation="none", seed=0, num_workers=0)
     loss = build_loss({"cross_entropy": 1.0}, len(class_names))
     confusion = evaluate(model, loader, lambda images, masks: loss(model(images), masks), len(class_names)).confusion
     folder.mkdir(parents=True)
-    facts = {**recipe, "class_names": class_names, "image_size": params["image_size"]}
-    save_checkpoint(folder / "best.pt", {"model": model.state_dict(), "epoch": 1, **facts})
+    identity = {**built, "class_names": class_names, "image_size": params["image_size"]}
+    save_checkpoint(folder / "best.pt", {"model": model.state_dict(), "epoch": 1, **identity})
     save_confusion(folder / "confusion.npz", confusion, val_images.image_ids, class_names)
     write_json(folder / "record.json", {
         "status": "ok", "finished_at": f"2024-01-0{seed}T00:00:00+0000", "params": params, "precision": "float32",
         "threads": torch.get_num_threads(), "weights_sha256": hash_weights(model.state_dict()),
         "train_images": len(train_images), "metrics": compute_metrics(confusion, class_names, 4),
+        "made_by_hand": ["architecture"] if make_model else [],
     })  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_scored_run():
+    """`make_scored_run(folder, data_dir, seed, make_model)`, see `make_run`."""
+    return make_run
 
 
 @pytest.fixture(scope="session")
