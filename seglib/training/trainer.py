@@ -26,7 +26,7 @@ from seglib.evaluation.metrics import (
 )
 from seglib.files import replacing
 from seglib.parts import check_part, find_parts, hash_parts
-from seglib.training.averaging import Averages, build_averages
+from seglib.training.averaging import AVERAGES, Averages, build_averages
 from seglib.training.checkpoint import (
     Position,
     TrainingState,
@@ -49,7 +49,6 @@ from seglib.training.estimate import Estimate, estimate_training
 from seglib.training.mixing import Mix
 from seglib.training.optim import build_scheduler
 from seglib.training.step import ComputeLoss, ForwardOnce, GradientStep, Targets, prepare_images
-from seglib.vocabulary import AVERAGES
 
 DIVERGED = 10  # times the lowest loss so far, and twice the first: a loss that comes back from there is not known
 SETTINGS = {  # what a trainer reads from the parameters, and what it does without them
@@ -464,7 +463,7 @@ class Trainer:
 def build_callbacks(callbacks: Mapping[str, Mapping[str, Any]]) -> list[object]:
     """The registered callbacks of these names, each made with its options."""
     for name, options in callbacks.items():
-        check_part("callback", {name: options}, ())
+        check_part("callback", {name: options}, find_parts("callback"))
     own = find_parts("callback")
     return [own[name].build(**options) for name, options in callbacks.items()]
 
