@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from seglib.errors import InputError
-from seglib.parameters import Number, Text
-from seglib.vocabulary import Share, check_options
+from seglib.parameters import Number, Share, Text
+from seglib.parts import check_options
 
 # option -> type. Defaults stand where the sets are joined, see seglib/data/extra_data.py.
 EXTRA_SET: dict[str, Any] = {

@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from seglib.errors import InputError, InputErrors, unknown_name
 
@@ -23,11 +23,39 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+BelowOne = Annotated[Number, Field(ge=0, lt=1)]
+Factor = Annotated[Number, Field(ge=0, le=100)]
+ClassWeights = Literal["", "balanced"] | dict[str, NotNegative]
+
+
+def _check_range(bounds: list) -> list:
+    if len(bounds) != 2 or bounds[0] > bounds[1]:
+        raise ValueError(f"must be [lowest, highest], got {bounds}")
+    return bounds
+
+
+def _check_odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError(f"must be odd (a window with a pixel in the middle), got {size}")
+    return size
+
+
+Window = Annotated[Whole, Field(ge=1, le=99), AfterValidator(_check_odd)]
+CountRange = Annotated[list[Annotated[Whole, Field(ge=1, le=100)]], AfterValidator(_check_range)]
+ScaleRange = Annotated[list[Annotated[Number, Field(gt=0, le=10)]], AfterValidator(_check_range)]
 
 # What an annotation may be made of.
 _TYPES = {
     "int": Whole, "float": Number, "bool": Switch, "str": Text, "list": list, "tuple": tuple, "dict": dict[Text, Any],
     "object": Any, "None": None,
+}  # fmt: skip
+_NAMED = _TYPES | {  # of options of parts, which import these names
+    "Number": Number, "Whole": Whole, "Text": Text, "Switch": Switch, "NotNegative": NotNegative, "Positive": Positive,
+    "Share": Share, "BelowOne": BelowOne, "Factor": Factor, "ClassWeights": ClassWeights, "Window": Window,
+    "CountRange": CountRange, "ScaleRange": ScaleRange,
 }  # fmt: skip
 _GENERIC = {"list": list, "tuple": tuple, "dict": dict}
 
@@ -110,23 +138,33 @@ def _read_statement(statement: ast.stmt, lines: list[str]) -> tuple[str, Paramet
 
 
 @lru_cache(maxsize=1024)
-def _build_type(annotation: str) -> Any:
-    return _read_annotation(ast.parse(annotation, mode="eval").body)
+def build_type(annotation: str, *, of_part: bool = False) -> Any:
+    """The type that an annotation stands for; those of parts may be limited, `Annotated[float, Field(gt=0)]`.
+
+    Raises
+    ------
+    InputError
+        A type that is not plain.
+    """
+    return _read_annotation(ast.parse(annotation, mode="eval").body, _NAMED if of_part else _TYPES)
 
 
-def _read_annotation(node: ast.expr) -> Any:
+def _read_annotation(node: ast.expr, named: Mapping[str, Any]) -> Any:
     match node:
-        case ast.Name(id=name) if name in _TYPES:
-            return _TYPES[name]
+        case ast.Name(id=name) if name in named:
+            return named[name]
         case ast.Constant(value=None):
             return None
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return Union[_read_annotation(left), _read_annotation(right)]  # noqa: UP007
+            return Union[_read_annotation(left, named), _read_annotation(right, named)]  # noqa: UP007
         case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
             return Literal[ast.literal_eval(choices)]
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[kind, ast.Call(keywords=limits)])):
+            limits = {limit.arg: ast.literal_eval(limit.value) for limit in limits}
+            return Annotated[_read_annotation(kind, named), Field(**limits)]
         case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in _GENERIC:
             parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return _GENERIC[name][tuple(map(_read_annotation, parts))]
+            return _GENERIC[name][tuple(_read_annotation(part, named) for part in parts)]
     name = ast.unparse(node)
     raise InputError(unknown_name("type", name, [*_TYPES, "Literal"]))
 
@@ -134,7 +172,7 @@ def _read_annotation(node: ast.expr) -> Any:
 def _find_type(name: str, annotation: str, default: Any) -> Any:
     """The type of a parameter; of one without an annotation it is its default's."""
     try:
-        return _build_type(annotation or (type(default).__name__ if default is not None else "object"))
+        return build_type(annotation or (type(default).__name__ if default is not None else "object"))
     except InputError as error:
         raise InputError(f"the type of {name} must be plain: {error}") from error
 

@@ -1,7 +1,8 @@
-"""Parts of the user's own: registered by a decorator, found by name, read without being run, kept with each run.
+"""Parts: what a grid names. Registered by a decorator, found by name, read without being run, kept with each run.
 
-A file of parts is run only where a model is trained or opened again. The runner of grids reads it (`read_parts`): what
-it knows of a part is its name and its options, the arguments after those that seglib gives.
+The shipped parts and a user's own come in by the same door. The runner of grids reads their files (`read_parts`): what
+it knows of a part is its name and its options, the arguments after those that seglib gives. A file of parts is run only
+where a model is trained or opened again.
 """
 
 import ast
@@ -10,24 +11,14 @@ import inspect
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from seglib.errors import InputError, unknown_name
-from seglib.files import hash_text
-from seglib.parameters import Number, Switch, Text, Whole
-from seglib.runs.preflight import shipped_architectures
-from seglib.vocabulary import (
-    LOSSES,
-    MIXES,
-    SCHEDULERS,
-    AugmentationName,
-    OptimizerName,
-    SplitName,
-    check_options,
-)
+from seglib.files import PROJECT, hash_text
+from seglib.parameters import NotNegative, Share, build_type, check_value
 
 _GIVEN = {
     "model": ("num_classes",),
@@ -39,25 +30,36 @@ _GIVEN = {
     "scheduler": ("epoch", "epochs"),
     "mixing": ("images", "masks", "rng"),
     "callback": (),
-}  # kind -> what seglib gives, by position
+}  # kind -> what seglib gives an own part, by position
+_SHIPPED = {  # kind -> the files whose parts of it a grid may name; models and optimizers are those of smp and timm too
+    "loss": ("training/loss_terms.py",),
+    "scheduler": ("training/optim.py",),
+    "mixing": ("data/loader.py", "training/mixing.py"),
+}
+_NUMBER = {"loss": ("weight", NotNegative), "mixing": ("p", Share)}  # what a bare number means
 _COLUMNS = {  # of history.csv, and names of scores: an own metric stands beside them
     "epoch", "lr", "conditions", "train_loss", "val_loss", "loss", "miou", "miou_image", "miou_batch", "accuracy", "iou", "seconds", "memory_mb",
 }  # fmt: skip
-_TYPES = {"int": Whole, "float": Number, "bool": Switch, "str": Text}  # of options; others are checked by the part
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part: `options` are name -> type, `needed` those without a default; `build` is None where it was only read."""
+    """A part: `options` are name -> type, `needed` those without a default, `summary` its docstring's first line.
+
+    `build` is None where it was only read.
+    """
 
     kind: str
     name: str
     options: dict[str, Any]
     needed: tuple[str, ...]
+    own: bool
+    summary: str = field(default="", compare=False)
     build: Callable | None = field(default=None, compare=False)
 
 
-_registered: dict[tuple[str, str], Part] = {}
+_registered: dict[tuple[str, str], Part] = {}  # own parts
+_shipped: dict[tuple[str, str], Part] = {}  # those of the files above that were imported
 _loaded: dict[str, list[Part]] = {}  # by the hash of a file's text
 
 
@@ -84,12 +86,18 @@ def register(kind: str) -> Callable[[Callable], Callable]:
     """
 
     def add(build: Callable) -> Callable:
+        if build.__module__.startswith("seglib."):
+            _shipped[kind, build.__name__] = replace(_read_shipped(kind)[build.__name__], build=build)
+            return build
         arguments = [
-            (name, _name_type(each.annotation), each.default is each.empty, each.kind is each.KEYWORD_ONLY)
+            (name, _read_type(each.annotation), each.default is each.empty, each.kind is each.KEYWORD_ONLY)
             for name, each in inspect.signature(build).parameters.items()
             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
         ]
-        part = _describe("@register", kind, build.__name__, inspect.isclass(build), arguments, build)
+        part = _describe("@register", kind, build.__name__, inspect.isclass(build), arguments, inspect.getdoc(build))
+        part = replace(part, build=build)
+        if part.name in _list_shipped(kind):
+            raise InputError(_refuse_name("@register", part))
         _registered[kind, part.name] = part
         return build
 
@@ -97,9 +105,11 @@ def register(kind: str) -> Callable[[Callable], Callable]:
 
 
 def find_parts(kind: str, paths: Iterable[str | Path] = ()) -> dict[str, Part]:
-    """Own parts of a kind by name: the registered ones, and those that files define."""
+    """Parts of a kind by name: the shipped ones, the registered ones, and those that files define."""
+    shipped = {name: _shipped.get((kind, name), part) for name, part in _read_shipped(kind).items()}
     registered = [part for part in _registered.values() if part.kind == kind]
-    return {part.name: part for part in [*registered, *(p for p in read_parts(paths) if p.kind == kind)]}
+    read = [part for part in read_parts(paths) if part.kind == kind]
+    return shipped | {part.name: part for part in [*registered, *read]}
 
 
 def read_parts(paths: Iterable[str | Path]) -> list[Part]:
@@ -121,6 +131,8 @@ def read_parts(paths: Iterable[str | Path]) -> list[Part]:
                 raise InputError(
                     f"parts: {part.kind} {part.name!r} stands in {found[part.kind, part.name]} and in {path}; rename one"
                 )
+            if part.name in (*_read_shipped(part.kind), *(_COLUMNS if part.kind == "metric" else ())):
+                raise InputError(_refuse_name(str(path), part))
             found[part.kind, part.name] = path
             parts.append(part)
     return parts
@@ -164,36 +176,6 @@ def hash_parts(paths: Iterable[str | Path]) -> list[str]:
     )
 
 
-def read_architecture(architecture: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Name and options of a model: `TinyNet`, or `{TinyNet: {width: 32}}`."""
-    return read_choice("architecture", architecture)
-
-
-def check_part(kind: str, value: Any, shipped: Iterable[str], paths: Iterable[str | Path] = ()) -> str | dict[str, Any]:
-    """Check a parameter that names one part, `name` or `{name: options}`; return it with whole numbers as floats.
-
-    Raises
-    ------
-    InputError
-        An unknown name, options of a shipped part (they have parameters of their own), or options that do not fit.
-    """
-    own, names = find_parts(kind, paths), [*shipped]
-    if not isinstance(value, str | Mapping):
-        raise InputError(
-            f"{kind} must be one of {', '.join([*own, *names][:20])}, or a name with options, got {value!r}"
-        )
-    name, options = read_choice(kind, value)
-    if name not in own and name not in names:
-        raise InputError(unknown_name(kind, name, [*own, *names], limit=100))
-    if name not in own and options:
-        raise InputError(f"{kind} {name} takes no options here, got {value!r}; write {kind}: {name}")
-    if name not in own:
-        return name
-    options = check_options(f"{kind}.{name}", options, own[name].options)
-    require_options(f"{kind}.{name}", own[name], options)
-    return {name: options} if options else name
-
-
 def read_choice(kind: str, value: Any) -> tuple[str, dict[str, Any]]:
     """Name and options of a part: `name`, or `{name: options}`."""
     if isinstance(value, Mapping) and len(value) == 1:
@@ -205,36 +187,86 @@ def read_choice(kind: str, value: Any) -> tuple[str, dict[str, Any]]:
     raise InputError(f"{kind} must be a name, or one name with its options, got {value!r}")
 
 
-def check_architecture(architecture: str | Mapping[str, Any], own: Mapping[str, Part]) -> str | dict[str, Any]:
-    """Check the options of an own model, and that a shipped one has none; return it with whole numbers as floats.
+def check_part(kind: str, value: Any, parts: Mapping[str, Part], others: Iterable[str] = ()) -> str | dict[str, Any]:
+    """Check a parameter that names one part, `name` or `{name: options}`; return it with whole numbers as floats.
+
+    Parameters
+    ----------
+    kind : the parameter's name, for the words.
+    others : names that stand for no part, which take no options.
+
+    Raises
+    ------
+    InputError
+        An unknown name, or options that do not fit.
+    """
+    names = [*parts, *others]
+    if not isinstance(value, str | Mapping):
+        raise InputError(f"{kind} must be one of {', '.join(names[:20])}, or a name with options, got {value!r}")
+    name, options = read_choice(kind, value)
+    if name in parts:
+        options = check_options(f"{kind}.{name}", options, parts[name].options, parts[name].needed)
+    elif name not in names:
+        raise InputError(unknown_name(kind, name, names, limit=100))
+    elif options:
+        raise InputError(f"{kind} {name} takes no options, got {value!r}; write {kind}: {name}")
+    return {name: options} if options else name
+
+
+def check_choices(kind: str, choices: Mapping[str, Any], paths: Iterable[str | Path] = ()) -> dict[str, Any]:
+    """Check a mapping name -> number or options, as `loss` and `mixing` are.
+
+    Returns
+    -------
+    The mapping with whole numbers as floats where floats are meant.
 
     Raises
     ------
     InputError
         One line for the first mistake.
     """
-    name, options = read_architecture(architecture)
-    if name in own:
-        options = check_options(f"architecture.{name}", options, own[name].options)
-        require_options(f"architecture.{name}", own[name], options)
-        return {name: options} if options else name
-    if name not in shipped_architectures() and (own or isinstance(architecture, Mapping)):
-        raise InputError(unknown_name("architecture", name, [*own, *shipped_architectures()], limit=30))
-    if isinstance(architecture, Mapping):
-        raise InputError(f"architecture {name} takes no options, got {architecture!r}; write architecture: {name}")
-    return name
+    checked, parts, (option, limits) = {}, find_parts(kind, paths), _NUMBER[kind]
+    for name, value in choices.items():
+        if name not in parts:
+            raise InputError(unknown_name(kind, name, parts))
+        where, part = f"{kind}.{name}", parts[name]
+        if isinstance(value, Mapping):
+            checked[name] = check_options(where, value, part.options | {option: limits}, part.needed)
+        else:
+            checked[name] = check_value(where, value, limits, f"{option}, or a mapping of options")
+            require_options(where, part.needed, ())
+    return checked
 
 
-def require_options(where: str, part: Part, given: Iterable[str]) -> None:
-    """Refuse options of a part that have no default and are not given."""
-    missing = [name for name in part.needed if name not in given]
+def read_choices(kind: str, choices: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Check like `check_choices`, and write bare numbers out: name -> options."""
+    option, _ = _NUMBER[kind]
+    checked = check_choices(kind, choices)
+    return {name: value if isinstance(value, Mapping) else {option: value} for name, value in checked.items()}
+
+
+def check_options(
+    where: str, options: Mapping[str, Any], known: Mapping[str, Any], needed: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Check options by name and type, and that those without a default are there; see `check_choices`."""
+    for option in options:
+        if option not in known:
+            of_it = f"option of {where}"
+            raise InputError(
+                unknown_name(of_it, option, known) if known else f"unknown {of_it} {option!r}; it has none"
+            )
+    require_options(where, needed, options)
+    return {option: check_value(f"{where}.{option}", value, known[option]) for option, value in options.items()}
+
+
+def require_options(where: str, needed: Iterable[str], given: Iterable[str]) -> None:
+    """Refuse options that have no default and are not given."""
+    missing = [name for name in needed if name not in given]
     if missing:
         raise InputError(f"{where}: required the option {missing[0]}, which has no default, got none")
 
 
-def _describe(
-    where: str, kind: str, name: str, is_class: bool, arguments: list[tuple], build: Callable | None = None
-) -> Part:
+def _describe(where: str, kind: str, name: str, is_class: bool, arguments: list[tuple], docstring: str | None) -> Part:
     """A part of its arguments, each (name, type, whether it must be given, whether it is a keyword only)."""
     if kind not in _GIVEN:
         raise InputError(f"{where}: {unknown_name('kind of part', kind, _GIVEN)}")
@@ -243,8 +275,6 @@ def _describe(
     form = f"{name}({', '.join(given)}, *, ...)"
     if kind in ("loss", "metric") and is_class:
         raise InputError(f"{where}: required a function {form}, got a class")
-    if name in _list_shipped(kind):
-        raise InputError(f"{where}: required a name of its own, got that of a shipped {kind}; rename yours")
     positional = [name for name, _, _, keyword in arguments if not keyword]
     options = arguments[len(given) :]
     if len(positional) < len(given):
@@ -253,29 +283,62 @@ def _describe(
         raise InputError(f"{where}: `weight` is its factor in the sum; call the option by another name")
     if kind == "metric" and any(needed for _, _, needed, _ in options):
         raise InputError(f"{where}: required a default for each argument after confusion; nothing else is given")
-    types = {option: _TYPES.get(annotation, Any) for option, annotation, *_ in options}
-    return Part(kind, name, types, tuple(option for option, _, needed, _ in options if needed), build)
+    types = {option: kind for option, kind, *_ in options}
+    return Part(
+        kind, name, types, tuple(option for option, _, needed, _ in options if needed), True, _summarise(docstring)
+    )
+
+
+def _summarise(docstring: str | None) -> str:
+    return (docstring or "").partition("\n")[0]
+
+
+def _refuse_name(where: str, part: Part) -> str:
+    name = f"{where}: {part.kind} {part.name!r}"
+    return f"{name}: required a name of its own, got that of a shipped {part.kind}; rename yours"
 
 
 def _list_shipped(kind: str) -> Iterable[str]:
-    """The names that an own part may not take."""
-    names = {
-        "loss": LOSSES, "metric": _COLUMNS, "mixing": MIXES, "scheduler": SCHEDULERS, "split": get_args(SplitName),
-        "optimizer": get_args(OptimizerName), "augmentation": get_args(AugmentationName),
-    }  # fmt: skip
-    return shipped_architectures() if kind == "model" else names.get(kind, ())
+    """The names that an own part may not take, those of smp and timm included, which are imported for it."""
+    if kind == "model":
+        from seglib.models import ARCHITECTURES as names
+    elif kind == "optimizer":
+        from seglib.training.optim import list_optimizers
+
+        names = list_optimizers()
+    else:
+        names = _COLUMNS if kind == "metric" else _read_shipped(kind)
+    return names
+
+
+@cache
+def _read_shipped(kind: str) -> dict[str, Part]:
+    """The shipped parts of a kind as their files define them; options are what has a default."""
+    parts = {}
+    for path in (PROJECT / "seglib" / name for name in _SHIPPED.get(kind, ())):
+        for node, of_kind in _find_definitions(path, _read_text(path)):
+            if of_kind == kind:
+                options = {option: each for option, each, needed, _ in _read_arguments(node) if not needed}
+                parts[node.name] = Part(kind, node.name, options, (), False, _summarise(ast.get_docstring(node)))
+    return parts
 
 
 @cache
 def _read_definitions(path: Path, text: str) -> list[Part]:
     parts = []
-    for node in _parse(path, text).body:
-        for decorator in getattr(node, "decorator_list", ()):
-            kind = _find_kind(decorator)
-            if kind is not None:
-                is_class = isinstance(node, ast.ClassDef)
-                parts.append(_describe(f"{path}, line {node.lineno}", kind, node.name, is_class, _read_arguments(node)))
+    for node, kind in _find_definitions(path, text):
+        where, is_class = f"{path}, line {node.lineno}", isinstance(node, ast.ClassDef)
+        parts.append(_describe(where, kind, node.name, is_class, _read_arguments(node), ast.get_docstring(node)))
     return parts
+
+
+def _find_definitions(path: Path, text: str) -> list[tuple[ast.FunctionDef | ast.ClassDef, str]]:
+    found = [
+        (node, _find_kind(decorator))
+        for node in _parse(path, text).body
+        for decorator in getattr(node, "decorator_list", ())
+    ]
+    return [(node, kind) for node, kind in found if kind is not None]
 
 
 def _find_kind(decorator: ast.expr) -> str | None:
@@ -297,20 +360,32 @@ def _read_arguments(node: ast.FunctionDef | ast.ClassDef) -> list[tuple]:
     positional = [*a.posonlyargs, *a.args]
     first_default = len(positional) - len(a.defaults)
     arguments = [
-        (each.arg, _name_type(each.annotation), number < first_default, False) for number, each in enumerate(positional)
+        (each.arg, _read_type(each.annotation), number < first_default, False) for number, each in enumerate(positional)
     ]
     arguments = arguments[1:] if function is not node else arguments
     return arguments + [
-        (each.arg, _name_type(each.annotation), default is None, True)
+        (each.arg, _read_type(each.annotation), default is None, True)
         for each, default in zip(a.kwonlyargs, a.kw_defaults, strict=True)
     ]
 
 
-def _name_type(annotation: object) -> str:
-    """An annotation's name, be it a type, its text or its syntax tree."""
-    for name in ("__name__", "id", "value"):
-        annotation = getattr(annotation, name, annotation)
-    return str(annotation)
+@cache
+def _build_type(annotation: str) -> Any:
+    try:
+        return build_type(annotation, of_part=True)
+    except (InputError, SyntaxError, ValueError):
+        return Any  # a type of the user's own: the part checks it
+
+
+def _read_type(annotation: Any) -> Any:
+    """The type of an option by its annotation, be it a type, its text or its syntax tree."""
+    if annotation in (None, inspect.Parameter.empty):
+        return Any
+    if isinstance(annotation, ast.expr):
+        text = annotation.value if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
+    else:
+        text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return _build_type(str(text).replace("typing.", ""))
 
 
 def _run_file(path: Path, name: str) -> list[Part]:

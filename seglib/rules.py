@@ -8,17 +8,15 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from seglib import vocabulary
 from seglib.data.class_names import refuse_focus
 from seglib.errors import InputError, unknown_name
 from seglib.extra_sets import check_extra_data, list_json, resolve_extra_data
-from seglib.parameters import Number, Schema, Switch, Text, Whole, check_type
-from seglib.parts import check_architecture, check_part, find_parts, read_architecture, read_parts, require_options
-from seglib.runs.preflight import refuse_encoder
+from seglib.parameters import BelowOne, Number, Positive, Schema, Switch, Text, Whole, check_type
+from seglib.parts import check_choices, check_options, check_part, find_parts, read_choice, read_parts
 from seglib.runs.trackers import refuse_missing
 
 
@@ -30,7 +28,13 @@ def _number(lowest: float = 0.0, highest: float | None = None) -> Any:
     return Annotated[Number, Field(ge=lowest, le=highest)]
 
 
-_BELOW_ONE = Annotated[Number, Field(ge=0, lt=1)]
+_SELECTIONS = ("miou", "miou_image", "loss", "accuracy")
+_SPLITS = ("given", "holdout", "kfold", "stratified", "group", "stratified_group")
+_PRESETS = (
+    "none", "flips", "blur", "elastic", "weather", "color", "brightness", "clahe", "dropout", "distort", "glass", "noise",
+    "crop", "trivial", "autoaugment",
+)  # fmt: skip
+_AVERAGES = {"ema": {"decay": BelowOne}, "swa": {"lr": Positive, "start": BelowOne}, "snapshot": {}}
 _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
     "int": {
         "folds": _whole(2, 100), "fold": _whole(), "seed": Annotated[Whole, Field(ge=0, lt=2**31)],
@@ -43,19 +47,19 @@ _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
     "float": {
         "lr": Annotated[Number, Field(gt=0, le=10)], "encoder_lr": _number(0, 10), "weight_decay": _number(0, 1),
         "warmup_epochs": _number(), "clip_norm": _number(), "checkpoint_minutes": _number(),
-        "specialist_weight": _number(), "specialist_confidence": _BELOW_ONE, "pseudo_precision": _number(0, 1),
+        "specialist_weight": _number(), "specialist_confidence": BelowOne, "pseudo_precision": _number(0, 1),
     },
     "str": {
-        "data_dir": Text, "train_json": Annotated[Text, Field(min_length=1)], "val_json": Text, "split": vocabulary.SplitName,
-        "paint_order": vocabulary.PaintOrder, "background": vocabulary.Background, "encoder": Text, "encoder_weights": Text,
+        "data_dir": Text, "train_json": Annotated[Text, Field(min_length=1)], "val_json": Text, "split": Text,
+        "paint_order": Literal["class_id", "longest", "area"], "background": Literal["class", "ignore"], "encoder": Text, "encoder_weights": Text,
         "init_from": Text, "continue_from": Text, "scheduler": Text,
         "schedule_per": Literal["iteration", "epoch"], "final_fit": Literal["none", "train_all"],
-        "on_oom": Literal["fail", "accumulate"], "precision": vocabulary.Precision, "select_by": Text,
+        "on_oom": Literal["fail", "accumulate"], "precision": Literal["auto", "float32", "bfloat16", "float16"], "select_by": Text,
         "merge": Literal["mean", "logits"], "vote": Literal["soft", "geometric", "hard"], "tie_break": Text,
         "resizing": Literal["nearest", "probabilities"], "test_json": Text,
     },
     "bool": {"components": Switch},
-    "list[str]": {"focus_classes": list[Text], "parts": list[Text], "track": list[vocabulary.Tracker]},
+    "list[str]": {"focus_classes": list[Text], "parts": list[Text], "track": list[Literal["tensorboard", "wandb", "mlflow"]]},
     "list[dict]": {"extra_data": list[dict[Text, Any]]},
     "dict": {
         "loss": Annotated[dict[Text, Any], Field(min_length=1)], "mixing": dict[Text, Any],
@@ -93,6 +97,8 @@ _RULES: list[tuple[str, Callable[..., object], str]] = [  # names, what must hol
      'init_from must be the folder of a run, or ""; there is no folder {init_from!r} (seen from {here})'),
     ("continue_from", lambda folder: not folder or _is_folder(folder),
      'continue_from must be the folder of a run, or ""; there is no folder {continue_from!r} (seen from {here})'),
+    ("encoder_weights encoder", lambda weights, encoder: encoder or not weights,
+     'encoder_weights must be "" for an architecture without an encoder, got {encoder_weights!r}'),
     ("encoder_lr encoder", lambda rate, encoder: encoder or not rate,
      "encoder_lr must be 0 for an architecture without an encoder, got {encoder_lr}"),
     ("freeze_epochs encoder", lambda epochs, encoder: encoder or not epochs,
@@ -161,9 +167,8 @@ def _check_image_size(size: int, _: str) -> None:
 
 
 def _check_augmentation(value: Any) -> None:
-    presets = get_args(vocabulary.AugmentationName)
     if isinstance(value, str):
-        _refuse("" if value in presets else unknown_name("augmentation", value, presets, limit=20))
+        _refuse("" if value in _PRESETS else unknown_name("augmentation", value, _PRESETS, limit=20))
         return
     steps = value if isinstance(value, list) else [None]
     if not all(isinstance(step, str) or (isinstance(step, dict) and len(step) == 1) for step in steps):
@@ -173,59 +178,41 @@ def _check_augmentation(value: Any) -> None:
         )
 
 
-def _check_encoder(encoder: str, architecture: Any, parts: list[str]) -> None:
-    name, _ = read_architecture(architecture)
-    _refuse(refuse_encoder(name, encoder, [""]) if name in find_parts("model", parts) else "")
-
-
 def _check_loss(loss: dict, parts: list[str]) -> dict:
-    own = find_parts("loss", parts)
-    loss = vocabulary.check_choices(
-        "loss", loss, vocabulary.LOSSES | {name: part.options for name, part in own.items()}, vocabulary.LOSS_NUMBER
-    )
-    for name in own.keys() & loss.keys():
-        require_options(f"loss.{name}", own[name], loss[name] if isinstance(loss[name], dict) else ())
+    loss = check_choices("loss", loss, parts)
     weights = [term.get("weight", 1) if isinstance(term, dict) else term for term in loss.values()]
     _refuse("" if any(weight > 0 for weight in weights) else f"loss must have a term with a weight above 0, got {loss}")
     return loss
 
 
 def _check_selection(select_by: str, parts: list[str]) -> None:
-    names = [*get_args(vocabulary.Selection), *find_parts("metric", parts)]
+    names = [*_SELECTIONS, *find_parts("metric", parts)]
     _refuse("" if select_by in names else unknown_name("select_by", select_by, names))
 
 
 def _check_averaging(averaging: dict) -> dict:
     for name in averaging:
-        _refuse("" if name in vocabulary.AVERAGES else unknown_name("averaging", name, vocabulary.AVERAGES))
-    return {
-        name: vocabulary.check_options(f"averaging.{name}", options, vocabulary.AVERAGES[name])
-        for name, options in averaging.items()
-    }
+        _refuse("" if name in _AVERAGES else unknown_name("averaging", name, _AVERAGES))
+    return {name: check_options(f"averaging.{name}", each, _AVERAGES[name]) for name, each in averaging.items()}
 
 
-def _check_scheduler(scheduler: str, parts: list[str]) -> None:
-    check_part("scheduler", scheduler, vocabulary.SCHEDULERS, parts)
+def _check_named(kind: str, part: str, value: Any, parts: list[str]) -> str | dict[str, Any]:
+    """An own part, or a name that its builder knows, which is asked before a grid starts."""
+    own = find_parts(part, parts)
+    return check_part(kind, value, own) if read_choice(kind, value)[0] in own else value
 
 
 def _check_scheduler_options(options: dict, scheduler: str, parts: list[str]) -> None:
-    own = find_parts("scheduler", parts).get(scheduler)
+    part = find_parts("scheduler", parts)[scheduler]
     try:
-        vocabulary.check_options(scheduler, options, own.options if own else vocabulary.SCHEDULERS[scheduler])
-        if own:
-            require_options(scheduler, own, options)
+        check_options(scheduler, options, part.options, part.needed)
     except InputError as error:
         raise InputError(f"scheduler_options: {error}") from error
 
 
-def _check_mixing(mixing: dict, parts: list[str]) -> dict:
-    own = {name: part.options | {"p": vocabulary.Share} for name, part in find_parts("mixing", parts).items()}
-    return vocabulary.check_choices("mixing", mixing, vocabulary.MIXES | own, vocabulary.MIX_NUMBER)
-
-
 def _check_callbacks(callbacks: dict, parts: list[str]) -> None:
     for name, options in callbacks.items():
-        check_part("callback", {name: options}, (), parts)
+        check_part("callback", {name: options}, find_parts("callback", parts))
 
 
 def _refuse(line: str) -> None:
@@ -248,18 +235,17 @@ _CHECKS: list[tuple[list[str], Callable]] = [
     (["track"], lambda names: _refuse(refuse_missing(names))),
     (["augmentation"], _check_augmentation),
     (["parts"], lambda paths: read_parts(paths) and None),
-    (["architecture", "parts"], lambda value, paths: check_architecture(value, find_parts("model", paths))),
-    (["encoder", "architecture", "parts"], _check_encoder),
+    (["architecture", "parts"], partial(_check_named, "architecture", "model")),
+    (["optimizer", "parts"], partial(_check_named, "optimizer", "optimizer")),
     (["loss", "parts"], _check_loss),
     (["select_by", "parts"], _check_selection),
-    (["mixing", "parts"], _check_mixing),
-    (["split", "parts"], lambda value, paths: check_part("split", value, get_args(vocabulary.SplitName), paths)),
-    (
-        ["optimizer", "parts"],
-        lambda value, paths: check_part("optimizer", value, get_args(vocabulary.OptimizerName), paths),
-    ),
+    (["mixing", "parts"], partial(check_choices, "mixing")),
+    (["split", "parts"], lambda value, paths: check_part("split", value, find_parts("split", paths), _SPLITS)),
     (["callbacks", "parts"], _check_callbacks),
-    (["scheduler", "parts"], _check_scheduler),
+    (
+        ["scheduler", "parts"],
+        lambda name, paths: check_part("scheduler", name, find_parts("scheduler", paths)) and None,
+    ),
     (["averaging"], _check_averaging),
     (["scheduler_options", "scheduler", "parts"], _check_scheduler_options),
 ]

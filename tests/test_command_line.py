@@ -6,13 +6,13 @@ import sys
 import pytest
 
 from seglib.__main__ import main
-from seglib.training.losses import LOSSES
+from seglib.parts import find_parts
 
 
 def test_every_loss_is_listed_with_what_it_says_of_itself(capsys):
     assert main(["list", "loss"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*LOSSES]
+    assert [line.split()[0] for line in lines] == [*find_parts("loss")] and "focal" in lines[2]
     assert all(len(line.split()) > 3 for line in lines)
 
 
@@ -29,6 +29,13 @@ def test_every_loss_is_listed_with_what_it_says_of_itself(capsys):
 def test_each_kind_is_listed(capsys, kind, name):
     assert main(["list", kind]) == 0
     assert name in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_own_parts_are_listed_with_the_shipped_ones(capsys, tmp_path):
+    (tmp_path / "own.py").write_text('@register("loss")\ndef mine(logits, target, weight):\n    """My own."""\n')
+    assert main(["list", "loss", "--parts", str(tmp_path / "own.py")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("cross_entropy ") and lines[-1].split() == ["mine", "My", "own."]
 
 
 def test_models_are_listed_with_their_size(capsys):

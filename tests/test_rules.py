@@ -1,22 +1,22 @@
 import datetime
 import inspect
 import math
-from typing import get_args
+from typing import Any
 
 import pytest
 
-from seglib import vocabulary
+from seglib import rules
+from seglib.data import loader
 from seglib.data.augment import PRESETS
-from seglib.data.loader import SAMPLE_MIXES
 from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS
 from seglib.data.splits import SPLITS
 from seglib.errors import InputErrors
 from seglib.files import PROJECT
 from seglib.parameters import Parameter, Parameters, check_value, read_defaults, read_schema
+from seglib.parts import find_parts
 from seglib.rules import check_parameters, resolve_paths
-from seglib.training.losses import LOSSES
-from seglib.training.mixing import BATCH_MIXES
-from seglib.training.optim import SCHEDULES
+from seglib.training import loss_terms, mixing, optim
+from seglib.training.averaging import AVERAGES
 
 NOTEBOOK = PROJECT / "notebooks" / "02_train.ipynb"
 SCHEMA, DEFAULTS = read_schema(NOTEBOOK), read_defaults(NOTEBOOK)
@@ -27,35 +27,43 @@ def problems(**values):
 
 
 @pytest.mark.parametrize(
-    ("names", "real"),
+    ("name", "real", "other"),
     [
-        (vocabulary.SchedulerName, SCHEDULES),
-        (vocabulary.AugmentationName, PRESETS),
-        (vocabulary.SplitName, SPLITS),
-        (vocabulary.PaintOrder, PAINT_ORDERS),
-        (vocabulary.Background, BACKGROUNDS),
+        ("augmentation", PRESETS, "flip"),
+        ("split", SPLITS, "kfolds"),
+        ("paint_order", PAINT_ORDERS, "class"),
+        ("background", BACKGROUNDS, "ignored"),
     ],
-    ids=["schedulers", "augmentations", "splits", "paint orders", "backgrounds"],
 )
-def test_the_vocabulary_is_the_real_thing(names, real):
-    assert set(get_args(names)) == set(real)
+def test_each_name_that_builders_know_passes_and_no_other(name, real, other):
+    together = {"fold": 0, "val_json": "" if name == "split" else DEFAULTS["val_json"]}
+    assert not [each for each in real if name in problems(**{name: each})]
+    assert name in problems(**{name: other}, **together)
+
+
+def test_averages_are_those_that_are_built():
+    assert set(rules._AVERAGES) == set(AVERAGES)
 
 
 @pytest.mark.parametrize(
-    ("known", "real"),
-    [(vocabulary.LOSSES, LOSSES), (vocabulary.SCHEDULERS, SCHEDULES), (vocabulary.MIXES, SAMPLE_MIXES | BATCH_MIXES)],
-    ids=["losses", "schedulers", "mixes"],
+    ("kind", "module"), [("loss", loss_terms), ("scheduler", optim), ("mixing", mixing), ("mixing", loader)]
 )
-def test_options_are_those_of_the_functions(known, real):
-    assert set(known) == set(real)
-    for name, options in known.items():
-        parameters = inspect.signature(real[name]).parameters.values()
-        keywords = [parameter for parameter in parameters if parameter.default is not parameter.empty]
-        assert set(options) - {"p"} == {parameter.name for parameter in keywords} - {"p"}, name
-        for parameter in keywords:
-            if parameter.default not in (None, ()):  # what stands for "worked out from the rest"
-                default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-                assert check_value(name, default, options[parameter.name]) == default
+def test_shipped_parts_are_read_as_they_are_defined(kind, module):
+    """Without importing torch the runner knows each part's name and options; their defaults are within the limits."""
+    parts = {name: part for name, part in find_parts(kind).items() if part.build.__module__ == module.__name__}
+    assert len(parts) >= 3
+    for name, part in parts.items():
+        assert part.summary and part.build is getattr(module, name)
+        defaults = {
+            option: parameter.default
+            for option, parameter in inspect.signature(part.build).parameters.items()
+            if parameter.default is not parameter.empty
+        }
+        assert set(part.options) == set(defaults) and Any not in part.options.values()
+        for option, default in defaults.items():
+            if default not in (None, ()):  # what stands for "worked out from the rest"
+                value = list(default) if isinstance(default, tuple) else default
+                assert check_value(name, value, part.options[option]) == value
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,6 @@ def test_options_are_those_of_the_functions(known, real):
         ("augmentation", 3, "augmentation must be a preset's name or a list of steps"),
         ("expand", 0, "expand must be at least 1, got 0"),
         ("scheduler", "cosin", "unknown scheduler 'cosin'; did you mean 'cosine'"),
-        ("optimizer", "adamv", "unknown optimizer 'adamv'; did you mean"),
         ("loss", "focal", "loss must be a mapping name: value, got 'focal' (a text)"),
         ("image_size", 100, "image_size must be a multiple of 32 (encoder stride), got 100; nearest: 96 or 128"),
         ("image_size", 10**400, "image_size must be at most 4096, got 1000"),
@@ -153,15 +160,16 @@ def test_a_wrong_value_is_worded_in_one_line(name, value, words):
             "scheduler_options: unknown option of constant 'a'; it has none",
         ),
         (
-            {"encoder": "", "freeze_epochs": 1},
+            {"encoder": "", "encoder_weights": "", "freeze_epochs": 1},
             "freeze_epochs",
             "freeze_epochs must be 0 for an architecture without an",
         ),
         (
-            {"encoder": "", "encoder_lr": 0.1},
+            {"encoder": "", "encoder_weights": "", "encoder_lr": 0.1},
             "encoder_lr",
             "encoder_lr must be 0 for an architecture without an encoder",
         ),
+        ({"encoder": ""}, "encoder_weights", 'encoder_weights must be "" for an architecture without an encoder'),
         ({"warmup_epochs": 21}, "warmup_epochs", "warmup_epochs must not be above epochs (20), got 21"),
     ],
 )

@@ -19,8 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError, unknown_name
-from seglib.parts import find_parts, require_options
-from seglib.vocabulary import check_options
+from seglib.parts import check_options, find_parts
 
 # The augmentations that have a name: lists of steps as a grid file would write them, sized to the image.
 
@@ -271,8 +270,8 @@ def _build_item(item: Any, image_size: int, where: str) -> list[Step]:
         return build_steps(name, image_size, where)
     own = find_parts("augmentation")
     if name in own:
-        options = check_options(f"{where} > {name}", _as_mapping(options, where), own[name].options)
-        require_options(f"{where} > {name}", own[name], options)
+        part = own[name]
+        options = check_options(f"{where} > {name}", _as_mapping(options, where), part.options, part.needed)
         step = own[name].build(**options)
         if not isinstance(step, A.BasicTransform | A.BaseCompose):
             raise InputError(f"{where} > {name}: required a transform of albumentations, got {type(step).__name__}")

@@ -1,16 +1,11 @@
-"""What is wrong with an augmentation, found by running each of its steps: `python -m seglib.data.augment_check --check`.
+"""What is wrong with an augmentation, found by running each of its steps."""
 
-The runner of grids, which imports neither albumentations nor torch, asks here in a child process (see
-`seglib.runs.preflight`). Importing torch would take longer than the checks, so it is kept out.
-"""
-
-import json
 import sys
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 
-if __name__ == "__main__":
+if "torch" not in sys.modules:  # importing it would take longer than the checks
     sys.modules["albumentations.pytorch"] = None  # albumentations goes on without it where it cannot be imported
 
 import albumentations as A
@@ -21,7 +16,6 @@ from seglib.data.augment import Step, augment, build_augmentation
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pipeline_check import Sample, find_step_problems
 from seglib.errors import InputError
-from seglib.parts import load_parts
 
 DRAWS = 2  # of each step on each probe
 _FIXES = {
@@ -31,7 +25,7 @@ _FIXES = {
 }
 
 
-def find_refusal(spec: str | Sequence, image_size: int) -> str:
+def find_refusal(augmentation: str | Sequence, image_size: int) -> str:
     """Build an augmentation and run each of its steps, nested ones too, whatever its p; "" if all is well, else why not.
 
     Refused are steps that cannot be built or cannot run on an image and its mask alone, that return anything but uint8 RGB
@@ -39,7 +33,7 @@ def find_refusal(spec: str | Sequence, image_size: int) -> str:
     that may return another size than `image_size`.
     """
     try:
-        steps = build_augmentation(spec, image_size).transforms
+        steps = build_augmentation(augmentation, image_size).transforms
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # steps that find nothing to do on a probe say so
             _run_all(steps, _make_probes(image_size), "augmentation", image_size)
@@ -122,16 +116,3 @@ def _make_probes(image_size: int) -> list[Sample]:
         mask = cv2.resize(labels, (image_size, image_size), interpolation=cv2.INTER_NEAREST)
         probes += [(image, mask)] * DRAWS
     return probes
-
-
-def main() -> None:
-    """Answer the questions on stdin, a JSON list of {"augmentation", "image_size", "parts"}, with a JSON list of texts."""
-    answers = []
-    for question in json.load(sys.stdin):
-        load_parts(question.get("parts", ()))
-        answers.append(find_refusal(question["augmentation"], question["image_size"]))
-    print(json.dumps(answers))
-
-
-if __name__ == "__main__":
-    main()

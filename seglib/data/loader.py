@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -16,8 +16,8 @@ from seglib.data.augment import augment, build_augmentation
 from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX, resize_rle, segmentation_to_rle
 from seglib.errors import InputError, unknown_name
-from seglib.parts import find_parts
-from seglib.vocabulary import MIX_NUMBER, MIXES, Share, read_choices
+from seglib.parameters import CountRange, ScaleRange
+from seglib.parts import read_choices, register
 
 NO_MIXING = MappingProxyType({})
 
@@ -30,7 +30,7 @@ class SampleMixing:
 
     Parameters
     ----------
-    mixing : name -> probability or options, as in `seglib.vocabulary.MIXES`; those of batches are left alone.
+    mixing : name -> probability or options, `python -m seglib list mixing` has them; those of batches are left alone.
     subset : the images to mix with.
 
     Raises
@@ -40,8 +40,7 @@ class SampleMixing:
     """
 
     def __init__(self, mixing: Mapping[str, Any], subset: Subset):
-        own = {name: part.options | {"p": Share} for name, part in find_parts("mixing").items()}
-        chosen = read_choices("mixing", mixing, MIXES | own, MIX_NUMBER)  # own mixes are of batches
+        chosen = read_choices("mixing", mixing)  # those that are not named below are of batches
         others = OtherSamples(subset) if SAMPLE_MIXES.keys() & chosen.keys() else None
         self.steps = []
         for number, (name, function) in enumerate(SAMPLE_MIXES.items(), start=1):
@@ -99,6 +98,7 @@ class OtherSamples:
         return image[box], visible[box]
 
 
+@register("mixing")
 def mosaic(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples) -> tuple:
     """Four images around a point in the middle half, each a random part of its image at its own scale.
 
@@ -118,8 +118,13 @@ def mosaic(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others
     return out
 
 
-def replace_background(
-    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples, replace_with: str = "image"
+@register("mixing")
+def background(
+    image: np.ndarray,
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    others: OtherSamples,
+    replace_with: Literal["image", "mean", "black", "noise"] = "image",
 ) -> tuple:
     """Keep the objects and put something else behind them.
 
@@ -137,10 +142,16 @@ def replace_background(
     return np.where(objects[..., None], image, np.asarray(fills[replace_with](), np.uint8)), mask
 
 
+@register("mixing")
 def copy_paste(
-    image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: OtherSamples, classes: Sequence[str] = (),
-    count: tuple[int, int] = (1, 3), scale: tuple[float, float] = (0.5, 1.5),
-) -> tuple:  # fmt: skip
+    image: np.ndarray,
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    others: OtherSamples,
+    classes: list[str] = (),
+    count: CountRange = (1, 3),
+    scale: ScaleRange = (0.5, 1.5),
+) -> tuple:
     """Paste objects of other images: each from a class drawn evenly, so that rare classes are seen more often.
 
     Source: Ghiasi et al. 2021, Simple Copy-Paste.
@@ -187,7 +198,7 @@ def _find_class_ids(names: Sequence[str], subset: Subset) -> list[int]:
 
 
 # In the order in which they are applied to one sample.
-SAMPLE_MIXES = {"mosaic": mosaic, "background": replace_background, "copy_paste": copy_paste}
+SAMPLE_MIXES = {mix.__name__: mix for mix in (mosaic, background, copy_paste)}
 
 
 # From images to batches: loaders whose samples do not depend on the number of workers.
@@ -296,7 +307,7 @@ def build_loader(
         # and each worker is one of several processes anyway.
         cv2.setNumThreads(1)
     dataset = SegmentationDataset(subset, augmentation, seed, mixing, expand)
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         batch_sampler=EpochBatches(dataset.choose_positions, batch_size, seed, shuffle),
         num_workers=num_workers,
@@ -305,10 +316,6 @@ def build_loader(
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # workers' seeds come from here, not from the stream that the model draws from
     )
-    loader.built_from = {"seed": seed}
-    if shuffle:
-        loader.built_from |= {"augmentation": augmentation, "mixing": dict(mixing), "expand": expand}
-    return loader
 
 
 def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ from seglib.inference.stores import (
     write_store,
 )
 from seglib.inference.views import Forward, View, check_request, compute_probabilities, quantise
-from seglib.models.refusals import explain_refusal
+from seglib.models import explain_refusal
 from seglib.training.device import autocast, describe_device, move, seed_everything
 from seglib.training.step import prepare_images
 

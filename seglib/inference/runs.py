@@ -21,9 +21,8 @@ from seglib.data.loader import choose_batch_size
 from seglib.errors import InputError, unknown_name
 from seglib.evaluation.metrics import load_confusion
 from seglib.files import outputs_dir
-from seglib.models import build_model
-from seglib.models.architectures import ARCHITECTURES
-from seglib.parts import find_kept_parts, find_parts, load_parts, read_architecture, read_parts, require_options
+from seglib.models import ARCHITECTURES, build_model
+from seglib.parts import find_kept_parts, find_parts, load_parts, read_choice, read_parts, require_options
 from seglib.runs.record import read_record
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
@@ -195,7 +194,7 @@ def _load_kept_parts(folder: Path, named: Sequence[str]) -> None:
 
 def _rebuild_model(path: Path, checkpoint: Mapping[str, Any]) -> nn.Module:
     load_parts(find_kept_parts(path.parent))  # again: another run's may have taken their names
-    name, _ = read_architecture(checkpoint["architecture"])
+    name, _ = read_choice("architecture", checkpoint["architecture"])
     by_hand = checkpoint.get("made_by_hand") or not any(key.startswith("network.") for key in checkpoint["model"])
     if not by_hand and name not in ARCHITECTURES and name not in find_parts("model"):
         raise InputError(
@@ -229,7 +228,7 @@ def _build_by_hand(path: Path, name: str, checkpoint: Mapping[str, Any]) -> nn.M
             f"{path}: holds a {name} that was made by hand: required a file in {kept} with @register('model') before its"
             f" class, got {got}; put it there"
         )
-    require_options(f"{kept}: {found[0]}", own[found[0]], ())
+    require_options(f"{kept}: {found[0]}", own[found[0]].needed, ())
     return own[found[0]].build(checkpoint["num_classes"])
 
 

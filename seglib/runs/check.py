@@ -1,9 +1,15 @@
-"""Every run is checked before any starts: parameters, data, classes."""
+"""Every run is checked before any starts: parameters, classes, and what only the builders of parts can tell.
+
+The runner imports neither torch nor albumentations: it asks the builders in one child process for a whole grid, which is
+this module run as a program, and their answers are remembered.
+"""
 
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,27 +17,96 @@ from typing import Any
 from seglib.data.class_names import BACKGROUND, SYNTHETIC, refuse_class_map
 from seglib.errors import InputError, unknown_name
 from seglib.extra_sets import list_json
-from seglib.files import PROJECT, hash_file
+from seglib.files import PROJECT, cache_dir, hash_file, hash_text, write_json
 from seglib.parameters import Schema, read_defaults, read_schema
-from seglib.parts import find_parts, hash_parts, read_architecture
+from seglib.parts import find_parts, hash_parts, load_parts, read_choice
 from seglib.rules import check_parameters
 from seglib.runs.grid_file import GridFile, Step, shorten
 from seglib.runs.keys import find_notebook
-from seglib.runs.preflight import ask_child, find_model_refusals, refuse_weights
 
-# Whether augmentations written as lists of steps can be built, known before a grid starts.
+# Whether models, optimizers and augmentations can be built: questions, answers, the child that finds them.
+
+_QUESTIONS = {  # what is asked about -> the parameters that the answer depends on
+    "model": ("architecture", "encoder", "image_size", "batch_size"),
+    "optimizer": ("optimizer",),
+    "augmentation": ("augmentation", "image_size"),
+}
+_BUILDERS = (
+    "models.py",
+    "layers.py",
+    "zoo/*.py",
+    "parts.py",
+    "data/augment*.py",
+    "data/pipeline_check.py",
+    "training/optim.py",
+)
+_LIBRARIES = ("segmentation-models-pytorch", "timm", "torchvision", "albumentations")
 
 
-def find_augmentation_refusals(specs: Sequence[dict]) -> list[str]:
-    """Say for each {"augmentation": steps, "image_size": [px]} why it cannot be built, "" where it can.
+def ask_builders(questions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say for each question why the builders refuse, "" where they do not.
 
-    albumentations is asked in a child process, and its answers are remembered.
+    Parameters
+    ----------
+    questions : `{"about": "model", **values}`, see `_QUESTIONS`; `parts` are files of own parts that it needs. "size" asks
+        for the number of a model's parameters instead.
+
+    Raises
+    ------
+    InputError
+        The child process could not answer.
     """
-    if not specs:
-        return []
-    folder = PROJECT / "seglib" / "data"
-    code = [hash_file(path) for path in [*sorted(folder.glob("augment*.py")), folder / "pipeline_check.py"]]
-    return ask_child("seglib.data.augment_check", specs, [importlib.metadata.version("albumentations"), code])
+    path, state = cache_dir() / "answers.json", _describe_builders()
+    remembered = _read_remembered(path)
+    keys = [
+        hash_text(json.dumps([question | {"parts": hash_parts(question["parts"])}, state])) for question in questions
+    ]
+    new = {key: question for key, question in zip(keys, questions, strict=True) if key not in remembered}
+    if new:
+        remembered |= dict(zip(new, _run_child([*new.values()]), strict=True))
+        write_json(path, remembered)
+    return [remembered[key] for key in keys]
+
+
+def _describe_builders() -> list[str]:
+    """What answers depend on: code and versions."""
+    files = [path for name in _BUILDERS for path in sorted((PROJECT / "seglib").glob(name))]
+    return [*map(hash_file, files), *map(importlib.metadata.version, _LIBRARIES)]
+
+
+def _run_child(questions: Sequence[Mapping[str, Any]]) -> list[str]:
+    command = [sys.executable, "-m", "seglib.runs.check"]
+    child = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True, cwd=PROJECT)
+    if child.returncode:
+        last = (child.stderr.strip() or f"exit code {child.returncode}").splitlines()[-1]
+        raise InputError(f"the check by `python -m seglib.runs.check` could not run: {last}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def _read_remembered(path: Path) -> dict[str, str]:
+    try:
+        remembered = json.loads(path.read_text())
+    except (OSError, ValueError):  # absent or damaged: everything is asked again
+        return {}
+    sound = isinstance(remembered, dict) and all(isinstance(answer, str) for answer in remembered.values())
+    return remembered if sound else {}
+
+
+def _answer(about: str, parts: Sequence[str], **values: Any) -> str:
+    """In the child: ask a builder. What it needs is imported here, since torch takes longer than most questions."""
+    try:
+        load_parts(parts)
+        if about == "augmentation":
+            from seglib.data.augment_check import find_refusal
+        elif about == "optimizer":
+            from seglib.training.optim import find_refusal
+        elif about == "model":
+            from seglib.models import find_refusal
+        else:
+            from seglib.models import count_parameters as find_refusal
+        return find_refusal(**values)
+    except InputError as error:
+        return str(error)
 
 
 # Whether the classes that parameters name are classes of the data, known before a grid starts.
@@ -92,9 +167,7 @@ def _read_class_names(data_dir: str, train_json: str) -> tuple[str, ...]:
 
 # Words what is wrong with the runs of a grid, all of it, before any starts.
 
-
 _OF_RUNNER = ("run_dir", "grid_dir", "output_dir")  # in a step, which reads and writes where it is told
-_MODEL = ("architecture", "encoder", "image_size", "batch_size")
 
 
 def find_run_problems(
@@ -105,86 +178,41 @@ def find_run_problems(
     varied: Sequence[Mapping[str, Any]],
     overrides: Mapping[str, Any],
 ) -> list[str]:
-    """One line a mistake, with the varied values that it comes from and without those that make no difference."""
+    """One line per mistake, with the varied values that it comes from and without those that make no difference."""
     lines: dict[str, None] = {}
-    for found, shown in zip(problems, varied, strict=True):
-        for name, problem in found.items():
+    asked: dict[str, tuple[dict, str]] = {}  # each question once, however many runs need it
+    with_classes = {"data_dir", "train_json", "focus_classes", "loss", "mixing"} <= schema.keys()
+    for values, found, shown in zip(parameters, problems, varied, strict=True):
+        classes = find_class_problems(values) if with_classes and not found else {}
+        for name, problem in (found | classes).items():
             lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
-    if {*_MODEL, "encoder_weights", "parts"} <= schema.keys():
-        runs = _find_sound(parameters, problems, varied, (*_MODEL, "encoder_weights", "parts"))
-        lines |= dict.fromkeys(_find_weight_problems(file, runs, overrides))
-        shipped = [(values, shown) for values, shown in runs if not _has_own_model(values)]
-        lines |= dict.fromkeys(_find_refusals(file, shipped, _MODEL, _describe_model, find_model_refusals, overrides))
-    if {"augmentation", "image_size"} <= schema.keys():
-        names = ("augmentation", "image_size")
-        runs = _find_sound(parameters, problems, varied, names)
-        found = _find_refusals(file, runs, names, _describe_steps, find_augmentation_refusals, overrides)
-        lines |= dict.fromkeys(found)
-    if {"data_dir", "train_json", "focus_classes", "loss", "mixing"} <= schema.keys():
-        for values, found, shown in zip(parameters, problems, varied, strict=True):
-            for name, problem in (find_class_problems(values) if not found else {}).items():
-                lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
-    return list(lines)
+        for question in _compose_questions(schema, values, found):
+            where = _where(file, _QUESTIONS[question["about"]], shown, overrides)
+            asked.setdefault(json.dumps(question), (question, where))
+    refusals: dict[str, str] = {}  # a file of parts that cannot be run would be the answer to all
+    for refusal, (_, where) in zip(ask_builders([each for each, _ in asked.values()]), asked.values(), strict=True):
+        refusals.setdefault(refusal, where)
+    return [*lines, *(f"{where}: {refusal}" for refusal, where in refusals.items() if refusal)]
 
 
-def _find_sound(
-    parameters: Sequence[Mapping], problems: Sequence[Mapping], varied: Sequence[Mapping], names: Sequence[str]
-) -> list[tuple[Mapping, Mapping]]:
-    """Values and what varies of the runs in which none of the named parameters has a problem yet."""
-    return [
-        (values, shown)
-        for values, found, shown in zip(parameters, problems, varied, strict=True)
-        if not any(name in found for name in names)
-    ]
+def _compose_questions(schema: Schema, values: Mapping[str, Any], problems: Mapping[str, str]) -> list[dict]:
+    """What the builders must be asked about a run, as far as its values have no problem yet."""
+    parts, questions = values.get("parts", []), []
+    for about, names in _QUESTIONS.items():
+        if schema.keys() >= {*names} and problems.keys().isdisjoint({*names, "parts"}):
+            asked = {name: values[name] for name in names}
+            if about == "model":
+                asked["batch_size"] = min(values["batch_size"], 2)
+            if not _is_known(about, asked, parts):
+                questions.append({"about": about, **asked, "parts": parts})
+    return questions
 
 
-def _find_weight_problems(file: GridFile, runs: Sequence[tuple[Mapping, Mapping]], overrides: Mapping) -> list[str]:
-    """Weights of an encoder for architectures that have none."""
-    names = ("architecture", "encoder", "encoder_weights")
-    refusals = [
-        (refuse_weights(shorten(values["architecture"]), values["encoder"], values["encoder_weights"]), shown)
-        for values, shown in runs
-    ]
-    return [f"{_where(file, names, shown, overrides)}: {refusal}" for refusal, shown in refusals if refusal]
-
-
-def _has_own_model(values: Mapping) -> bool:
-    return read_architecture(values["architecture"])[0] in find_parts("model", values.get("parts", ()))
-
-
-def _describe_model(values: Mapping) -> dict:
-    return {name: values[name] for name in _MODEL} | {"batch_size": min(values["batch_size"], 2)}
-
-
-def _describe_steps(values: Mapping) -> dict | None:
-    """None for a preset: these are known to be sound."""
-    names = ("augmentation", "image_size")
-    question = None if isinstance(values["augmentation"], str) else {name: values[name] for name in names}
-    if question and find_parts("augmentation", values.get("parts", ())):
-        question |= {"parts": values["parts"], "code": hash_parts(values["parts"])}
-    return question
-
-
-def _find_refusals(
-    file: GridFile,
-    runs: Sequence[tuple[Mapping, Mapping]],
-    names: Sequence[str],
-    describe: Callable[[Mapping], dict | None],
-    ask: Callable[[Sequence[dict]], list[str]],
-    overrides: Mapping,
-) -> list[str]:
-    """Why models or augmentations cannot be built; each is asked about once, however many runs need it."""
-    questions: dict[str, tuple[dict, Mapping]] = {}
-    for values, shown in runs:
-        question = describe(values)
-        if question:
-            questions.setdefault(json.dumps(question), (question, shown))
-    refusals = ask([question for question, _ in questions.values()])
-    return [
-        f"{_where(file, names, shown, overrides)}: {refusal}"
-        for refusal, (_, shown) in zip(refusals, questions.values(), strict=True)
-        if refusal
-    ]
+def _is_known(about: str, asked: Mapping[str, Any], parts: Sequence[str]) -> bool:
+    """Whether the answer is known without the child: presets are sound, and own optimizers are built where they train."""
+    if about == "augmentation":
+        return isinstance(asked["augmentation"], str)
+    return about == "optimizer" and read_choice("optimizer", asked["optimizer"])[0] in find_parts("optimizer", parts)
 
 
 def find_grid_problems(file: GridFile, parameters: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
@@ -273,3 +301,7 @@ def _where(file: GridFile, names: Sequence[str], varied: Mapping, overrides: Map
     shown = ", ".join(f"{name}={shorten(varied[name])[:60]}" for name in names if name in varied)
     source = "--set" if any(name in overrides for name in names) else file.path
     return f"{source} [{shown}]" if shown else f"{source}"
+
+
+if __name__ == "__main__":
+    print(json.dumps([_answer(**question) for question in json.load(sys.stdin)]))

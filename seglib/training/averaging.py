@@ -14,6 +14,7 @@ from seglib.training.device import autocast, move
 from seglib.training.optim import count_epochs_before_swa, find_cycle_ends
 
 EMA_DECAY = 0.999
+AVERAGES = ("ema", "swa", "snapshot")
 
 
 class Averages:

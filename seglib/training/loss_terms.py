@@ -1,7 +1,7 @@
 """Loss terms: means over pixels, overlaps of regions, neighbourhoods.
 
-`class_weights` is "" for none or a (C,) tensor with a weight >= 0 a class; `build_loss` makes it of names or of
-"balanced". As in torch, a mean is then divided by the sum of the pixels' weights, not by their number.
+Functions get their `class_weights` as "" for none or as a (C,) tensor of weights >= 0; `build_loss` makes it of names or
+of "balanced". As in torch, a mean is then divided by the sum of the pixels' weights, not by their number.
 
 Each is averaged over the classes present in the truth. `miou` and `lovasz(per_image=True)` do so image by image; the
 others pool the batch.
@@ -11,11 +11,15 @@ Neighbourhoods hold valid pixels only.
 """
 
 from itertools import product
-from typing import Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
+
+from seglib.parameters import ClassWeights, Factor, Share, Window
+from seglib.parts import register
 
 # Means over the pixels and classes that count: what every loss term shares.
 
@@ -68,11 +72,9 @@ def sort_nonnegative(values: Tensor) -> tuple[Tensor, Tensor]:
 # Loss terms that are means over pixels: cross entropy and what is made of it.
 
 
-ClassWeights = Tensor | Literal[""]
-
-
+@register("loss")
 def cross_entropy(
-    logits: Tensor, target: Tensor, weight: Tensor, class_weights: ClassWeights = "", label_smoothing: float = 0.0
+    logits: Tensor, target: Tensor, weight: Tensor, class_weights: ClassWeights = "", label_smoothing: Share = 0.0
 ) -> Tensor:
     """Mean over valid pixels of -log p_y, in nats, as torch's `F.cross_entropy` defines its two options.
 
@@ -90,8 +92,9 @@ def cross_entropy(
     return divide(total.sum(), pixels.sum())
 
 
+@register("loss")
 def label_smoothing(
-    logits: Tensor, target: Tensor, weight: Tensor, smoothing: float = 0.1, class_weights: ClassWeights = ""
+    logits: Tensor, target: Tensor, weight: Tensor, smoothing: Share = 0.1, class_weights: ClassWeights = ""
 ) -> Tensor:
     """Smoothed cross entropy as a term of its own, so that a mixture can name it beside `cross_entropy`.
 
@@ -100,8 +103,9 @@ def label_smoothing(
     return cross_entropy(logits, target, weight, class_weights=class_weights, label_smoothing=smoothing)
 
 
+@register("loss")
 def focal(
-    logits: Tensor, target: Tensor, weight: Tensor, gamma: float = 2.0, class_weights: ClassWeights = ""
+    logits: Tensor, target: Tensor, weight: Tensor, gamma: Factor = 2.0, class_weights: ClassWeights = ""
 ) -> Tensor:
     """Mean over valid pixels of (1 - p_y)^gamma * -log p_y, with p the softmax over classes; gamma >= 0.
 
@@ -115,7 +119,8 @@ def focal(
     return masked_mean(wrongness**gamma * -log_p, _weigh(weight, target, class_weights))
 
 
-def ohem(logits: Tensor, target: Tensor, weight: Tensor, threshold: float = 0.7, min_kept: float = 0.0625) -> Tensor:
+@register("loss")
+def ohem(logits: Tensor, target: Tensor, weight: Tensor, threshold: Share = 0.7, min_kept: Share = 0.0625) -> Tensor:
     """Cross entropy over the hard pixels alone: p_y below `threshold`, and at least the hardest share `min_kept`.
 
     Both are 0..1; the share is of the batch's valid pixels, rounded up, at least one. Pixels as hard as the last of
@@ -149,6 +154,7 @@ SMOOTH = 1e-7
 PERFECT = 1e-7
 
 
+@register("loss")
 def dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """1 - mean over present classes of 2 I / (P + T): see `_soft_overlap`.
 
@@ -159,6 +165,7 @@ def dice(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return masked_mean(1 - score, (true > 0).to(score.dtype))
 
 
+@register("loss")
 def jaccard(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """1 - mean over present classes of I / (P + T - I): see `_soft_overlap`.
 
@@ -170,6 +177,7 @@ def jaccard(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return masked_mean(1 - score, (true > 0).to(score.dtype))
 
 
+@register("loss")
 def miou(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """`jaccard` of each image, averaged over the images with valid pixels: the relaxation of `miou_image`."""
     intersection, predicted, true = _soft_overlap(logits, target, weight, over=(2, 3))
@@ -177,7 +185,8 @@ def miou(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return mean_over_present(1 - score, true > 0)
 
 
-def tversky(logits: Tensor, target: Tensor, weight: Tensor, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
+@register("loss")
+def tversky(logits: Tensor, target: Tensor, weight: Tensor, alpha: Factor = 0.3, beta: Factor = 0.7) -> Tensor:
     """1 - mean over present classes of I / (I + alpha FP + beta FN), with FP = P - I and FN = T - I.
 
     alpha = beta = 0.5 is `dice`, 1 is `jaccard`; beta > alpha punishes what is missed more than what is too much.
@@ -188,8 +197,14 @@ def tversky(logits: Tensor, target: Tensor, weight: Tensor, alpha: float = 0.3, 
     return masked_mean(losses, present)
 
 
+@register("loss")
 def focal_tversky(
-    logits: Tensor, target: Tensor, weight: Tensor, alpha: float = 0.3, beta: float = 0.7, gamma: float = 0.75
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    alpha: Factor = 0.3,
+    beta: Factor = 0.7,
+    gamma: Annotated[float, Field(ge=0.01, le=100)] = 0.75,
 ) -> Tensor:
     """Mean over present classes of (1 - TI)^gamma, with TI the index of `tversky`; gamma > 0, the paper's 1 / gamma.
 
@@ -199,6 +214,7 @@ def focal_tversky(
     return masked_mean(losses.clamp_min(PERFECT) ** gamma, present)
 
 
+@register("loss")
 def lovasz(logits: Tensor, target: Tensor, weight: Tensor, per_image: bool = False) -> Tensor:
     """Lovász-softmax: the convex closure of 1 - IoU at the errors |1[y = c] - p_c|, mean over present classes.
 
@@ -264,7 +280,8 @@ C1, C2 = 0.01**2, 0.03**2  # for a data range of 1
 FLOOR = 0.01  # of a mean whose power is taken
 
 
-def ms_ssim(logits: Tensor, target: Tensor, weight: Tensor, scales: int = 5) -> Tensor:
+@register("loss")
+def ms_ssim(logits: Tensor, target: Tensor, weight: Tensor, scales: Annotated[int, Field(ge=1, le=5)] = 5) -> Tensor:
     """1 - MS-SSIM of the softmax and the one-hot truth.
 
     An image too small for `scales` is compared at those where the window fits (64 px: three), their exponents
@@ -291,7 +308,10 @@ def ms_ssim(logits: Tensor, target: Tensor, weight: Tensor, scales: int = 5) -> 
     return mean_over_present(1 - log_similarity.exp(), present)
 
 
-def boundary(logits: Tensor, target: Tensor, weight: Tensor, theta0: int = 3, theta: int = 5) -> Tensor:
+@register("loss")
+def boundary(
+    logits: Tensor, target: Tensor, weight: Tensor, theta0: Annotated[Window, Field(ge=3)] = 3, theta: Window = 5
+) -> Tensor:
     """1 - F1 of predicted and true boundaries; they are `theta0` // 2 wide and match within `theta` // 2 [px].
 
     A class without a true boundary in an image is left out there. It says nothing about which side of a boundary is the

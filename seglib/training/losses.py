@@ -21,24 +21,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from seglib import vocabulary
 from seglib.errors import InputError, unknown_name
-from seglib.parts import Part, find_parts, require_options
-from seglib.training.loss_terms import (
-    boundary,
-    cross_entropy,
-    dice,
-    focal,
-    focal_tversky,
-    jaccard,
-    label_smoothing,
-    lovasz,
-    miou,
-    ms_ssim,
-    ohem,
-    tversky,
-)
-from seglib.vocabulary import LOSS_NUMBER, read_choices
+from seglib.parts import find_parts, read_choices
+from seglib.training import loss_terms  # noqa: F401  registers the shipped terms
 
 # Class weights of a loss, by name or from the data.
 
@@ -91,25 +76,6 @@ def _balanced_weights(where: str, class_pixels: ArrayLike | None) -> np.ndarray:
     return np.divide(scale, counts, out=np.zeros_like(counts), where=counts > 0)
 
 
-# Training losses: the vocabulary of terms, and weighted mixtures of them.
-
-
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "cross_entropy": cross_entropy,
-    "label_smoothing": label_smoothing,
-    "focal": focal,
-    "ohem": ohem,
-    "dice": dice,
-    "jaccard": jaccard,
-    "miou": miou,
-    "lovasz": lovasz,
-    "tversky": tversky,
-    "focal_tversky": focal_tversky,
-    "ms_ssim": ms_ssim,
-    "boundary": boundary,
-}
-
-
 def build_loss(
     terms: Mapping[str, float | Mapping[str, Any]],
     num_classes: int,
@@ -123,7 +89,7 @@ def build_loss(
     Parameters
     ----------
     terms
-        By name in `LOSSES` or registered by you: a finite weight >= 0, or a mapping of `weight` (1 by default) and the term's options, its
+        By name, shipped (`python -m seglib list loss`) or registered by you: a finite weight >= 0, or a mapping of `weight` (1 by default) and the term's options, its
         keywords. At least one weight is > 0; they need not sum to 1. The option `class_weights` is "" (none),
         "balanced" (n / (k n_c) over the k classes in the data) or a mapping of class names to weights >= 0 (others 1).
     num_classes
@@ -150,14 +116,13 @@ def build_loss(
     if not 2 <= num_classes <= 256:
         raise InputError(f"loss: num_classes must be 2 to 256 (masks are uint8), got {num_classes}.")
     check_class_data(num_classes, class_names, class_pixels)
-    weighted, own = [], find_parts("loss")
-    known = vocabulary.LOSSES | {name: part.options for name, part in own.items()}
-    for name, options in read_choices("loss", terms, known, LOSS_NUMBER).items():
+    weighted, parts = [], find_parts("loss")
+    for name, options in read_choices("loss", terms).items():
         weight = options.pop("weight", 1.0)
         if "class_weights" in options:
             options["class_weights"] = resolve_class_weights(name, options["class_weights"], class_names, class_pixels)
         if weight > 0:
-            term = _build_own(own[name], options) if name in own else partial(LOSSES[name], **options)
+            term = (_build_own if parts[name].own else partial)(parts[name].build, **options)
             weighted.append((float(weight), term))
     if not weighted:
         raise InputError(f"loss: at least one weight must be > 0, got {dict(terms)}; try cross_entropy: 1.0.")
@@ -166,15 +131,16 @@ def build_loss(
     return mixture
 
 
-def _build_own(part: Part, options: Mapping[str, Any]) -> Callable[..., Tensor]:
+def _build_own(loss: Callable[..., Tensor], **options: Any) -> Callable[..., Tensor]:
     """A registered loss as a term; its targets are int64, as torch's own losses want them."""
-    require_options(f"loss.{part.name}", part, options)
 
     def term(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        value = part.build(logits, target.long(), weight, **options)
+        value = loss(logits, target.long(), weight, **options)
         if not isinstance(value, Tensor) or value.ndim:
             got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"loss.{part.name} must return a scalar tensor, got {got}; average it over valid pixels")
+            raise InputError(
+                f"loss.{loss.__name__} must return a scalar tensor, got {got}; average it over valid pixels"
+            )
         return value
 
     return term

@@ -6,16 +6,16 @@ integer arithmetic. So the device is never waited for, and the same batch gives 
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.random import Generator
+from pydantic import Field
 from torch import Tensor, nn
 
-from seglib import vocabulary
-from seglib.parts import find_parts
+from seglib.parts import find_parts, read_choices, register
 from seglib.training.device import autocast
 from seglib.training.step import prepare_images
 
@@ -29,7 +29,15 @@ Mix = Callable[[Tensor, Tensor, int, int], Mixed]  # (images, masks, epoch, step
 Activation = Callable[[Tensor], Tensor]  # images (N, 3, H, W) uint8 -> (N, H, W) in 0..1
 
 
-def mixup(images: Tensor, masks: Tensor, partner: np.ndarray, rng: Generator, *, alpha: float = 0.4) -> Mixed:
+@register("mixing")
+def mixup(
+    images: Tensor,
+    masks: Tensor,
+    partner: np.ndarray,
+    rng: Generator,
+    *,
+    alpha: Annotated[float, Field(gt=0, le=100)] = 0.4,
+) -> Mixed:
     """Blend each image with its partner by one lambda of Beta(alpha, alpha), rounded to uint8; both masks are targets.
 
     The caller adds up share * loss: for cross entropy these are the soft targets, with each source's own ignored pixels.
@@ -41,7 +49,15 @@ def mixup(images: Tensor, masks: Tensor, partner: np.ndarray, rng: Generator, *,
     return blended.round().to(torch.uint8), [(masks, share), (_take(masks, partner), 1 - share)]
 
 
-def cutmix(images: Tensor, masks: Tensor, partner: np.ndarray, rng: Generator, *, alpha: float = 1.0) -> Mixed:
+@register("mixing")
+def cutmix(
+    images: Tensor,
+    masks: Tensor,
+    partner: np.ndarray,
+    rng: Generator,
+    *,
+    alpha: Annotated[float, Field(gt=0, le=100)] = 1.0,
+) -> Mixed:
     """Cover a box of each image, pixels and labels, by the same box of its partner.
 
     The box has the image's shape and 1 - lambda of its area, lambda of Beta(alpha, alpha); each image draws its own, and
@@ -59,8 +75,15 @@ def cutmix(images: Tensor, masks: Tensor, partner: np.ndarray, rng: Generator, *
     return images, [(masks, 1.0)]
 
 
+@register("mixing")
 def snapmix(
-    images: Tensor, masks: Tensor, partner: np.ndarray, rng: Generator, activation: Activation, *, alpha: float = 5.0
+    images: Tensor,
+    masks: Tensor,
+    partner: np.ndarray,
+    rng: Generator,
+    activation: Activation,
+    *,
+    alpha: Annotated[float, Field(gt=0, le=100)] = 5.0,
 ) -> Mixed:
     """Cover a box of each image by a box of its partner of another size, resized: bilinear pixels, nearest labels.
 
@@ -86,7 +109,7 @@ def snapmix(
     return _resample(images, masks, partner, inside, ys, xs)
 
 
-BATCH_MIXES: dict[str, Callable[..., Mixed]] = {"mixup": mixup, "cutmix": cutmix, "snapmix": snapmix}
+BATCH_MIXES: dict[str, Callable[..., Mixed]] = {mix.__name__: mix for mix in (mixup, cutmix, snapmix)}
 
 
 def mix_batch(
@@ -138,14 +161,12 @@ def build_batch_mixing(mixing: Mapping[str, Any], model: nn.Module, *, seed: int
     InputError
         A name or an option that is unknown.
     """
-    own = find_parts("mixing")
-    known = vocabulary.MIXES | {name: part.options | {"p": vocabulary.Share} for name, part in own.items()}
-    chosen = vocabulary.read_choices("mixing", mixing, known, vocabulary.MIX_NUMBER)
-    steps = {name: options for name, options in chosen.items() if name in BATCH_MIXES or name in own}
+    parts, chosen = find_parts("mixing"), read_choices("mixing", mixing)
+    steps = {name: options for name, options in chosen.items() if name in BATCH_MIXES or parts[name].own}
     if not steps:
         return None
     mix = partial(_mix_guided, steps, model, seed, precision)
-    mix.built_from, mix.model = {"mixing": mixing, "seed": seed}, model
+    mix.built_from = {"mixing": mixing}
     return mix
 
 

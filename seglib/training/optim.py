@@ -5,16 +5,36 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from timm.optim import create_optimizer_v2
+from pydantic import Field
+from timm.optim import create_optimizer_v2, get_optimizer_info
+from timm.optim import list_optimizers as list_timm_optimizers
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from seglib.errors import InputError
-from seglib.parts import find_parts, read_choice
+from seglib.parameters import BelowOne, NotNegative, Positive
+from seglib.parts import check_part, find_parts, read_choice, register
+
+
+def list_optimizers() -> list[str]:
+    """timm's names, less those that need a second backward pass, Apex, bitsandbytes or opt_einsum."""
+    names = list_timm_optimizers(exclude_filters=["fused*", "bnb*", "kron*"])
+    return [name for name in names if not get_optimizer_info(name).second_order]
+
+
+def find_refusal(optimizer: str | Mapping[str, Any]) -> str:
+    """Why an optimizer cannot be had, in one line; "" if it can."""
+    own, names = find_parts("optimizer"), list_optimizers()
+    try:
+        check_part("optimizer", optimizer, own, names)
+    except InputError as error:
+        return str(error)
+    return ""
+
 
 # Optimizers by name, with a learning rate of the encoder's own and weight decay where it belongs.
 
@@ -40,7 +60,7 @@ def build_optimizer(
     Raises
     ------
     InputError
-        An encoder_lr for a model without encoder.
+        A name or options that are unknown; an encoder_lr for a model without encoder.
     """
     encoder = getattr(model, "encoder", None)
     if encoder_lr and encoder is None:
@@ -51,7 +71,8 @@ def build_optimizer(
     groups = _split_by_decay(decoder, lr, weight_decay, decay_norms)
     if apart:
         groups += _split_by_decay(encoder.parameters(), encoder_lr, weight_decay, decay_norms)
-    own, (chosen, options) = find_parts("optimizer"), read_choice("optimizer", name)
+    own = find_parts("optimizer")
+    chosen, options = read_choice("optimizer", check_part("optimizer", name, own, list_optimizers()))
     if chosen in own:
         optimizer = own[chosen].build(groups, lr, weight_decay, **options)
     else:
@@ -75,78 +96,97 @@ def _split_by_decay(
 # Learning-rate schedules: a linear warm-up, then a named curve; stepped by iteration or by epoch.
 
 
-# Every curve gives the factor of the learning rate at `time` [epochs] of `length` [epochs], both counted from the end
+# Every curve gives the factor of the learning rate at `epoch` of `epochs`, fractions included, both counted from the end
 # of the warm-up. torch's own schedulers cannot be stepped by iteration with options in epochs, put behind a warm-up,
 # and looked at before training; their formulas are theirs, and the tests compare.
 
 
-def constant(time: float, length: float) -> float:
+@register("scheduler")
+def constant(epoch: float, epochs: float) -> float:
     """1."""
     return 1.0
 
 
-def cosine(time: float, length: float, min_factor: float = 0.0) -> float:
+@register("scheduler")
+def cosine(epoch: float, epochs: float, min_factor: BelowOne = 0.0) -> float:
     """Half a cosine from 1 to min_factor (CosineAnnealingLR)."""
-    return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * time / length))
+    return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
-def cosine_restarts(time: float, length: float, T_0: float = 0.0, T_mult: int = 2, min_factor: float = 0.0) -> float:
-    """Half cosines of T_0 [epochs], T_0 * T_mult, ... (CosineAnnealingWarmRestarts); 0 is a third of the length.
+@register("scheduler")
+def cosine_restarts(
+    epoch: float,
+    epochs: float,
+    T_0: NotNegative = 0.0,
+    T_mult: Annotated[int, Field(ge=1)] = 2,
+    min_factor: BelowOne = 0.0,
+) -> float:
+    """Half cosines of T_0 [epochs], T_0 * T_mult, ... (CosineAnnealingWarmRestarts); 0 is a third of them.
 
     With T_mult 2 the default makes two cycles that end with the training.
     """
-    cycle, start = T_0 or length / 3, 0.0
-    while time >= start + cycle:
+    cycle, start = T_0 or epochs / 3, 0.0
+    while epoch >= start + cycle:
         start, cycle = start + cycle, cycle * T_mult
-    return cosine(time - start, cycle, min_factor)
+    return cosine(epoch - start, cycle, min_factor)
 
 
-def step(time: float, length: float, step_size: float = 0.0, gamma: float = 0.1) -> float:
-    """gamma more after every step_size [epochs] (StepLR); 0 is a third of the length."""
-    return gamma ** math.floor(time / (step_size or length / 3))
-
-
-def multistep(time: float, length: float, milestones: list | None = None, gamma: float = 0.1) -> float:
-    """gamma more after each of the milestones [epochs] (MultiStepLR); by default after half and three quarters."""
-    return gamma ** bisect_right(sorted(milestones or [length / 2, length * 3 / 4]), time)
-
-
-def polynomial(time: float, length: float, power: float = 0.9) -> float:
-    """(1 - progress)^power (PolynomialLR); DeepLab's power by default."""
-    return (1 - time / length) ** power
-
-
-def onecycle(
-    time: float, length: float, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4
+@register("scheduler")
+def step(
+    epoch: float, epochs: float, step_size: NotNegative = 0.0, gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
 ) -> float:
-    """Up from 1/div_factor to 1 in pct_start of the length, then down to 1/(div_factor * final_div_factor).
+    """gamma more after every step_size [epochs] (StepLR); 0 is a third of them."""
+    return gamma ** math.floor(epoch / (step_size or epochs / 3))
+
+
+@register("scheduler")
+def multistep(
+    epoch: float,
+    epochs: float,
+    milestones: Annotated[list[Positive], Field(min_length=1)] | None = None,
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1,
+) -> float:
+    """gamma more after each of the milestones [epochs] (MultiStepLR); by default after half and three quarters."""
+    return gamma ** bisect_right(sorted(milestones or [epochs / 2, epochs * 3 / 4]), epoch)
+
+
+@register("scheduler")
+def polynomial(epoch: float, epochs: float, power: Positive = 0.9) -> float:
+    """(1 - progress)^power (PolynomialLR); DeepLab's power by default."""
+    return (1 - epoch / epochs) ** power
+
+
+@register("scheduler")
+def onecycle(
+    epoch: float,
+    epochs: float,
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3,
+    div_factor: Annotated[float, Field(ge=1)] = 25.0,
+    final_div_factor: Annotated[float, Field(ge=1)] = 1e4,
+) -> float:
+    """Up from 1/div_factor to 1 in pct_start of the epochs, then down to 1/(div_factor * final_div_factor).
 
     Both ways half a cosine (OneCycleLR; its momentum is not cycled along).
     """
-    peak, low = pct_start * length, 1 / div_factor
-    if time < peak:
-        return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * time / peak))
-    return cosine(time - peak, length - peak, low / final_div_factor)
+    peak, low = pct_start * epochs, 1 / div_factor
+    if epoch < peak:
+        return low + (1 - low) * 0.5 * (1 - math.cos(math.pi * epoch / peak))
+    return cosine(epoch - peak, epochs - peak, low / final_div_factor)
 
 
-def plateau(time: float, length: float, patience: int = 2, factor: float = 0.1, min_factor: float = 0.0) -> float:
+@register("scheduler")
+def plateau(
+    epoch: float,
+    epochs: float,
+    patience: Annotated[int, Field(ge=0)] = 2,
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    min_factor: BelowOne = 0.0,
+) -> float:
     """1, until the score has not become better for more than `patience` epochs: then `factor` more (ReduceLROnPlateau).
 
     The score is that of `select_by`; `Schedule` keeps it.
     """
     return 1.0
-
-
-SCHEDULES: dict[str, Callable[..., float]] = {
-    "constant": constant,
-    "cosine": cosine,
-    "cosine_restarts": cosine_restarts,
-    "plateau": plateau,
-    "step": step,
-    "multistep": multistep,
-    "polynomial": polynomial,
-    "onecycle": onecycle,
-}
 
 
 class Schedule(LambdaLR):
@@ -202,7 +242,7 @@ def build_scheduler(
 
     Parameters
     ----------
-    name : of `SCHEDULES`, or one that you registered.
+    name : shipped (`python -m seglib list scheduler`) or registered by you.
     warmup_epochs : length of the linear warm-up in front of the curve [epochs]; always stepped by iteration.
     per : {"iteration", "epoch"}, how often the curve is followed.
     options : the curve's own, see there.
@@ -220,7 +260,6 @@ def build_scheduler(
     schedule = Schedule(optimizer, factor, reduce, held)
     schedule.length = epochs, steps_per_epoch
     schedule.built_from = {"scheduler": name, "schedule_per": per, "scheduler_options": options or {}}
-    schedule.built_from |= {"warmup_epochs": warmup_epochs, "averaging": averaging or {}}
     return schedule
 
 
@@ -254,9 +293,7 @@ def compute_factor(
     passed = min(iteration - warmup, length)
     if per == "epoch":
         passed = passed // steps_per_epoch * steps_per_epoch
-    own = find_parts("scheduler")
-    curve = own[name].build if name in own else SCHEDULES[name]
-    return curve(passed / steps_per_epoch, length / steps_per_epoch, **options)
+    return find_parts("scheduler")[name].build(passed / steps_per_epoch, length / steps_per_epoch, **options)
 
 
 def _bind_plateau(options: Mapping) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
-from seglib.models.encoder_weights import IMAGENET_MEAN, IMAGENET_STD
+from seglib.models import IMAGENET_MEAN, IMAGENET_STD
 from seglib.training.device import autocast, explain_nondeterminism, forget_peak_memory, peak_memory_mb
 
 ComputeLoss = Callable[[Tensor, Tensor], Tensor]  # (images (N, 3, S, S), targets (N, S, S) int64) -> scalar

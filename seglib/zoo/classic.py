@@ -1,16 +1,17 @@
-"""The classics on VGG-16: FCN, SegNet, DeconvNet, DilatedNet, DeepLabV1 and V2; `CLASSIC` names them.
+"""The classics: on VGG-16 FCN, SegNet, DeconvNet, DilatedNet, DeepLabV1 and V2; torchvision's FCN and DeepLabV3.
 
-Each takes an encoder ("vgg16"), encoder_weights ("imagenet" or None) and classes (output channels), and maps normalised
+`CLASSIC` and `TORCHVISION` name them. Each takes an encoder ("vgg16"; torchvision's two ResNets), encoder_weights ("imagenet" or None) and classes (output channels), and maps normalised
 images (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W).
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import VGG16_BN_Weights, VGG16_Weights
+from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_BN_Weights, VGG16_Weights
+from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101, fcn_resnet50, fcn_resnet101
 from torchvision.ops import Conv2dNormActivation
 
 from seglib.errors import InputError, unknown_name
@@ -19,56 +20,6 @@ ENCODERS = ("vgg16",)
 CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 FC_CHANNELS = 4096  # of fc6 and fc7
-
-
-class FixedSizeAveragePool(nn.Module):
-    """The mean of each of h x w bins: `nn.AdaptiveAvgPool2d`, whose gradient CUDA adds up in any order.
-
-    Bins overlap where h does not divide H. Each axis is a matrix product, in float32 even under autocast.
-
-    Parameters
-    ----------
-    output_size : h and w, or one number for both; None keeps the input's.
-    """
-
-    def __init__(self, output_size: int | tuple[int | None, int | None] | None):
-        super().__init__()
-        self.output_size = output_size if isinstance(output_size, tuple) else (output_size, output_size)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, h, w), of the same type."""
-        wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        lengths = zip(features.shape[-2:], self.output_size, strict=True)
-        rows, columns = (_averages(length, bins or length, wide) for length, bins in lengths)
-        with _no_autocast(features.device.type):
-            return (rows @ (wide @ columns.mT)).to(features.dtype)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
-
-
-def replace_average_pools(network: nn.Module) -> None:
-    """Put `FixedSizeAveragePool` in place of every `nn.AdaptiveAvgPool2d` that leaves more than one pixel.
-
-    Those that leave one are means, which torch computes deterministically. State dicts have no entries of either.
-    """
-    for parent in network.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size not in (1, (1, 1)):
-                setattr(parent, name, FixedSizeAveragePool(child.output_size))
-
-
-def _averages(length: int, bins: int, like: Tensor) -> Tensor:
-    """(bins, length): row i averages over [floor(i * length / bins), ceil((i + 1) * length / bins))."""
-    i, position = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)
-    starts, ends = i * length // bins, -(-(i + 1) * length // bins)
-    return ((position >= starts) & (position < ends)).to(like.dtype) / (ends - starts)
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager:
-    """The meta device, on which models are tried out, has no autocast to switch off."""
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 def unpool(features: Tensor, indices: Tensor) -> Tensor:
@@ -391,3 +342,58 @@ def _scores(in_channels: int, classes: int, std: float = 0.01) -> nn.Conv2d:
         nn.init.zeros_(score.weight)  # draws nothing
     nn.init.zeros_(score.bias)
     return score
+
+
+# torchvision's FCN and DeepLabV3 on dilated ResNets, auxiliary head included.
+
+_IMAGENET = {"resnet50": ResNet50_Weights.IMAGENET1K_V1, "resnet101": ResNet101_Weights.IMAGENET1K_V1}
+TORCHVISION_ENCODERS = tuple(_IMAGENET)
+
+
+class TorchvisionFCN(nn.Module):
+    """FCN head on a ResNet at stride 8; in training mode the logits of layer3's auxiliary head come along.
+
+    Source: `torchvision.models.segmentation.fcn_resnet50` and `fcn_resnet101`; 0.5 is the auxiliary weight of torchvision's
+    references/segmentation.
+
+    Parameters
+    ----------
+    encoder : "resnet50" or "resnet101".
+    encoder_weights : "imagenet" (torchvision's, downloaded on first use) or None.
+    classes : output channels.
+    """
+
+    builders: ClassVar = {"resnet50": fcn_resnet50, "resnet101": fcn_resnet101}
+    auxiliary_weight = 0.5
+
+    def __init__(self, encoder: str, encoder_weights: str | None = None, classes: int = 1):
+        super().__init__()
+        backbone_weights = _IMAGENET[encoder] if encoder_weights else None
+        model = self.builders[encoder](
+            weights=None, weights_backbone=backbone_weights, num_classes=classes, aux_loss=True, progress=False
+        )
+        self.encoder = model.backbone
+        self.head = model.classifier
+        self.auxiliary_head = model.aux_classifier
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalised images (N, 3, H, W) to logits (N, classes, H, W), and in training mode the auxiliary ones."""
+        features = self.encoder(images)
+        logits = _resize(images, self.head(features["out"]))
+        return (logits, _resize(images, self.auxiliary_head(features["aux"]))) if self.training else logits
+
+
+class TorchvisionDeepLabV3(TorchvisionFCN):
+    """DeepLabV3 head (ASPP at rates 12, 24 and 36) on the same encoders, with the same auxiliary head.
+
+    Source: `torchvision.models.segmentation.deeplabv3_resnet50` and `deeplabv3_resnet101`.
+    """
+
+    builders: ClassVar = {"resnet50": deeplabv3_resnet50, "resnet101": deeplabv3_resnet101}
+
+
+def _resize(images: Tensor, scores: Tensor) -> Tensor:
+    return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+TORCHVISION: dict[str, type[nn.Module]] = {model.__name__: model for model in (TorchvisionFCN, TorchvisionDeepLabV3)}

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,6 @@ from seglib.training.device import describe_device, peak_memory_mb, seed_everyth
 from seglib.training.losses import build_loss
 from seglib.training.trainer import evaluate, order
 from seglib.viz.plots import show_progress
-from seglib.vocabulary import Selection
 
 Weights = dict[str, Tensor]
 
@@ -232,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_dirs", nargs="+", metavar="RUN", help="folder of a finished training run")
     parser.add_argument("--output", required=True, metavar="DIR", dest="output_dir", help="a new folder")
     parser.add_argument("--uniform", action="store_true", help="average all; else those that make the soup better")
-    parser.add_argument("--select-by", default="miou", choices=get_args(Selection))
+    parser.add_argument("--select-by", default="miou", choices=("miou", "miou_image", "loss", "accuracy"))
     parser.add_argument("--data-dir", default="", metavar="DIR", help="where the runs' data is now, if it moved")
     try:
         print(f"results are in {make_soup(**vars(parser.parse_args(arguments)))}")

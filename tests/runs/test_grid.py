@@ -328,7 +328,7 @@ def test_steps_weights_and_classes_that_cannot_be_are_refused_before_a_run(load_
     words = [
         "unknown transform 'ElasticTransfrm'; did you mean 'ElasticTransform'",
         "Normalize cannot be used",
-        "FCDenseNet56 has no encoder to load into",
+        "encoder_weights must be \"\" for an architecture without an encoder, got 'imagenet'",
         "FCN8s takes encoder 'vgg16', got 'resnet50'",
         "unknown class in mixing 'Batery'; did you mean 'Battery'?",
         "unknown option of loss.focal 'gama'; did you mean 'gamma'?",

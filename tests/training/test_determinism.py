@@ -5,10 +5,10 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 
-from seglib.models import build_model
-from seglib.models.architectures import ARCHITECTURES, OWN_ENCODERS
+from seglib.models import ARCHITECTURES, OWN_ENCODERS, build_model
+from seglib.parts import find_parts
 from seglib.training.device import explain_nondeterminism, find_nondeterministic
-from seglib.training.losses import LOSSES, build_loss
+from seglib.training.losses import build_loss
 from seglib.training.mixing import BATCH_MIXES, foreground_activation, mix_batch
 
 SMALLEST = {"PAN": 128, "UNet3Plus": 128}  # [px]
@@ -59,7 +59,7 @@ def test_transformers_are_deterministic_at_sizes_that_they_were_not_made_for(nam
 @pytest.mark.parametrize(
     "terms",
     [
-        *({name: {}} for name in LOSSES),
+        *({name: {}} for name in find_parts("loss")),
         {
             "cross_entropy": {"class_weights": "balanced", "label_smoothing": 0.1},
             "focal": {"class_weights": "balanced"},

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from seglib.errors import InputError
+from seglib.parts import find_parts
 from seglib.training.loss_terms import focal
-from seglib.training.losses import LOSSES, build_loss
+from seglib.training.losses import build_loss
 
-TERMS = list(LOSSES)
+TERMS = list(find_parts("loss"))
 REGIONS = ["dice", "jaccard", "miou", "lovasz", "tversky", "focal_tversky"]
 NEIGHBOURHOODS = ["ms_ssim", "boundary"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

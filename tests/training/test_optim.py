@@ -1,15 +1,13 @@
 """Optimizers by name: what they decay, and which learning rate each part of a model gets."""
 
 from types import SimpleNamespace
-from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
 from seglib.errors import InputError
-from seglib.training.optim import build_optimizer
-from seglib.vocabulary import OptimizerName
+from seglib.training.optim import build_optimizer, list_optimizers
 
 
 class Model(nn.Module):
@@ -62,7 +60,7 @@ def test_an_encoder_rate_without_an_encoder_is_refused():
         build_optimizer("adamw", nn.Conv2d(3, 2, 1), lr=1e-3, weight_decay=0, encoder_lr=0.1)
 
 
-@pytest.mark.parametrize("name", get_args(OptimizerName))
+@pytest.mark.parametrize("name", list_optimizers())
 def test_every_optimizer_moves_the_weights_and_goes_on_from_its_state(name):
     def train(model, optimizer, first, last):
         for step in range(first, last):

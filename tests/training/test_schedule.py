@@ -10,9 +10,12 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from seglib.training.optim import SCHEDULES, build_scheduler, preview_schedule
+from seglib.parts import find_parts
+from seglib.training.optim import build_scheduler, preview_schedule
 
 EPOCHS, STEPS, LR = 6, 10, 0.5
+
+SCHEDULES = find_parts("scheduler")
 
 
 def make(name, epochs=EPOCHS, steps=STEPS, warmup=0.0, per="iteration", **options):

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from seglib.errors import InputError
-from seglib.models import build_model
-from seglib.models.architectures import ARCHITECTURES, OWN_ENCODERS
-from seglib.models.encoder_weights import IMAGENET_MEAN, IMAGENET_STD
+from seglib.models import ARCHITECTURES, IMAGENET_MEAN, IMAGENET_STD, OWN_ENCODERS, build_model
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import torch
 import torchvision
 
 from seglib.errors import InputError
-from seglib.models import build_model
-from seglib.models.encoder_weights import IMAGENET_MEAN, IMAGENET_STD, find_normalisation, load_encoder_weights
+from seglib.models import IMAGENET_MEAN, IMAGENET_STD, build_model, find_normalisation, load_encoder_weights
 
 
 @pytest.mark.parametrize("layout", ["smp", "smp model", "with classifier"])
