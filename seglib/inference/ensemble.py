@@ -161,7 +161,7 @@ class Ensemble:
     @cached_property
     def survey(self) -> selection.Survey:
         """What one pass over all members found."""
-        return selection.survey_members(self.stores, self.images, seed=self.seed)
+        return selection.survey_members(self.stores, self.images, folds=FOLDS, seed=self.seed)
 
     def tabulate_members(self) -> pd.DataFrame:
         """One row per member: member, miou, miou_image, accuracy, then IoU by class name."""
@@ -173,7 +173,7 @@ class Ensemble:
 
     def judge_weights(self, resamples: int = 1000) -> pd.DataFrame:
         """Search weights, judged on images that the search did not see, see `judge_searches`; a column per member."""
-        options = {"folds": FOLDS, "seed": self.seed, "resamples": resamples}
+        options = {"seed": self.seed, "resamples": resamples}
         table, weights = selection.judge_searches(self.stores, self.images, self.survey, **options)
         shares = pd.DataFrame(
             [weights[name] for name in table["weights"]], columns=[f"weight of {n}" for n in self.names]
@@ -182,7 +182,7 @@ class Ensemble:
 
     def trace_selection(self) -> pd.DataFrame:
         """Pooled mIoU against the number of members, see `trace_selection`."""
-        return selection.trace_selection(self.survey, selection.deal_images(self.images, FOLDS, self.seed), self.names)
+        return selection.trace_selection(self.survey, self.names)
 
     def weigh(self, choice: str | Mapping[str, float], judged: pd.DataFrame) -> "Ensemble":
         """Set the weights.

@@ -1,8 +1,8 @@
 """Which members and which weights: one pass over all of them, greedy selection on a sample, judged on images not seen."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,67 +16,85 @@ from seglib.inference.stores import Store, argmax_planes, require_alike
 from seglib.inference.votes import count_mask, map_images, read_mask, require_truth, score_weighted
 
 DISPUTED_SHARE = 0.8  # of the pixels that an image may give
+PIXELS_AT_ONCE = 4096  # of all members and classes in whole numbers: what a processor's cache holds
 MEAN = "mean"
 
 
-class Survey(NamedTuple):
-    """What one pass over N images of M members found.
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What one pass over N images of M members found, and what selections on it have counted.
 
     Where all members predict one class, each weighted mean of theirs predicts it too: such pixels are only counted, in
-    `agreed`. Of the others, the disputed ones, P are drawn.
+    `agreed`. Of the others, the disputed ones, P are drawn. The images are in F folds.
 
     Attributes
     ----------
     confusions : (M, N, C, C) int64 of all valid pixels, truth in rows
     errors : (M, M) int64, valid pixels that both are wrong about
-    agreed : (N, C, C) int64, confusion of the pixels on which all members agree
+    fold_of_image : (N,) int64
+    agreed : (F, C, C) int64, confusion of the pixels on which all members agree
     planes : (M, C, P) uint8, round(255 p)
-    labels : (P,) int64, the true class
-    image : (P,) int64, position of the pixel's image
+    labels, folds : (P,) int64, the true class, and the fold of the pixel's image
     stands_for : (P,) float64, pixels of its image that each stands for; 1 where all were drawn
     """
 
     confusions: np.ndarray
     errors: np.ndarray
+    fold_of_image: np.ndarray
     agreed: np.ndarray
     planes: np.ndarray
     labels: np.ndarray
-    image: np.ndarray
+    folds: np.ndarray
     stands_for: np.ndarray
+    _counted: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict)
 
-    def take_images(self, chosen: np.ndarray) -> "Survey":
-        """What is drawn and agreed of some images, `chosen` (N,) bool; positions stay."""
-        kept = chosen[self.image]
-        rows = {name: getattr(self, name)[..., kept] for name in ("planes", "labels", "image", "stands_for")}
-        return self._replace(agreed=self.agreed * chosen[:, None, None], **rows)
+    def count_next(self, drawn: Sequence[int]) -> np.ndarray:
+        """(M, F, C, C) float64: confusion of the mean of the drawn members and one more, by which; each counted once."""
+        known = tuple(sorted(drawn))
+        if known not in self._counted:
+            starts = range(0, self.planes.shape[2], PIXELS_AT_ONCE)
+            draws = np.bincount(np.array(drawn, np.int64), minlength=len(self.planes)).astype(np.int32)
+            parts = map_images(lambda number: self._count(draws, starts[number]), len(starts))
+            counts = sum(parts, np.zeros((len(self.planes), self.agreed.size)))
+            self._counted[known] = counts.reshape(-1, *self.agreed.shape) + self.agreed
+        return self._counted[known]
 
-    def count(self, total: np.ndarray) -> np.ndarray:
-        """Pooled confusion (C, C) float64 of weighted sums (C, P); of equal ones the lower class wins."""
-        classes = len(total)
-        cells = np.bincount(self.labels * classes + argmax_planes(total), self.stands_for, classes**2)
-        return cells.reshape(classes, classes) + self.agreed.sum(0)
+    def _count(self, draws: np.ndarray, start: int) -> np.ndarray:
+        """(M, F C C) of some pixels. The class is in the low bits, turned round: one maximum finds it, the lower of equals."""
+        chosen, classes = slice(start, start + PIXELS_AT_ONCE), self.planes.shape[1]
+        shift = max(1, (classes - 1).bit_length())
+        last = (1 << shift) - 1
+        planes = self.planes[..., chosen].astype(np.int32) << shift
+        total = np.tensordot(draws, planes, 1) + (last - np.arange(classes, dtype=np.int32))[:, None]
+        cells = (self.folds[chosen] * classes + self.labels[chosen]) * classes + last
+        weights, size = self.stands_for[chosen], self.agreed.size
+        return np.stack([np.bincount(cells - ((total + each).max(0) & last), weights, size) for each in planes])
 
-    def score(self, draws: Sequence[int]) -> float:
-        """Pooled mIoU of the mean in which each member counts so often, (M,) whole numbers."""
-        return mean_iou(self.count(np.tensordot(np.asarray(draws, np.int32), self.planes.astype(np.int32), 1)))
 
-
-def survey_members(stores: Sequence[Store], truth: Subset, pixels: int = 200_000, seed: int = 0) -> Survey:
+def survey_members(
+    stores: Sequence[Store], truth: Subset, *, folds: int = 5, pixels: int = 200_000, seed: int = 0
+) -> Survey:
     """Score each member and draw a sample, in one pass; memory grows with members times `pixels` alone.
 
     Parameters
     ----------
     stores : M stores of `truth`'s images.
     truth : masks of another size than the stores' are resized by nearest neighbour.
+    folds : of the images, see `deal_images`.
     pixels : to draw of all images at most; each gives an equal number of its disputed ones, as many as it has.
-    seed : of the drawing.
+    seed : of the drawing and the dealing.
     """
     require_alike(stores)
     require_truth(stores[0], truth)
+    fold_of_image = deal_images(truth, folds, seed)
     survey = partial(_survey_image, stores, truth, max(2, pixels // len(truth)), seed)
-    confusions, errors, agreed, *drawn = zip(*map_images(survey, len(truth)), strict=True)
-    sample = [np.concatenate(parts, axis=-1) for parts in drawn]
-    return Survey(np.stack(confusions, axis=1), sum(errors), np.stack(agreed), *sample)
+    confusions, errors, agreed, planes, labels, stands_for = zip(*map_images(survey, len(truth)), strict=True)
+    by_fold = np.zeros((fold_of_image.max() + 1, *agreed[0].shape), np.int64)
+    np.add.at(by_fold, fold_of_image, agreed)
+    return Survey(
+        np.stack(confusions, axis=1), sum(errors), fold_of_image, by_fold, np.concatenate(planes, axis=-1),
+        np.concatenate(labels), np.repeat(fold_of_image, [len(each) for each in labels]), np.concatenate(stands_for),
+    )  # fmt: skip
 
 
 def tabulate_members(names: Sequence[str], confusions: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
@@ -101,7 +119,7 @@ def correlate_errors(survey: Survey) -> np.ndarray:
     return np.divide(total * both - np.outer(one, one), scale, out=np.full(both.shape, np.nan), where=scale > 0)
 
 
-def select_greedily(survey: Survey, draws: int = 0) -> tuple[list[int], list[float]]:
+def select_greedily(survey: Survey, held_out: int | None = None, draws: int = 0) -> tuple[list[int], list[float]]:
     """Draw members one after another, each the one that makes the mean of the drawn ones best by pooled mIoU.
 
     Any may be drawn again, which gives it weight; the first is the best member. Of equals the earlier is drawn.
@@ -110,52 +128,50 @@ def select_greedily(survey: Survey, draws: int = 0) -> tuple[list[int], list[flo
 
     Parameters
     ----------
+    held_out : a fold that takes no part.
     draws : 0 is the number of members, at least 10.
 
     Returns
     -------
     The members in the order in which they were drawn, and the pooled mIoU after each draw.
     """
-    total, drawn, scores = np.zeros(survey.planes.shape[1:], np.int32), [], []
+    seen, drawn, scores = np.arange(len(survey.agreed)) != held_out, [], []
     for _ in range(draws or max(10, len(survey.planes))):
-        found = [mean_iou(survey.count(total + planes)) for planes in survey.planes]
+        found = [mean_iou(confusion) for confusion in survey.count_next(drawn)[:, seen].sum(1)]
         drawn.append(int(np.argmax(found)))
         scores.append(max(found))
-        total += survey.planes[drawn[-1]]
     return drawn, scores
 
 
-def find_greedy(survey: Survey) -> np.ndarray:
+def find_greedy(survey: Survey, held_out: int | None = None) -> np.ndarray:
     """(M,) weights that add up to 1: how often each was drawn up to the best mIoU of the path, the first of equals."""
-    drawn, scores = select_greedily(survey)
+    drawn, scores = select_greedily(survey, held_out)
     best = int(np.argmax(scores)) + 1
     return np.bincount(drawn[:best], minlength=len(survey.planes)) / best
 
 
-def find_best(survey: Survey) -> np.ndarray:
+def find_best(survey: Survey, held_out: int | None = None) -> np.ndarray:
     """All weight on the member with the best pooled mIoU, the first of equals."""
-    alone = np.eye(len(survey.planes), dtype=int)
-    return alone[int(np.argmax([survey.score(one) for one in alone]))].astype(float)
+    return np.eye(len(survey.planes))[select_greedily(survey, held_out, 1)[0][0]]
 
 
-SEARCHES: dict[str, Callable[[Survey], np.ndarray]] = {"best": find_best, "greedy": find_greedy}
+SEARCHES: dict[str, Callable[..., np.ndarray]] = {"best": find_best, "greedy": find_greedy}
 
 
 def judge_searches(
     stores: Sequence[Store], truth: Subset, survey: Survey, searches: Sequence[str] = ("best", "greedy"),
-    *, folds: int = 5, seed: int = 0, resamples: int = 1000,
+    *, seed: int = 0, resamples: int = 1000,
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:  # fmt: skip
-    """Search weights, and judge each search by K-fold cross-validation over images, beside the plain mean.
+    """Search weights, and judge each search by cross-validation over the survey's folds, beside the plain mean.
 
     One image alone cannot be judged: what is of images not seen is NaN then. The mean costs one pass over all pixels,
-    each search two more.
+    each search two more at most: weights that were scored before are not scored again.
 
     Parameters
     ----------
     survey : of the same stores and images.
     searches : names of `SEARCHES`. "best" is the best member alone, chosen as the others are: a mean with members that are
         much weaker may be worse than it.
-    folds : K; images of one group stay together.
     resamples : draws of the images for the interval, which is one comparison's: of several searches the best is
         flattered a little.
 
@@ -169,17 +185,34 @@ def judge_searches(
     for name in searches:
         if name not in SEARCHES:
             raise InputError(f"ensemble: {unknown_name('search', name, SEARCHES)}")
-    fold_of_image = deal_images(truth, folds, seed)
     weights = {MEAN: np.full(len(stores), 1 / len(stores))} | {name: SEARCHES[name](survey) for name in searches}
-    confusions = {name: score_weighted(stores, truth, given) for name, given in weights.items()}
-    rows = [[MEAN, pooled_miou(confusions[MEAN]), pooled_miou(confusions[MEAN]), 0.0, 0.0, 0.0]]
-    for name in searches:
-        judged = [np.nan] * 4
-        if len(truth) > 1:
-            held_out = _cross_validate(SEARCHES[name], stores, truth, survey, fold_of_image)
-            judged = [pooled_miou(held_out), *bootstrap_difference(held_out, confusions[MEAN], resamples, seed)]
-        rows.append([name, pooled_miou(confusions[name]), *judged])
+    scored = {}  # weights -> (N, C, C)
+    for given in weights.values():
+        if given.tobytes() not in scored:
+            scored[given.tobytes()] = score_weighted(stores, truth, given)
+    mean, rows = scored[weights[MEAN].tobytes()], []
+    for name, given in weights.items():
+        judged = [pooled_miou(mean), 0.0, 0.0, 0.0] if name == MEAN else [np.nan] * 4
+        if name != MEAN and len(truth) > 1:
+            held_out = _cross_validate(SEARCHES[name], stores, truth, survey, scored)
+            judged = [pooled_miou(held_out), *bootstrap_difference(held_out, mean, resamples, seed)]
+        rows.append([name, pooled_miou(scored[given.tobytes()]), *judged])
     return pd.DataFrame(rows, columns=["weights", "searched", "held_out", "gain", "low", "high"]), weights
+
+
+def _cross_validate(
+    find: Callable, stores: Sequence[Store], truth: Subset, survey: Survey, scored: dict[bytes, np.ndarray]
+) -> np.ndarray:
+    """Confusion (N, C, C) int64 of all pixels, each image with the weights that were found on the other folds."""
+    counts = np.zeros(survey.confusions.shape[1:], np.int64)
+    for fold in range(len(survey.agreed)):
+        weights, held = find(survey, fold), np.flatnonzero(survey.fold_of_image == fold)
+        if weights.tobytes() in scored:
+            counts[held] = scored[weights.tobytes()][held]
+        else:
+            images = Subset(truth.data, truth.pixels, truth.indices[held])
+            counts[held] = score_weighted([store.take(held) for store in stores], images, weights)
+    return counts
 
 
 def recommend_weights(table: pd.DataFrame) -> tuple[str, str]:
@@ -192,9 +225,8 @@ def recommend_weights(table: pd.DataFrame) -> tuple[str, str]:
     ]
     if (table["low"] > 0).any():
         best = int(table["gain"].where(table["low"] > 0).argmax())
-        return table["weights"][
-            best
-        ], f"{words[best]}: better than the plain mean on images that it did not see; use it"
+        why = "better than the plain mean on images that it did not see; use it"
+        return table["weights"][best], f"{words[best]}: {why}"
     tried = "; ".join(words[1:]) or "nothing was searched"
     return MEAN, f"{tried}: not above 0 for certain, so the plain mean is recommended"
 
@@ -220,7 +252,7 @@ def deal_images(truth: Subset, folds: int, seed: int) -> np.ndarray:
     return fold_of_unit[[units[unit] for unit in named]]
 
 
-def trace_selection(survey: Survey, fold_of_image: np.ndarray, names: Sequence[str], draws: int = 0) -> pd.DataFrame:
+def trace_selection(survey: Survey, names: Sequence[str], draws: int = 0) -> pd.DataFrame:
     """Pooled mIoU against the number of members, on the sample.
 
     Returns
@@ -229,22 +261,26 @@ def trace_selection(survey: Survey, fold_of_image: np.ndarray, names: Sequence[s
     it saw), held_out (selections on the other folds, NaN with one image), best_mean (plain mean of so many of the best
     members, NaN after all).
     """
-    (drawn, searched), folds, members = select_greedily(survey, draws), np.unique(fold_of_image), len(names)
+    drawn, searched = select_greedily(survey, None, draws)
     held_out = np.full(len(drawn), np.nan)
-    if len(folds) > 1:
-        counts = sum(_count_path(survey, fold_of_image == fold, len(drawn)) for fold in folds)
-        held_out = [mean_iou(confusion) for confusion in counts]
-    ranked = np.argsort([-survey.score(one) for one in np.eye(members, dtype=int)], kind="stable")
-    best = [survey.score(np.isin(np.arange(members), ranked[: size + 1])) for size in range(members)]
-    columns = {"draw": np.arange(1, len(drawn) + 1), "member": [names[member] for member in drawn]}
-    scores = {"searched": searched, "held_out": held_out, "best_mean": pd.Series(best).reindex(range(len(drawn)))}
-    return pd.DataFrame(columns | scores)
+    if len(survey.agreed) > 1:
+        paths = [select_greedily(survey, fold, len(drawn))[0] for fold in range(len(survey.agreed))]
+        held_out = [
+            mean_iou(sum(survey.count_next(path[:place])[path[place], fold] for fold, path in enumerate(paths)))
+            for place in range(len(drawn))
+        ]
+    alone = [mean_iou(confusion) for confusion in survey.count_next(()).sum(1)]
+    best = np.argsort(np.negative(alone), kind="stable").tolist()
+    means = [mean_iou(survey.count_next(best[:size])[member].sum(0)) for size, member in enumerate(best)]
+    scores = {"searched": searched, "held_out": held_out, "best_mean": pd.Series(means).reindex(range(len(drawn)))}
+    members = [names[member] for member in drawn]
+    return pd.DataFrame({"draw": np.arange(1, len(drawn) + 1), "member": members, **scores})
 
 
 def _survey_image(
     stores: Sequence[Store], truth: Subset, quota: int, seed: int, position: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The fields of a `Survey` of one image. Members differ in the disputed pixels alone: only those are counted for each."""
+) -> tuple[np.ndarray, ...]:
+    """One image's confusions, errors, agreed, planes, labels, stands_for, see `Survey`. Members differ in the disputed pixels alone: only those are counted for each."""
     mask, classes = read_mask(truth, position, stores[0].size), len(stores[0].class_names)
     preds = np.stack([argmax_planes(store.read(position)) for store in stores])
     disputed = (mask != IGNORE_INDEX) & (preds != preds[0]).any(0)
@@ -259,30 +295,10 @@ def _survey_image(
         chosen = np.sort(np.random.default_rng((seed, position)).choice(places, share, replace=False))
     planes = np.stack([_take_levels(store.read(position), chosen) for store in stores])
     stands_for = np.full(len(chosen), len(places) / max(1, len(chosen)))
-    image = np.full(len(chosen), position, np.int64)
-    return agreed + counts, errors, agreed, planes, mask.reshape(-1)[chosen].astype(np.int64), image, stands_for
+    return agreed + counts, errors, agreed, planes, mask.reshape(-1)[chosen].astype(np.int64), stands_for
 
 
 def _take_levels(raw: np.ndarray, places: np.ndarray) -> np.ndarray:
     """(C, P) uint8, round(255 p) at some places of an image."""
     chosen = raw.reshape(len(raw), -1)[:, places]
     return chosen if raw.dtype == np.uint8 else np.round(255 * chosen.astype(np.float32)).astype(np.uint8)
-
-
-def _cross_validate(
-    find: Callable, stores: Sequence[Store], truth: Subset, survey: Survey, fold_of_image: np.ndarray
-) -> np.ndarray:
-    """Confusion (N, C, C) int64 of all pixels, each image with the weights that were found on the other folds."""
-    counts = np.zeros(survey.agreed.shape, np.int64)
-    for fold in np.unique(fold_of_image):
-        weights, held = find(survey.take_images(fold_of_image != fold)), np.flatnonzero(fold_of_image == fold)
-        images = Subset(truth.data, truth.pixels, truth.indices[held])
-        counts[held] = score_weighted([store.take(held) for store in stores], images, weights)
-    return counts
-
-
-def _count_path(survey: Survey, held: np.ndarray, draws: int) -> np.ndarray:
-    """Confusion (draws, C, C) of held-out images after each draw of a selection on the others."""
-    drawn, _ = select_greedily(survey.take_images(~held), draws)
-    own = survey.take_images(held)
-    return np.stack([own.count(total) for total in own.planes[drawn].cumsum(0, dtype=np.int32)])

@@ -7,7 +7,7 @@ from sklearn.metrics import matthews_corrcoef
 
 from seglib.data.dataset import Subset
 from seglib.errors import InputError
-from seglib.evaluation.metrics import pooled_miou
+from seglib.evaluation.metrics import mean_iou, pooled_miou
 from seglib.inference import selection
 from seglib.inference.selection import (
     SEARCHES,
@@ -59,7 +59,7 @@ def scene(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
     stores = [make_store(folder / f"m{n}", guess(masks, skill, n + 1)) for n, skill in enumerate((2, 1.2, 1.2, -1))]
     truth = make_truth(masks)
-    return stores, truth, survey_members(stores, truth, pixels=10**6)
+    return stores, truth, survey_members(stores, truth, folds=3, pixels=10**6)
 
 
 def test_a_survey_scores_each_member(scene):
@@ -83,8 +83,14 @@ def test_correlation_of_errors_equals_scikit_learn(scene):
 def test_a_sample_of_all_disputed_pixels_scores_exactly(scene):
     stores, truth, survey = scene
     assert (survey.stands_for == 1).all()
-    for draws in ([1, 1, 1, 1], [7, 3, 0, 0], [0, 1, 4, 5]):
-        assert survey.score(draws) == pytest.approx(pooled_miou(score_weighted(stores, truth, draws)), abs=1e-12)
+    for drawn in ((0, 1, 2, 3), (0,) * 7 + (1,) * 3, (1, 2, 2, 2, 2, 3, 3, 3, 3, 3), (2,)):
+        counts, exact = (
+            survey.count_next(drawn[:-1])[drawn[-1]],
+            score_weighted(stores, truth, np.bincount(drawn, minlength=4)),
+        )
+        assert mean_iou(counts.sum(0)) == pytest.approx(pooled_miou(exact), abs=1e-12)
+        for fold in range(3):
+            np.testing.assert_array_equal(counts[fold], exact[survey.fold_of_image == fold].sum(0))
 
 
 def test_a_small_sample_stands_for_all_valid_pixels(scene):
@@ -114,7 +120,7 @@ def test_greedy_selection_equals_trying_all_by_hand(scene):
 
 
 def test_weights_of_a_path_end_at_its_best_draw(scene, monkeypatch):
-    monkeypatch.setattr(selection, "select_greedily", lambda survey: ([2, 0, 2, 1], [0.4, 0.5, 0.7, 0.6]))
+    monkeypatch.setattr(selection, "select_greedily", lambda *_: ([2, 0, 2, 1], [0.4, 0.5, 0.7, 0.6]))
     assert find_greedy(scene[2]).tolist() == [1 / 3, 0, 2 / 3, 0]
 
 
@@ -132,7 +138,7 @@ def test_a_search_beats_the_mean_where_a_member_is_worse_than_chance(scene, name
 
 def test_a_searchs_gain_is_judged_on_images_that_it_did_not_see(scene):
     stores, truth, survey = scene
-    judged, weights = judge_searches(stores, truth, survey, ("greedy", "best"), folds=3, resamples=200)
+    judged, weights = judge_searches(stores, truth, survey, ("greedy", "best"), resamples=200)
     table, (recommended, text) = judged.set_index("weights"), recommend_weights(judged)
     assert table.index.tolist() == ["mean", "greedy", "best"]
     assert table.loc["greedy", "searched"] == pytest.approx(
@@ -150,21 +156,32 @@ def test_a_search_that_only_fits_its_images_is_not_recommended(scene):
     """Three copies of one member: no weighting changes anything."""
     stores, truth, _ = scene
     same = [stores[0]] * 3
-    table, _ = judge_searches(same, truth, survey_members(same, truth), folds=3, resamples=100)
+    table, _ = judge_searches(same, truth, survey_members(same, truth, folds=3), resamples=100)
     recommended, text = recommend_weights(table)
     assert recommended == "mean"
     assert "greedy: cross-validated gain +0.0000 mIoU [+0.0000, +0.0000]: not above 0 for certain" in text
 
 
-def test_held_out_images_take_no_part_in_their_own_weights(scene, monkeypatch):
+def test_held_out_images_take_no_part_in_their_own_weights(scene):
     stores, truth, survey = scene
-    seen = []
-    monkeypatch.setitem(SEARCHES, "greedy", lambda sample: seen.append(sample) or np.ones(4) / 4)
-    judge_searches(stores, truth, survey, folds=3, resamples=100)
-    folds = deal_images(truth, 3, 0)
-    for fold, sample in enumerate(seen[1:]):
-        assert set(sample.image) == set(np.flatnonzero(folds != fold))
-        assert not sample.agreed[folds == fold].any()
+    for fold in range(3):
+        seen = np.flatnonzero(survey.fold_of_image != fold)
+        images = Subset(truth.data, truth.pixels, truth.indices[seen])
+        alone = survey_members([store.take(seen) for store in stores], images, pixels=10**6)
+        assert select_greedily(survey, fold) == select_greedily(alone)
+        for find in SEARCHES.values():
+            np.testing.assert_array_equal(find(survey, fold), find(alone))
+
+
+def test_each_image_is_scored_with_the_weights_of_the_other_folds(scene, monkeypatch):
+    stores, truth, survey = scene
+    weights = {None: np.ones(4), 0: np.eye(4)[0], 1: np.eye(4)[3], 2: np.ones(4)}
+    monkeypatch.setitem(SEARCHES, "greedy", lambda survey, held_out=None: weights[held_out] / weights[held_out].sum())
+    table, _ = judge_searches(stores, truth, survey, ("greedy",), resamples=10)
+    expected = sum(
+        score_weighted(stores, truth, weights[fold])[survey.fold_of_image == fold].sum(0) for fold in range(3)
+    )
+    assert table["held_out"][1] == pytest.approx(mean_iou(expected))
 
 
 def test_images_of_a_group_are_in_one_fold():
@@ -190,19 +207,19 @@ def test_one_image_has_weights_that_are_not_judged(scene):
     stores, truth, _ = scene
     stores, truth = [store.take([0]) for store in stores], Subset(truth.data, truth.pixels, truth.indices[:1])
     survey = survey_members(stores, truth)
-    table, weights = judge_searches(stores, truth, survey, ("greedy",), folds=5, resamples=10)
+    table, weights = judge_searches(stores, truth, survey, ("greedy",), resamples=10)
     recommended, text = recommend_weights(table)
     assert (recommended, list(weights)) == ("mean", ["mean", "greedy"])
     assert text == "one image: nothing is left to judge a search on, so the plain mean is recommended, not judged"
     greedy = table.iloc[1]
     assert greedy["searched"] > table["searched"][0] and np.isnan(greedy["held_out"])
-    curve = trace_selection(survey, deal_images(truth, 5, 0), list("abcd"))
+    curve = trace_selection(survey, list("abcd"))
     assert curve["held_out"].isna().all() and curve["searched"].notna().all()
 
 
 def test_the_curve_has_what_was_searched_and_what_was_held_out(scene):
     stores, truth, survey = scene
-    curve = trace_selection(survey, deal_images(truth, 3, 0), list("abcd"), draws=6)
+    curve = trace_selection(survey, list("abcd"), draws=6)
     assert curve["draw"].tolist() == [1, 2, 3, 4, 5, 6]
     assert curve["member"].iloc[0] == "a"
     assert curve["searched"].iloc[0] == pytest.approx(pooled_miou(score_weighted(stores[:1], truth)), abs=2e-4)
@@ -227,3 +244,12 @@ def test_changes_are_counted_and_the_images_with_most_of_them_chosen(scene):
     assert (
         titles[0] == f"image {positions[0]}\nwon {table['won'][positions[0]]} px\nlost {table['lost'][positions[0]]} px"
     )
+
+
+def test_a_mean_is_counted_once_whoever_asks(scene, monkeypatch):
+    stores, truth, _ = scene
+    survey = survey_members(stores, truth, folds=3)
+    curve = trace_selection(survey, list("abcd"))
+    monkeypatch.setattr(selection.Survey, "_count", None)  # another count would fail
+    judge_searches(stores, truth, survey, resamples=10)
+    pd.testing.assert_frame_equal(trace_selection(survey, list("abcd")), curve)
