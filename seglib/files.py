@@ -1,15 +1,30 @@
-"""Files that are never half written, content hashes, and where the project keeps what it makes."""
+"""Files that are never half written, hashes of content, numbered folders, arrays on disk, and where all of it is kept.
 
+A dry run of a grid imports this file and must answer in a second: NumPy is imported where an array is written.
+"""
+
+import errno
 import hashlib
+import io
+import itertools
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+from seglib.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
+MISSING = ""  # the hash of a file that is not there
+SETTLED = 2.0  # [s] a file changed more recently could change again within the clock tick of its own timestamp
 
 
 def outputs_dir() -> Path:
@@ -64,6 +79,46 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def find_free_folder(folder: Path, is_taken: Callable[[Path], bool] = Path.exists, first: int = 2) -> Path:
+    """`folder`, or else `folder.2`, `folder.3`, ...: the first that is not taken; numbers start from `first`."""
+    numbered = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(first))
+    return next(path for path in itertools.chain([folder], numbered) if not is_taken(path))
+
+
+@contextmanager
+def require_space(folder: Path, needed: int, what: str, fix: str) -> Iterator[None]:
+    """Refuse a disk on which fewer than `needed` bytes are free, or which gets full while the block writes.
+
+    Parameters
+    ----------
+    folder : where the block writes.
+    what, fix : for the words, such as "the pixel cache needs" and "delete old caches".
+    """
+    try:
+        if needed > shutil.disk_usage(folder).free:
+            raise OSError(errno.ENOSPC, "too little space")
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise InputError(f"{folder}: {what} {needed / 1e9:.2f} GB, got {free / 1e9:.2f} GB free; {fix}") from error
+
+
+def array_header(shape: Sequence[int], descr: str) -> bytes:
+    """The first bytes of a .npy file, behind which the rows of an array are written one by one.
+
+    Parameters
+    ----------
+    descr : the type as NumPy spells it, `np.dtype("uint8").str`.
+    """
+    from numpy.lib.format import write_array_header_1_0
+
+    header = io.BytesIO()
+    write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": tuple(shape)})
+    return header.getvalue()
+
+
 def hash_file(path: str | Path) -> str:
     """Hex digest of a file's content (BLAKE2b, 16 bytes)."""
     with open(path, "rb") as file:
@@ -73,6 +128,151 @@ def hash_file(path: str | Path) -> str:
 def hash_text(text: str) -> str:
     """Hex digest of a text (BLAKE2b, 16 bytes)."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def resolve_image(data_dir: str | Path, file_name: str) -> Path:
+    """The real path of an image, which need not exist.
+
+    Raises
+    ------
+    InputError
+        Where the name leaves the data folder: through `..`, as an absolute path, or by a symbolic link.
+    """
+    root = os.path.realpath(data_dir)
+    try:
+        path = Path(os.path.realpath(os.path.join(root, file_name)))
+    except ValueError:  # a NUL character
+        raise InputError(f"{file_name!r}: an image's file name must be a path, got a NUL character in it") from None
+    if os.path.isabs(file_name) or not path.is_relative_to(root):
+        raise InputError(
+            f"{file_name}: an image's path must stay inside the data folder, got one that leads to {path}; "
+            "make it relative to the data folder, and copy the image into it where a link leads out"
+        )
+    return path
+
+
+def hash_images(data_dir: str | Path, file_names: Iterable[str]) -> list[str]:
+    """Content hash of each image; "" where there is no such file, or its name leads out of the folder."""
+    paths = []
+    for name in file_names:
+        try:
+            paths.append(resolve_image(data_dir, name))
+        except InputError:
+            paths.append(data_dir)  # a folder has no hash
+    return hash_files(paths)
+
+
+def fingerprint_data(data_dir: str | Path, json_names: Sequence[str]) -> str:
+    """Hash the content of a data set: its JSON files and every image that they name.
+
+    Where the folder lies and when its files were written make no difference. An image that is missing, or whose path
+    leaves the folder and is therefore not read, counts as missing.
+
+    Parameters
+    ----------
+    data_dir : folder that the JSON files and their `file_name`s are relative to.
+    json_names : COCO files, such as ["train.json", "val.json"]; their order counts.
+
+    Returns
+    -------
+    32 hex digits.
+
+    Raises
+    ------
+    InputError : a JSON file is missing, is not JSON or lists no images; an image exists and cannot be read.
+    """
+    json_paths = [Path(data_dir) / name for name in json_names]
+    names = sorted({name for path in json_paths for name in _image_names(path)})
+    images = list(zip(names, hash_images(data_dir, names), strict=True))
+    return hash_text(json.dumps([hash_files(json_paths), images]))
+
+
+def fingerprint_sets(data_dir: str | Path, json_names: Sequence[str], extra_data: Sequence[Mapping[str, Any]]) -> str:
+    """Hash the content of a data set and of those that join it, with how they join; see `fingerprint_data`."""
+    hashes = [fingerprint_data(data_dir, json_names)]
+    for entry in extra_data:
+        options = {name: value for name, value in entry.items() if name not in ("data_dir", "json")}
+        hashes.append([fingerprint_data(entry.get("data_dir", data_dir), [entry["json"]]), options])
+    return hashes[0] if len(hashes) == 1 else hash_text(json.dumps(hashes, sort_keys=True))
+
+
+def hash_files(paths: Sequence[str | Path]) -> list[str]:
+    """Hash the content of files, reading only those that changed since they were last hashed.
+
+    Hashes are remembered in `cache_dir()`/file_hashes.json for as long as a file keeps its size, times and inode.
+    A file written within the last 2 s is hashed and not remembered.
+
+    Returns
+    -------
+    One hash per path, in order; "" where there is no such file.
+
+    Raises
+    ------
+    InputError : a file exists and cannot be read, or the cache folder cannot be written.
+    """
+    paths = [os.path.abspath(path) for path in paths]
+    known, started = _load_known(), time.time()
+    with ThreadPoolExecutor() as pool:  # hashlib and file reads let go of the interpreter lock
+        entries = dict(zip(paths, pool.map(lambda path: _entry(path, known.get(path)), paths), strict=True))
+    settled = {path: entry for path, entry in entries.items() if entry and started - max(entry[1:3]) / 1e9 > SETTLED}
+    if any(known.get(path) != entry for path, entry in settled.items()):
+        _save_known(settled)
+    return [entries[path][-1] if entries[path] else MISSING for path in paths]
+
+
+def _entry(path: str, known: list | None) -> list | None:
+    """[size, mtime_ns, ctime_ns, inode, hash] of a file, None where there is none."""
+    try:
+        stat = os.stat(path)
+        stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]  # ctime sees what `cp -p` hides
+        if known and known[:-1] == stamp:
+            return known
+        return [*stamp, hash_file(path)] if S_ISREG(stat.st_mode) else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: the file cannot be read ({error.strerror}); mend its permissions") from error
+
+
+def _known_path() -> Path:
+    return cache_dir() / "file_hashes.json"
+
+
+def _load_known() -> dict[str, list]:
+    """Entries by absolute path; a file that is damaged is as good as none, everything is hashed again."""
+    try:
+        entries = json.loads(_known_path().read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(entries, dict):
+        return {}
+    return {path: entry for path, entry in entries.items() if isinstance(entry, list) and len(entry) == 5}
+
+
+def _save_known(entries: dict[str, list]) -> None:
+    """Add entries to what is known by now: two writers at once may lose an entry, never the file."""
+    try:
+        write_text(_known_path(), json.dumps(_load_known() | entries))
+    except OSError as error:
+        raise InputError(
+            f"{_known_path()}: the cache folder must be writable, got {error.strerror}; set SEGLIB_CACHE to one that is"
+        ) from error
+
+
+def _image_names(path: Path) -> list[str]:
+    try:
+        images = json.loads(path.read_bytes())["images"]
+        return [str(image["file_name"]) for image in images]
+    except OSError as error:
+        raise InputError(
+            f"{path}: a COCO file was expected, got: {error.strerror}; check data_dir and the name"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: a COCO file in JSON was expected, got: {error}; mend or export it again") from error
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: `images` must be a list of objects with a `file_name`; export it again as COCO"
+        ) from error
 
 
 def _finite(value: object) -> object:

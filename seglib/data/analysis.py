@@ -11,13 +11,13 @@ import pandas as pd
 from seglib.data import eda
 from seglib.data.augment import augment, build_augmentation
 from seglib.data.coco import load_coco, verify_coco
-from seglib.data.dataset import Subset, assign_subsets, hash_images, pool_files
+from seglib.data.dataset import Subset, assign_subsets, pool_files
 from seglib.data.masks import count_painted, find_overlaps, paint_layers, tabulate_class_pairs, tabulate_objects
 from seglib.data.pipeline_check import check_pipeline
 from seglib.data.pixels import open_pixels
 from seglib.data.splits import find_near_duplicates
 from seglib.data.synthetic import open_synthetic
-from seglib.files import write_text
+from seglib.files import hash_images, write_text
 
 
 class DataAnalysis:
@@ -54,7 +54,8 @@ class DataAnalysis:
         names = [p.train_json, p.val_json] if p.split == "given" and p.val_json else [p.train_json]
         self.files = [load_coco(folder, name) for name in names]
         self.coco = pool_files(self.files)
-        self.class_names, self.content_hashes = self.coco.class_names, hash_images(self.coco)
+        self.class_names = self.coco.class_names
+        self.content_hashes = hash_images(folder, self.coco.images["file_name"])
         self.has_pixels = any(self.content_hashes)
         self.objects = tabulate_objects(self.coco, self.size)
         self.counts = count_painted(self.coco, self.objects, self.size, p.paint_order, p.background)

@@ -18,6 +18,7 @@ from PIL import Image
 from seglib.data.class_names import BACKGROUND
 from seglib.data.masks import MAX_SIDE, PAINTS_LESS, segmentation_problems
 from seglib.errors import InputError, InputErrors, unknown_name
+from seglib.files import resolve_image
 
 MAX_CATEGORIES = 254  # masks are uint8: 0 is the background, 255 the ignored pixels
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
@@ -82,27 +83,6 @@ def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
         class_names=(BACKGROUND, *(name for _, name in categories)),
         category_ids=tuple(category_id for category_id, _ in categories),
     )
-
-
-def resolve_image(data_dir: str | Path, file_name: str) -> Path:
-    """The real path of an image, which need not exist.
-
-    Raises
-    ------
-    InputError
-        Where the name leaves the data folder: through `..`, as an absolute path, or by a symbolic link.
-    """
-    root = os.path.realpath(data_dir)
-    try:
-        path = Path(os.path.realpath(os.path.join(root, file_name)))
-    except ValueError:  # a NUL character
-        raise InputError(f"{file_name!r}: an image's file name must be a path, got a NUL character in it") from None
-    if os.path.isabs(file_name) or not path.is_relative_to(root):
-        raise InputError(
-            f"{file_name}: an image's path must stay inside the data folder, got one that leads to {path}; "
-            "make it relative to the data folder, and copy the image into it where a link leads out"
-        )
-    return path
 
 
 def read_header(path: str | Path) -> tuple[int, int, int]:

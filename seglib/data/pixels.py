@@ -1,27 +1,35 @@
-"""Images decoded and masks painted once: pairs of fixed size, read from disk without keeping the set in memory."""
+"""Images decoded and masks painted once: pairs of one size, read from disk without keeping the set in memory."""
 
-import errno
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from filelock import FileLock
-from numpy.lib.format import write_array_header_1_0
 
 from seglib import RESULTS
-from seglib.data.coco import CocoData, read_image, resolve_image
-from seglib.data.fingerprint import hash_files
+from seglib.data.coco import CocoData, read_image
 from seglib.data.masks import paint_mask
 from seglib.errors import InputError
-from seglib.files import cache_dir, hash_text, write_json
+from seglib.files import (
+    array_header,
+    cache_dir,
+    hash_files,
+    hash_images,
+    hash_text,
+    require_space,
+    resolve_image,
+    write_json,
+)
 
 CHUNK = 32  # images decoded before they are written: bounds the memory of a build
 THREADS = 8  # each holds a photograph in full size while it decodes, 0.2 GB with 24 megapixels
@@ -31,71 +39,20 @@ CHANNELS = {"images.npy": (3,), "masks.npy": ()}
 _PAINTERS = {
     1: ["cae44a098467cbbe3d5596ea3c08eb03", "b0a3aeec5b000631ccd82b209ded3c6a", "adea8753b4eafdefc7bc3763d72f02c5"]
 }
+Pair = tuple[np.ndarray, np.ndarray]  # image (S, S, 3) uint8 RGB and mask (S, S) uint8
+Progress = Callable[[int, int], None]  # called with (images done, images in all)
 
 
 @dataclass(frozen=True, eq=False)
-class DecodedPixels:
-    """Pairs decoded and painted anew at each reading; nothing is written."""
+class Pixels:
+    """Pairs of an image and a mask of `image_size` S [px]: `image_ids` (N,) int64, and `read(index)`, which gives one."""
 
-    data: CocoData
-    image_size: int
-    paint_order: str
-    background: str
-    rows_of_image: dict[int, np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.data.images)
-
-    @property
-    def image_ids(self) -> np.ndarray:
-        """(N,) int64, in the order of reading."""
-        return self.data.images["image_id"].to_numpy(np.int64)
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (S, S, 3) uint8 RGB and mask (S, S) uint8 of one position."""
-        row = self.data.images.iloc[index]
-        path = resolve_image(self.data.data_dir, row["file_name"])
-        image = read_image(path, (row["width"], row["height"]))
-        annotations = self.data.annotations.iloc[self.rows_of_image.get(row["image_id"], [])]
-        try:
-            mask = paint_mask(annotations, row["height"], row["width"], self.paint_order, self.background)
-        except InputError as error:
-            raise InputError(f"{self.data.json_path} [{row['file_name']}]: {error}") from error
-        return resize_image(image, self.image_size), resize_mask(mask, self.image_size)
-
-
-@dataclass(frozen=True, eq=False)
-class CachedPixels:
-    """Pairs read from the arrays in `folder`.
-
-    Every reading opens, seeks and reads on its own: processes share no position in a file, a worker needs nothing but
-    this small object, and, unlike with a memory map, no page stays counted as the process's memory.
-    """
-
-    folder: Path
     image_ids: np.ndarray
     image_size: int
-    offsets: dict[str, int]
+    read: Callable[[int], Pair]
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (S, S, 3) uint8 RGB and mask (S, S) uint8 of one position."""
-        index = range(len(self))[index]
-        return self._read("images.npy", index), self._read("masks.npy", index)
-
-    def _read(self, name: str, index: int) -> np.ndarray:
-        shape = (self.image_size, self.image_size, *CHANNELS[name])
-        count = int(np.prod(shape))
-        offset = self.offsets[name] + index * count
-        pixels = np.fromfile(self.folder / name, np.uint8, count, offset=offset)
-        if len(pixels) < count:
-            raise InputError(f"{self.folder / name}: the file was cut after it was opened; start again to rebuild it")
-        return pixels.reshape(shape)
-
-
-Pixels = DecodedPixels | CachedPixels
 
 
 def open_pixels(
@@ -104,7 +61,7 @@ def open_pixels(
     paint_order: str,
     background: str,
     cache: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Pixels:
     """Open a data set as pairs of image and mask of one size.
 
@@ -120,28 +77,26 @@ def open_pixels(
     cache : False decodes at each reading: slower by far, and takes no disk.
     progress : called with (images done, images in all) while a cache is built.
 
-    Returns
-    -------
-    Object with `len()`, `image_ids` (N,) int64 and `read(index)` -> image (S, S, 3) uint8 RGB, mask (S, S) uint8.
-
     Raises
     ------
     InputError : an image cannot be read or the disk is too full; no cache is left then.
     """
     rows_of_image = data.annotations.groupby("image_id").indices
-    decoded = DecodedPixels(data, image_size, paint_order, background, rows_of_image)
+    read = partial(_decode, data, rows_of_image, image_size, paint_order, background)
+    pixels = Pixels(data.images["image_id"].to_numpy(np.int64), image_size, read)
     if not cache:
-        return decoded
-    folder = cache_dir() / "pixels" / _key(decoded)
+        return pixels
+    about = {"image_size": image_size, "paint_order": paint_order, "background": background}
+    folder = cache_dir() / "pixels" / _key(data, about)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         damage = _find_damage(folder)
         if damage:
             if folder.exists():
                 warnings.warn(f"{folder}: {damage}; building the cache again", stacklevel=2)
-            _build(decoded, folder, progress)
+            _build(pixels, folder, {"json": str(data.json_path), "images": len(pixels)} | about, progress)
         offsets = {name: np.load(folder / name, mmap_mode="r").offset for name in CHANNELS}
-    return CachedPixels(folder, decoded.image_ids, image_size, offsets)
+    return replace(pixels, read=partial(_read_cached, folder, offsets, range(len(pixels)), image_size))
 
 
 def resize_image(image: np.ndarray, image_size: int) -> np.ndarray:
@@ -160,13 +115,51 @@ def resize_mask(mask: np.ndarray, image_size: int) -> np.ndarray:
     return cv2.resize(mask, (image_size, image_size), interpolation=cv2.INTER_NEAREST)
 
 
-def _key(decoded: DecodedPixels) -> str:
-    """Hash of all that decides the pixels, the code that makes them included."""
-    data = decoded.data
+def map_pixels(pixels: Pixels, ids: Mapping[int, int]) -> Pixels:
+    """Pairs whose painted ids become others at each reading, 0 where `ids` does not say."""
+    table = np.zeros(256, np.uint8)
+    table[[*ids.keys()]] = [*ids.values()]
+    return replace(pixels, read=partial(_read_mapped, pixels.read, table))
+
+
+def _read_mapped(read: Callable[[int], Pair], table: np.ndarray, index: int) -> Pair:
+    image, mask = read(index)
+    return image, table[mask]
+
+
+def _decode(
+    data: CocoData, rows_of_image: Mapping, image_size: int, paint_order: str, background: str, index: int
+) -> Pair:
+    row = data.images.iloc[index]
+    image = read_image(resolve_image(data.data_dir, row["file_name"]), (row["width"], row["height"]))
+    annotations = data.annotations.iloc[rows_of_image.get(row["image_id"], [])]
+    try:
+        mask = paint_mask(annotations, row["height"], row["width"], paint_order, background)
+    except InputError as error:
+        raise InputError(f"{data.json_path} [{row['file_name']}]: {error}") from error
+    return resize_image(image, image_size), resize_mask(mask, image_size)
+
+
+def _read_cached(folder: Path, offsets: Mapping[str, int], places: range, image_size: int, index: int) -> Pair:
+    """Every reading opens, seeks and reads on its own: processes share no position in a file, a worker needs nothing but
+    this small function, and, unlike with a memory map, no page stays counted as the process's memory."""
+    arrays = []
+    for name, channels in CHANNELS.items():
+        shape = (image_size, image_size, *channels)
+        count = int(np.prod(shape))
+        pixels = np.fromfile(folder / name, np.uint8, count, offset=offsets[name] + places[index] * count)
+        if len(pixels) < count:
+            raise InputError(f"{folder / name}: the file was cut after it was opened; start again to rebuild it")
+        arrays.append(pixels.reshape(shape))
+    return arrays[0], arrays[1]
+
+
+def _key(data: CocoData, about: Mapping[str, Any]) -> str:
+    """Hash of all that decides the pixels."""
     images = data.images[["image_id", "file_name", "width", "height"]]
     parts = [
-        [decoded.image_size, decoded.paint_order, decoded.background],
-        hash_files([resolve_image(data.data_dir, name) for name in images["file_name"]]),
+        [*about.values()],
+        hash_images(data.data_dir, images["file_name"]),
         images.to_dict("list"),
         data.annotations.to_dict("list"),
         _PAINTERS.get(RESULTS, RESULTS),
@@ -188,65 +181,36 @@ def _find_damage(folder: Path) -> str:
     return ""
 
 
-def _build(decoded: DecodedPixels, folder: Path, progress: Callable[[int, int], None] | None) -> None:
+def _build(pixels: Pixels, folder: Path, about: Mapping[str, Any], progress: Progress | None) -> None:
     """Fill a temporary folder and rename it; the caller holds the lock."""
     part = folder.with_suffix(".part")
     for old in (part, folder):  # what a killed build left, and what is damaged
         shutil.rmtree(old, ignore_errors=True)
-    if _bytes_needed(decoded) > shutil.disk_usage(part.parent).free:
-        raise _no_space(decoded, part.parent)
-    part.mkdir()
-    try:
-        _write_arrays(decoded, part, progress)
-        write_json(part / "meta.json", _describe(decoded, part))
-        part.rename(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _no_space(decoded, part.parent) from error
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    needed = len(pixels) * pixels.image_size**2 * 4
+    fix = "set SEGLIB_CACHE to a folder on a disk with more, delete old caches in this one, or set cache to false to decode"
+    with require_space(part.parent, needed, "the pixel cache needs", f"{fix} images at each reading"):
+        try:
+            part.mkdir()
+            _write_arrays(pixels, part, progress)
+            hashes = dict(zip(CHANNELS, hash_files([part / name for name in CHANNELS]), strict=True))
+            write_json(part / "meta.json", {"hashes": hashes, **about})
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_arrays(decoded: DecodedPixels, folder: Path, progress: Callable[[int, int], None] | None) -> None:
-    with ExitStack() as files:
-        outputs = [files.enter_context(open(folder / name, "wb")) for name in CHANNELS]
-        for file, channels in zip(outputs, CHANNELS.values(), strict=True):
-            shape = (len(decoded), decoded.image_size, decoded.image_size, *channels)
-            write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for done, pair in enumerate(_read_all(decoded), start=1):
-            for file, array in zip(outputs, pair, strict=True):
-                file.write(array.data)
-            if progress:
-                progress(done, len(decoded))
-
-
-def _read_all(decoded: DecodedPixels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _write_arrays(pixels: Pixels, folder: Path, progress: Progress | None) -> None:
     """Pairs in order, decoded by threads (cv2 lets go of the interpreter lock), a chunk in memory at a time."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(decoded), CHUNK):
-            yield from pool.map(decoded.read, range(start, min(start + CHUNK, len(decoded))))
-
-
-def _describe(decoded: DecodedPixels, folder: Path) -> dict:
-    """What meta.json says: the arrays' hashes, and for people which cache this is."""
-    return {
-        "hashes": dict(zip(CHANNELS, hash_files([folder / name for name in CHANNELS]), strict=True)),
-        "json": str(decoded.data.json_path),
-        "images": len(decoded),
-        "image_size": decoded.image_size,
-        "paint_order": decoded.paint_order,
-        "background": decoded.background,
-    }
-
-
-def _bytes_needed(decoded: DecodedPixels) -> int:
-    return len(decoded) * decoded.image_size**2 * 4
-
-
-def _no_space(decoded: DecodedPixels, folder: Path) -> InputError:
-    needed, free = _bytes_needed(decoded) / 1e9, shutil.disk_usage(folder).free / 1e9
-    return InputError(
-        f"{folder}: the pixel cache needs {needed:.2f} GB, got {free:.2f} GB free; set SEGLIB_CACHE to a folder on a disk "
-        "with more, delete old caches in this one, or set cache to false to decode images at each reading"
-    )
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(folder / name, "wb")) for name in CHANNELS]
+        for file, channels in zip(files, CHANNELS.values(), strict=True):
+            file.write(array_header((len(pixels), pixels.image_size, pixels.image_size, *channels), "|u1"))
+        pool = stack.enter_context(ThreadPoolExecutor(THREADS))
+        for start in range(0, len(pixels), CHUNK):
+            for done, pair in enumerate(
+                pool.map(pixels.read, range(start, min(start + CHUNK, len(pixels)))), start + 1
+            ):
+                for file, array in zip(files, pair, strict=True):
+                    file.write(array.data)
+                if progress:
+                    progress(done, len(pixels))

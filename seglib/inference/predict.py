@@ -16,15 +16,14 @@ import torch
 from filelock import FileLock
 from torch import Tensor, channels_last, nn
 
-from seglib.data.coco import load_coco, refuse_errors, resolve_image, verify_coco
+from seglib.data.coco import load_coco, refuse_errors, verify_coco
 from seglib.data.dataset import Subset
-from seglib.data.fingerprint import hash_files
 from seglib.data.loader import build_loader
 from seglib.data.pixels import open_pixels
 from seglib.errors import InputError
 from seglib.evaluation.findings import summarise_probabilities
 from seglib.evaluation.metrics import confusion_per_image, mean_iou
-from seglib.files import hash_text
+from seglib.files import hash_images, hash_text
 from seglib.inference.runs import FinishedRun, Member, choose_weights, load_finished_run
 from seglib.inference.stores import (
     Progress,
@@ -427,7 +426,7 @@ def _name_request(folder: Path) -> str:
 def _hash_images(images: Subset) -> str:
     """Hash of the images' files, in order, and of what the JSON says of them."""
     rows = images.data.images.iloc[images.indices]
-    files = hash_files([resolve_image(images.data.data_dir, name) for name in rows["file_name"]])
+    files = hash_images(images.data.data_dir, rows["file_name"])
     return hash_text(json.dumps([files, rows[["image_id", "file_name", "width", "height"]].to_dict("list")]))
 
 

@@ -1,7 +1,6 @@
 """Finished runs: opened again, gathered as members of an ensemble (folds are one member), checked against each other."""
 
 import inspect
-import itertools
 import json
 import re
 from collections import Counter
@@ -20,7 +19,7 @@ from seglib.data.dataset import Subset, open_data
 from seglib.data.loader import choose_batch_size
 from seglib.errors import InputError, unknown_name
 from seglib.evaluation.metrics import load_confusion
-from seglib.files import outputs_dir
+from seglib.files import find_free_folder, outputs_dir
 from seglib.models import ARCHITECTURES, build_model
 from seglib.parts import find_kept_parts, find_parts, load_parts, read_choice, read_parts, require_options
 from seglib.runs.record import read_record
@@ -165,8 +164,7 @@ def prepare_output_dir(output_dir: str, run_dir: Path, name: str) -> Path:
 
 def find_free_dir(folder: Path) -> Path:
     """`folder`, or `folder`.2, ...: the first that holds no finished result."""
-    names = itertools.chain([folder.name], (f"{folder.name}.{number}" for number in itertools.count(2)))
-    return next(free for name in names if (read_record(free := folder.with_name(name)) or {}).get("status") != "ok")
+    return find_free_folder(folder, lambda path: (read_record(path) or {}).get("status") == "ok")
 
 
 def _read_finished(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Probabilities on disk: written once per run and list of images, resumable, checked whenever they are read."""
 
-import errno
-import io
 import json
 import os
 import shutil
@@ -12,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import write_array_header_1_0
 
 from seglib.errors import InputError
-from seglib.files import replacing, write_json
+from seglib.files import array_header, replacing, require_space, write_json
 
 DTYPES = ("uint8", "float16")
 DATA, SUMS, ABOUT = "probabilities.npy", "checksums.npy", "store.json"
@@ -230,18 +227,10 @@ def write_store(
     """
     part = _part_of(folder)
     done = _prepare(part, about, batch_size)
-    try:
-        if _bytes_left(about, done) > shutil.disk_usage(part).free:
-            raise OSError(errno.ENOSPC, "too little space")
+    what = f"probabilities of {about['shape'][0] - done} images need"
+    fix = "make room, or store them as uint8 or at a smaller size"
+    with require_space(part.parent, _bytes_left(about, done), what, fix):
         _append(part, about, predict(done) if done < about["shape"][0] else iter(()), done, progress)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        needed, free = _bytes_left(about, done) / 1e9, shutil.disk_usage(part).free / 1e9
-        raise InputError(
-            f"{part.parent}: probabilities of {about['shape'][0] - done} images need {needed:.2f} GB, got {free:.2f} GB"
-            " free; make room, or store them as uint8 or at a smaller size"
-        ) from error
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     part.rename(folder)
 
@@ -249,7 +238,7 @@ def write_store(
 def keep_masks(path: Path, masks: Iterator[np.ndarray], count: int, size: int) -> np.ndarray:
     """Write masks (size, size) uint8 as they come; return them as a memory map (count, size, size)."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(_header((count, size, size), np.dtype("uint8")))
+        file.write(array_header((count, size, size), "|u1"))
         for mask in masks:
             file.write(np.ascontiguousarray(mask, np.uint8).data)
     return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -286,16 +275,9 @@ def _layout(about: Mapping[str, Any]) -> dict[str, tuple[bytes, int]]:
     """File name -> its header, and the bytes of an image in it."""
     (count, classes, size, _), dtype = about["shape"], np.dtype(about["dtype"])
     return {
-        DATA: (_header(about["shape"], dtype), classes * size * size * dtype.itemsize),
-        SUMS: (_header((count, classes), np.dtype("uint64")), classes * 8),
+        DATA: (array_header(about["shape"], dtype.str), classes * size * size * dtype.itemsize),
+        SUMS: (array_header((count, classes), np.dtype("uint64").str), classes * 8),
     }
-
-
-def _header(shape: Sequence[int], dtype: np.dtype) -> bytes:
-    text = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(dtype)
-    write_array_header_1_0(text, {"descr": descr, "fortran_order": False, "shape": tuple(shape)})
-    return text.getvalue()
 
 
 def _count_whole(part: Path, about: Mapping[str, Any]) -> int:

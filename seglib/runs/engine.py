@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, InputErrors
-from seglib.files import PROJECT, outputs_dir, write_text
+from seglib.files import PROJECT, find_free_folder, outputs_dir, write_text
 from seglib.parameters import read_schema
 from seglib.parts import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
@@ -292,14 +292,8 @@ def _make_room(job: Job, planned: Sequence[str] = ()) -> Job:
     record = read_record(job.run_dir)
     ended = not record or record.get("status") == "ok" or find_changes(job.run_dir, job.notebook, job.key)
     if job.run_dir.exists() and ended:
-        job.run_dir.rename(_number(job.run_dir, 1, planned))
+        job.run_dir.rename(find_free_folder(job.run_dir, lambda path: path.exists() or path.name in planned, first=1))
     return job
-
-
-def _number(folder: Path, first: int, planned: Sequence[str] = ()) -> Path:
-    """The folder beside it with the next number, from `first`, that is neither there nor planned."""
-    numbered = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(first))
-    return next(path for path in numbered if not path.exists() and path.name not in planned)
 
 
 def keep_finished(grid: Grid) -> None:
@@ -400,8 +394,7 @@ def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
     parameters, problems = check_parameters(schema, values)
     if problems:
         raise InputErrors([f"--repeat {run_dir}: {problem}" for problem in problems.values()])
-    folder = run_dir / "repeat"
-    folder = _number(folder, 2) if folder.exists() else folder
+    folder = find_free_folder(run_dir / "repeat")
     parameters |= {"run_dir": str(folder)}
     (key,) = compute_keys(notebook, [parameters])
     return Job(f"repeat of {run_dir.name}", notebook, folder, key, parameters, dict(record.get("varied", {})))

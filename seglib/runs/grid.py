@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import seglib
-from seglib.data.fingerprint import fingerprint_data, hash_files
 from seglib.errors import InputError, InputErrors
+from seglib.files import fingerprint_data, hash_files
 from seglib.parameters import read_schema
 from seglib.rules import check_parameters, resolve_paths
 from seglib.runs.check import compose_values, find_data_dirs, find_grid_problems, find_run_problems, is_further_run

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import seglib
-from seglib.data.fingerprint import fingerprint_data, fingerprint_sets, hash_files
 from seglib.errors import InputError
-from seglib.files import PROJECT, hash_text, outputs_dir
+from seglib.files import PROJECT, fingerprint_data, fingerprint_sets, hash_files, hash_text, outputs_dir
 from seglib.parameters import read_code_cells, read_defaults
 from seglib.parts import hash_parts
 from seglib.rules import is_path

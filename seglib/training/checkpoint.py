@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from seglib.errors import InputError
-from seglib.files import replacing
+from seglib.files import find_free_folder, replacing
 from seglib.models import build_model
 from seglib.runs.record import read_record
 from seglib.training.averaging import Averages
@@ -189,9 +189,7 @@ def name_differences(identity: Mapping[str, Any], saved: Mapping[str, Any], besi
 
 def set_aside(folder: Path) -> Path:
     """Move what a training has written into a new folder beside it, which is returned: nothing is lost."""
-    number = 1
-    while (aside := folder / f"set_aside.{number}").exists():
-        number += 1
+    aside = find_free_folder(folder / "set_aside", lambda path: not path.suffix or path.exists(), first=1)
     aside.mkdir()
     for name in OF_A_RUN:
         if (folder / name).exists():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from seglib.data.dataset import count_pixels, join, join_extra, open_data
+from seglib.data.dataset import count_pixels, join_extra, open_data
 from seglib.data.loader import SampleMixing, build_loader
 from seglib.errors import InputError, InputErrors
 from seglib.files import cache_dir
@@ -284,7 +284,7 @@ def test_without_extra_sets_the_training_images_and_their_order_are_what_they_we
 
 def test_validation_images_can_join_too_and_stand_as_often_as_own_ones(small_data, write_set):
     train, val = open_small(small_data)
-    joined = join(join_extra(train, val, [write_set() | {"classes": MAP, "weight": 0.5}], **POLICY), val)
+    joined = join_extra(train, val, [write_set() | {"classes": MAP, "weight": 0.5}], **POLICY) + val
     loader = build_loader(joined, 1, shuffle=True, augmentation="none", seed=3, num_workers=0, expand=2)
     times = np.bincount(np.array(epoch_of(loader, 1)) % len(joined), minlength=len(joined))
     extra = slice(len(train), len(train) + 4)

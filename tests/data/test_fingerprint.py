@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from seglib.data import fingerprint
-from seglib.data.fingerprint import fingerprint_data, hash_files
+from seglib import files
 from seglib.errors import InputError
-from seglib.files import hash_file
+from seglib.files import fingerprint_data, hash_file, hash_files
 
 CAMVID = Path(__file__).parents[2].parent / "shared/data/camvid"
 
@@ -40,8 +39,8 @@ def data_dir(tmp_path):
 def reads(monkeypatch):
     """The paths whose content is hashed, with files counted as settled from the start."""
     paths = []
-    monkeypatch.setattr(fingerprint, "SETTLED", -1.0)
-    monkeypatch.setattr(fingerprint, "hash_file", lambda path: paths.append(str(path)) or hash_file(path))
+    monkeypatch.setattr(files, "SETTLED", -1.0)
+    monkeypatch.setattr(files, "hash_file", lambda path: paths.append(str(path)) or hash_file(path))
     return paths
 
 
@@ -150,7 +149,7 @@ def test_a_damaged_cache_of_hashes_is_made_again(data_dir, reads, damage, tmp_pa
 
 
 def test_writers_at_the_same_time_do_not_damage_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(fingerprint, "SETTLED", -1.0)
+    monkeypatch.setattr(files, "SETTLED", -1.0)
     paths = [tmp_path / f"{index}.bin" for index in range(60)]
     for index, path in enumerate(paths):
         path.write_bytes(bytes([index]) * 50)
@@ -194,7 +193,7 @@ def test_an_image_that_cannot_be_read_is_named(data_dir, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(fingerprint, "hash_file", refuse)
+    monkeypatch.setattr(files, "hash_file", refuse)
     with pytest.raises(InputError, match=r"a\.jpg: the file cannot be read \(Permission denied\)"):
         hash_files([data_dir / "images/a.jpg"])
 
@@ -206,7 +205,7 @@ def test_a_cache_folder_that_cannot_be_written_is_refused(data_dir, reads, tmp_p
 
 
 def test_importing_it_leaves_the_slow_libraries_alone():
-    code = "import sys, seglib.data.fingerprint; print({'torch', 'pandas', 'cv2', 'pycocotools', 'numpy'} & {*sys.modules})"
+    code = "import sys, seglib.files; print({'torch', 'pandas', 'cv2', 'pycocotools', 'numpy'} & {*sys.modules})"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seglib.data.dataset import count_pixels, join, open_data
+from seglib.data.dataset import count_pixels, open_data
 from seglib.data.loader import OtherSamples, build_loader
 from seglib.errors import InputError
 
@@ -18,7 +18,7 @@ def open_small(folder, split="given", image_size=64, **changes):
 @pytest.mark.parametrize("focus_classes", [(), ("Paper", "Metal")])
 def test_all_images_of_both_are_there_with_their_masks(small_data, split, focus_classes):
     train, val = open_small(small_data, split, focus_classes=focus_classes)
-    joined = join(train, val)
+    joined = train + val
     assert len(joined) == len(train) + len(val)
     assert joined.image_size == 64
     assert joined.data.class_names == train.data.class_names
@@ -30,8 +30,8 @@ def test_all_images_of_both_are_there_with_their_masks(small_data, split, focus_
 
 def test_ids_stay_where_they_differ_and_keep_their_last_digits_where_not(small_data):
     train, val = open_small(small_data, "kfold")
-    assert join(train, val).image_ids.tolist() == [*train.image_ids, *val.image_ids]
-    again = join(train, train).image_ids
+    assert (train + val).image_ids.tolist() == [*train.image_ids, *val.image_ids]
+    again = (train + train).image_ids
     assert len(set(again)) == 2 * len(train)
     assert (again[len(train) :] % 100 == train.image_ids).all()
 
@@ -46,13 +46,14 @@ def cut_objects(subset):
 
 def test_objects_are_cut_from_their_own_images(small_data):
     train, val = open_small(small_data, cache=True)
-    own, joined = cut_objects(train) + cut_objects(val), cut_objects(join(train, val))
+    own, joined = cut_objects(train) + cut_objects(val), cut_objects(train + val)
     assert len(own) == len(joined) > 20
     assert all(map(np.array_equal, own, joined))
 
 
 def test_a_loader_takes_each_image_of_both_once(small_data):
-    joined = join(*open_small(small_data))
+    train, val = open_small(small_data)
+    joined = train + val
     loader = build_loader(joined, 4, shuffle=True, augmentation="flips", seed=1, num_workers=0)
     assert sum(len(images) for images, _ in loader) == len(joined) - (len(joined) % 4 == 1)
 
@@ -60,6 +61,6 @@ def test_a_loader_takes_each_image_of_both_once(small_data):
 def test_sets_of_other_classes_or_sizes_are_refused(small_data):
     train, _ = open_small(small_data)
     with pytest.raises(InputError, match=r"required the image_size of .*train\.json, 64, got 32"):
-        join(train, open_small(small_data, image_size=32)[1])
+        train + open_small(small_data, image_size=32)[1]
     with pytest.raises(InputError, match="required the classes of"):
-        join(train, open_small(small_data, focus_classes=("Paper",))[1])
+        train + open_small(small_data, focus_classes=("Paper",))[1]

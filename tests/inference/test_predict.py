@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from seglib.data.coco import load_coco, read_image, resolve_image
+from seglib.data.coco import load_coco, read_image
 from seglib.data.pixels import resize_image
 from seglib.errors import InputError, InputErrors
 from seglib.evaluation.findings import summarise_probabilities
-from seglib.files import write_json
+from seglib.files import resolve_image, write_json
 from seglib.inference import predict as module
 from seglib.inference.predict import (
     choose_spread,

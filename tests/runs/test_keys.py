@@ -9,8 +9,7 @@ import sys
 import pytest
 
 import seglib
-from seglib.data.fingerprint import fingerprint_data
-from seglib.files import PROJECT, write_json
+from seglib.files import PROJECT, fingerprint_data, write_json
 from seglib.runs import record as records_module
 from seglib.runs.keys import hash_values
 

@@ -3,7 +3,6 @@
 import pandas as pd
 import pytest
 
-from seglib.data.dataset import join
 from seglib.data.loader import build_loader
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.optim import build_optimizer
@@ -13,7 +12,8 @@ OFTEN = 1e-9  # [min] between checkpoints
 
 def fit(subsets, build_small, run_dir, kill_after=None, freeze_epochs=0):
     """As the notebook does, which estimates the training first: that freezes the encoder, if it is to be frozen."""
-    loader = build_loader(join(*subsets), 8, shuffle=True, augmentation="flips", seed=1, num_workers=0)
+    train_images, val_images = subsets
+    loader = build_loader(train_images + val_images, 8, shuffle=True, augmentation="flips", seed=1, num_workers=0)
     trainer, compute_loss = build_small(
         subsets, run_dir, epochs=20, architecture="FPN", freeze_epochs=freeze_epochs, checkpoint_minutes=OFTEN, seed=1
     )  # with dropout
