@@ -100,7 +100,7 @@ def tabulate_vanished(objects: pd.DataFrame, left: pd.DataFrame) -> pd.DataFrame
     by_class = gone.groupby(objects.loc[painted, "class_name"], sort=False).sum()
     by_class = by_class.sort_values("objects", ascending=False, kind="stable")
     counts = pd.concat([pd.DataFrame({ALL: gone.sum()}).T, by_class])
-    table = counts[["objects"]].copy()
+    table = counts[["objects"]].rename_axis("class_name")
     for size in left.columns:
         table[f"vanish at {size}"] = counts[size]
         table[f"share at {size}"] = counts[size] / counts["objects"].clip(lower=1)

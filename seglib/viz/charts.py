@@ -1,23 +1,39 @@
 """Figures of a data set's, a run's and an ensemble's tables; legible with 1 class and with 60, in Korean too."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from seglib.viz.pictures import CHANGES, KIND_COLOURS, OUTCOME_COLOURS
-from seglib.viz.plots import ROW, TRAIN, VAL, WIDTH, class_colours, cut, new_figure, new_rows
+from seglib.viz.plots import (
+    MAX_CLASSES,
+    PALE,
+    ROW,
+    TRAIN,
+    VAL,
+    WIDTH,
+    class_colours,
+    cut,
+    draw_heatmap,
+    draw_pairs,
+    draw_stack,
+    name_rows,
+    new_figure,
+    new_rows,
+    put_legend_above,
+    use_plain_log,
+    write_beside,
+    write_count,
+)
 
-INK, PALE, GREY = "#333333", "#bbbbbb", "#8a8a8a"
+INK, GREY = "#333333", "#8a8a8a"
 MISSED, INVENTED = "#0072b2", "#e69f00"
-MAX_CLASSES = 12  # of a matrix with legible numbers
 MAX_PAIRED = 28  # classes of a matrix without numbers
 MAX_MAPS = 11  # classes with a heat map of their positions
 
@@ -28,13 +44,12 @@ def plot_class_counts(classes: pd.DataFrame) -> Figure:
     """Annotations, images and pixels of each class side by side, log scale; `classes` of `tabulate_classes`."""
     order = np.argsort(-classes["annotations"].to_numpy()[1:], kind="stable") + 1
     order = np.append(0, order) if classes["pixels"].iloc[0] else order
+    colours = class_colours(len(classes))[order] / 255
     figure, axes = new_rows(classes.index[order], 3, height=0.23)
     for axis, what in zip(axes, ("annotations", "images", "pixels"), strict=True):
         values = classes[what].to_numpy(float)[order]
-        bars = axis.barh(
-            range(len(order)), np.maximum(values - 0.5, 0), left=0.5, color=class_colours(len(classes))[order] / 255
-        )
-        axis.bar_label(bars, [_write_count(value) for value in values], padding=2, color=INK)
+        bars = axis.barh(range(len(order)), np.maximum(values - 0.5, 0), left=0.5, color=colours)
+        axis.bar_label(bars, [write_count(value) for value in values], padding=2, color=INK)
         axis.set(xscale="log", xlim=(0.5, max(10, values.max(initial=0)) * 12), title=what)
     return figure
 
@@ -59,17 +74,16 @@ def plot_image_contents(class_pixels: np.ndarray, present: np.ndarray, objects: 
 
 def plot_cooccurrence(cooccurrence: pd.DataFrame) -> Figure:
     """Share of the images with the row's class that show the column's too; of `count_cooccurrence`."""
-    counts = np.diag(cooccurrence)
-    found = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
-    order = found[:MAX_PAIRED]
-    shares = 100 * cooccurrence.to_numpy()[np.ix_(order, order)] / np.maximum(1, counts[order])[:, None]
-    names, few = cooccurrence.index[order], len(order) <= MAX_CLASSES
-    table = pd.DataFrame(shares, [f"{cut(name, 30)} ({counts[i]})" for i, name in zip(order, names, strict=True)])
-    height = 2.2 + (0.36 if few else 0.19) * len(names)
-    figure, ((axis,),) = new_figure(height, width=min(WIDTH, height + 1.6), texts=names)
-    texts = np.vectorize("{:.0f}".format)(shares) if few else None
-    draw_heatmap(axis, table.set_axis(names, axis=1), texts, cmap="Blues", vmin=0, vmax=100, cbar=True)
-    left_out = f"; the {len(order)} most frequent of {len(found)}" if len(order) < len(found) else ""
+    counts = pd.Series(np.diag(cooccurrence), cooccurrence.index).sort_values(ascending=False, kind="stable")
+    found = counts[counts > 0]
+    shown = found.head(MAX_PAIRED)
+    shares = 100 * cooccurrence.loc[shown.index, shown.index].div(shown, axis=0)
+    few, height = len(shown) <= MAX_CLASSES, 2.2 + (0.36 if len(shown) <= MAX_CLASSES else 0.19) * len(shown)
+    figure, ((axis,),) = new_figure(height, width=min(WIDTH, height + 1.6), texts=shown.index)
+    texts = shares.map("{:.0f}".format).to_numpy() if few else None
+    rows = shares.set_axis([f"{cut(name, 30)} ({count})" for name, count in shown.items()])
+    draw_heatmap(axis, rows, texts, cmap="Blues", vmin=0, vmax=100, cbar=True)
+    left_out = f"; the {len(shown)} most frequent of {len(found)}" if len(shown) < len(found) else ""
     axis.set_title(f"images with the row's class that show the column's too [%]{left_out}")
     return figure
 
@@ -92,7 +106,7 @@ def plot_object_sizes(objects: pd.DataFrame, limits: Sequence[float], image_size
         place = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom"}
         axis.text(limit, 1.01 + 0.07 * (number % 2), share, color=VAL, **place)
     axis.set(xlabel=f"sqrt(area) [px] in an image of {image_size} px", ylabel="objects")
-    _plain_log(axis)
+    use_plain_log(axis)
     axis.set_title(f"size of {len(objects):,} objects", pad=28)
     return figure
 
@@ -108,9 +122,8 @@ def plot_by_class(
     spread = pd.DataFrame({share: grouped.quantile(share) for share in (0.1, 0.25, 0.5, 0.75, 0.9)})
     spread = spread.sort_values(0.5, ascending=False)
     counts, rows = grouped.size(), np.arange(len(spread))
-    figure, (axis,) = new_rows(
-        [f"{cut(class_names[index], 40)} ({counts[index]:,})" for index in spread.index], height=0.24
-    )
+    names = [f"{cut(class_names[index], 40)} ({counts[index]:,})" for index in spread.index]
+    figure, (axis,) = new_rows(names, height=0.24)
     colours = class_colours(len(class_names))[spread.index.to_numpy(int)] / 255
     axis.hlines(rows, spread[0.1], spread[0.9], color=colours, linewidth=1.5)
     axis.hlines(rows, spread[0.25], spread[0.75], color=colours, linewidth=7)
@@ -118,7 +131,7 @@ def plot_by_class(
     for mark in marks:
         axis.axvline(mark, color=GREY, linewidth=0.8, linestyle="--", zorder=0)
     axis.set(xscale="log", xlabel=f"{label}\ndot: median, bar: half of the objects, line: four fifths")
-    _plain_log(axis)
+    use_plain_log(axis)
     return figure
 
 
@@ -137,7 +150,7 @@ def plot_vanished(vanished: pd.DataFrame) -> Figure:
         axis.bar_label(bars, [f"{count:,}" if count else "" for count in lost], padding=2)
     axis.set_xlabel("objects of whose mask no pixel is left [%]; label: how many")
     axis.margins(x=0.1)
-    _legend_above(axis)
+    put_legend_above(axis)
     return figure
 
 
@@ -165,7 +178,7 @@ def plot_class_pairs(pairs: pd.DataFrame, most: int = 15) -> Figure:
     bars = axis.barh(range(len(top)), top["pixels"], color=np.where(top["class_a"] == top["class_b"], PALE, TRAIN))
     axis.bar_label(bars, [f"{count:,}" for count in top["overlaps"]], padding=2)
     axis.set(xlabel="overlapping pixels in the training images; label: pairs of annotations")
-    axis.xaxis.set_major_formatter(lambda value, _: _write_count(value))
+    axis.xaxis.set_major_formatter(lambda value, _: write_count(value))
     axis.margins(x=0.1)
     return figure
 
@@ -180,10 +193,10 @@ def plot_subsets(compared: pd.DataFrame) -> Figure:
         shares = shares[shares.any(axis=1)]
         rows = used.index.get_indexer(shares.index)
         shares = shares.where(shares > 0, shares[shares > 0].min().min() / 2)
-        _draw_pairs(axis, shares, {"train": ("train", TRAIN, "o"), "val": ("val", VAL, "s")}, rows)
+        draw_pairs(axis, shares, {"train": ("train", TRAIN, "o"), "val": ("val", VAL, "s")}, rows)
         axis.set(xscale="log", xlabel=f"share of {what}s [%]; leftmost: none")
-        _plain_log(axis)
-    _legend_above(axes[0])
+        use_plain_log(axis)
+    put_legend_above(axes[0])
     return figure
 
 
@@ -214,18 +227,14 @@ def plot_class_table(table: pd.DataFrame, miou: float) -> Figure:
     shown = table.dropna(subset=["iou"]).sort_values("iou", ascending=False, ignore_index=True)
     names = [f"{cut(name, 36)}  {iou:.3f}" for name, iou in zip(shown["class"], shown["iou"], strict=True)]
     figure, (left, right) = new_rows(names, 2, width_ratios=(1.5, 1))
-    labels = {
-        "iou": ("IoU", GREY),
-        "lost_missed": ("lost: missed", MISSED),
-        "lost_invented": ("lost: invented", INVENTED),
-    }
-    _stack(left, {label: (shown[column], colour) for column, (label, colour) in labels.items()})
+    lost = {"lost: missed": (shown["lost_missed"], MISSED), "lost: invented": (shown["lost_invented"], INVENTED)}
+    draw_stack(left, {"IoU": (shown["iou"], GREY)} | lost)
     left.axvline(miou, color=INK, linestyle="--", linewidth=1)
     left.set(xlim=(0, 1), xlabel=f"share of the class's union (dashed: mIoU {miou:.4f})")
-    _draw_pairs(right, shown, {"precision": ("precision", INVENTED, "o"), "recall": ("recall", MISSED, "s")})
+    draw_pairs(right, shown, {"precision": ("precision", INVENTED, "o"), "recall": ("recall", MISSED, "s")})
     right.set(xlim=(-0.02, 1.02), xlabel="precision, recall")
-    _legend_above(left)
-    _legend_above(right)
+    put_legend_above(left)
+    put_legend_above(right)
     return figure
 
 
@@ -245,7 +254,7 @@ def plot_confusion(confusion: np.ndarray, lost: np.ndarray, gain: np.ndarray, cl
     points = Normalize(0, max(0.01, lost.max(initial=0), gain.max(initial=0)))
     counts = LogNorm(1, max(2, pixels.max(initial=0)))
     panels = [
-        ("pixels (log)", pixels, counts, "Greys", _write_count),
+        ("pixels (log)", pixels, counts, "Greys", write_count),
         ("% of the true class", share[cell], Normalize(0, 100), "Blues", "{:.0f}".format),
         ("mIoU points lost (add up)", lost, points, "Reds", "{:.1f}".format),
         ("mIoU points won if fixed alone", gain, points, "Reds", "{:.1f}".format),
@@ -273,9 +282,9 @@ def plot_gains(table: pd.DataFrame, count: int = 15) -> Figure:
     axis.barh(rows, points["gain"], color=MISSED, label="gain, if this alone were fixed")
     axis.plot(points["lost"], rows, "D", color=INVENTED, markersize=5, label="lost (adds up to 1 - mIoU)")
     for row, (gain, lost) in enumerate(points.to_numpy()):
-        _write_beside(axis, max(gain, lost), row, f"{gain:+.2f}", 9)
+        write_beside(axis, max(gain, lost), row, f"{gain:+.2f}", 9)
     axis.set(xlabel="mIoU points", xlim=(0, 1.18 * max(0.1, points.max().max() if len(points) else 0)))
-    _legend_above(axis)
+    put_legend_above(axis)
     return figure
 
 
@@ -287,11 +296,9 @@ def plot_recall(by_size: pd.DataFrame, by_class: pd.DataFrame) -> Figure:
     for axis, table, title in zip(axes, (by_size, by_class), ("by size, sqrt(area) [px]", "by class"), strict=True):
         for column, (label, marker, colour, shift) in styles.items():
             ends = (table[column] - table[f"{column}_low"]).clip(0), (table[f"{column}_high"] - table[column]).clip(0)
-            places = np.arange(len(table)) + shift
-            axis.errorbar(
-                table[column], places, xerr=ends, fmt=marker, color=colour, label=label, capsize=2, markersize=5
-            )
-        _name_rows(axis, [f"{cut(name, 30)}  (n={n})" for name, n in zip(table.index, table["objects"], strict=True)])
+            style = {"fmt": marker, "color": colour, "label": label, "capsize": 2, "markersize": 5}
+            axis.errorbar(table[column], np.arange(len(table)) + shift, xerr=ends, **style)
+        name_rows(axis, [f"{cut(name, 30)}  (n={n})" for name, n in zip(table.index, table["objects"], strict=True)])
         axis.set(title=title, xlim=(-0.03, 1.03), xlabel="share of objects; mean recall of their pixels")
         axis.grid(True)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -309,19 +316,17 @@ def plot_kinds(
     table = kinds.assign(union=np.asarray(unions), iou=np.asarray(iou), boundary=np.asarray(boundary_iou))
     table = table[table["union"] > 0]
     figure, (left, right) = new_rows(list(table["class"]), 2, width_ratios=(1.6, 1))
-    for side, sign in (("missed", -1), ("invented", 1)):
-        shares = {
-            kind: (100 * table[f"{side}_{kind}"] / table["union"], colour) for kind, colour in KIND_COLOURS.items()
-        }
-        _stack(left, shares if sign > 0 else {f"_{kind}": part for kind, part in shares.items()}, sign)
+    for side, sign, mark in (("missed", -1, "_"), ("invented", 1, "")):  # of labels with "_" the legend has none
+        shares = {kind: 100 * table[f"{side}_{kind}"] / table["union"] for kind in KIND_COLOURS}
+        draw_stack(left, {f"{mark}{kind}": (share, KIND_COLOURS[kind]) for kind, share in shares.items()}, sign)
     left.axvline(0, color=INK, linewidth=1)
     left.set(xlim=(-100, 100), xlabel="missed   ◂   % of the class's union   ▸   invented")
     left.set_xticks(range(-100, 101, 50), [abs(tick) for tick in range(-100, 101, 50)])
     marks = {"iou": ("IoU", INK, "o"), "boundary": ("Boundary IoU", KIND_COLOURS["boundary"], "D")}
-    _draw_pairs(right, table, marks)
+    draw_pairs(right, table, marks)
     right.set(xlim=(-0.02, 1.02), xlabel="IoU")
-    _legend_above(left)
-    _legend_above(right)
+    put_legend_above(left)
+    put_legend_above(right)
     return figure
 
 
@@ -347,9 +352,9 @@ def plot_outcomes(table: pd.DataFrame, name_a: str, name_b: str) -> Figure:
     labels = ("both right", f"only {name_a}", f"only {name_b}", "neither")
     figure, (axis,) = new_rows(list(share.index))
     parts = zip(labels, OUTCOME_COLOURS.items(), strict=True)
-    _stack(axis, {label: (share[column], colour) for label, (column, colour) in parts})
+    draw_stack(axis, {label: (share[column], colour) for label, (column, colour) in parts})
     axis.set(xlim=(0, 100), xlabel="% of the class's true pixels")
-    _legend_above(axis, 4 if len(name_a + name_b) < 60 else 1)
+    put_legend_above(axis, 4 if len(name_a + name_b) < 60 else 1)
     return figure
 
 
@@ -380,10 +385,8 @@ def plot_error_correlation(phi: np.ndarray, names: Sequence[str]) -> Figure:
     side = 2.6 + 0.45 * len(names)
     figure, ((axis,),) = new_figure(side, width=min(WIDTH, side + 1.6), texts=names)
     texts = np.vectorize("{:.2f}".format)(apart)
-    low = min(0, np.nanmin([*apart.ravel(), 0]))
-    draw_heatmap(
-        axis, pd.DataFrame(apart, names, names), texts, vmin=low, vmax=1, cmap="Purples", square=True, cbar=True
-    )
+    options = {"vmin": min(0, np.nanmin([*apart.ravel(), 0])), "vmax": 1, "cmap": "Purples"}
+    draw_heatmap(axis, pd.DataFrame(apart, names, names), texts, square=True, cbar=True, **options)
     axis.set_title("correlation of errors (phi)\n1: the same pixels are wrong")
     return figure
 
@@ -394,22 +397,19 @@ def plot_member_curve(curve: pd.DataFrame, mean_miou: float) -> Figure:
     curve: of `trace_selection`; mean_miou: of the plain mean of all.
     """
     names = list(dict.fromkeys(curve["member"]))
-    below_height = 0.23 * len(names) + 0.2
-    figure, ((axis,), (below,)) = new_figure(
-        4.1 + below_height, 2, 1, sharex=True, height_ratios=(3.2, below_height), texts=names
-    )
-    lines = {
-        "best_mean": ("s:", GREY, "plain mean of so many of the best"),
-        "searched": ("o-", INVENTED, "greedy, on the images it was chosen on"),
-        "held_out": ("D-", MISSED, "greedy, on images it did not see"),
-    }
-    for column, (style, colour, label) in lines.items():
+    height = 0.23 * len(names) + 0.2
+    figure, ((axis,), (below,)) = new_figure(4.1 + height, 2, sharex=True, height_ratios=(3.2, height), texts=names)
+    for column, style, colour, label in (
+        ("best_mean", "s:", GREY, "plain mean of so many of the best"),
+        ("searched", "o-", INVENTED, "greedy, on the images it was chosen on"),
+        ("held_out", "D-", MISSED, "greedy, on images it did not see"),
+    ):
         axis.plot(curve["draw"], curve[column], style, color=colour, markersize=5, label=label)
     axis.axhline(mean_miou, color=INK, linestyle="--", linewidth=1, label=f"plain mean of all: {mean_miou:.4f}")
     axis.set(ylabel="pooled mIoU")
-    _legend_above(axis, 2)
+    put_legend_above(axis, 2)
     below.plot(curve["draw"], [names.index(name) for name in curve["member"]], "s", color=INK, markersize=7)
-    _name_rows(below, [cut(name, 40) for name in names])
+    name_rows(below, [cut(name, 40) for name in names])
     below.set(xticks=curve["draw"], xlabel="members drawn; the squares say which")
     for each in (axis, below):
         each.grid(True)
@@ -428,79 +428,10 @@ def plot_class_gains(table: pd.DataFrame, best: str) -> Figure:
     axis.axvline(0, color=INK, linewidth=1)
     right = axis.get_yaxis_transform()
     for row, (gain, before, after) in enumerate(zip(points, shown["iou_b"], shown["iou_a"], strict=True)):
-        _write_beside(axis, gain, row, f"{gain:+.2f}", 4 if gain >= 0 else -4)
+        write_beside(axis, gain, row, f"{gain:+.2f}", 4 if gain >= 0 else -4)
         axis.text(1.01, row, f"{before:.3f} → {after:.3f}", transform=right, va="center")
     reach = 1.3 * max(0.1, points.abs().max() if len(points) else 0)
     low, high = ((points < 0).any(), (points > 0).any()) if len(points) else (True, True)
     axis.set(xlabel="points of IoU", xlim=(-reach if low else -0.1 * reach, reach if high else 0.1 * reach))
     axis.set_title(f"gain of each class over the best member ({cut(best, 50)})")
     return figure
-
-
-# Parts of charts.
-
-
-def draw_heatmap(axis: Axes, table: pd.DataFrame, texts: np.ndarray | None = None, **options: Any) -> None:
-    """seaborn's heat map with texts (rows, columns) in the cells; names are never left out, NaN stays white."""
-    options = {"cbar": False, "linewidths": 0.4, "xticklabels": True, "yticklabels": True} | options
-    sns.heatmap(table, annot=texts, fmt="", ax=axis, **options)
-    axis.set(xlabel="", ylabel="")
-    axis.tick_params(length=0)
-    axis.tick_params("y", rotation=0)
-    angle = (
-        {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
-        if len(table.columns) <= MAX_CLASSES + 1
-        else {"rotation": 90}
-    )
-    axis.set_xticks(axis.get_xticks(), table.columns, **angle)
-
-
-def _draw_pairs(
-    axis: Axes, table: pd.DataFrame, marks: Mapping[str, tuple[str, str, str]], rows: np.ndarray | None = None
-) -> None:
-    """Two values per row as markers with a line between them; column -> (label, colour, marker)."""
-    rows = np.arange(len(table)) if rows is None else rows
-    values = table[list(marks)]
-    axis.hlines(rows, values.min(axis=1), values.max(axis=1), color=PALE, linewidth=2)
-    for column, (label, colour, marker) in marks.items():
-        axis.plot(values[column], rows, marker, color=colour, markersize=5, label=label)
-
-
-def _stack(axis: Axes, parts: Mapping[str, tuple[Any, str]], sign: int = 1) -> None:
-    """Bars end to end in each row; label -> (values, colour)."""
-    start = 0.0
-    for label, (values, colour) in parts.items():
-        axis.barh(np.arange(len(values)), sign * np.asarray(values), left=start, color=colour, label=label)
-        start = start + sign * np.asarray(values)
-
-
-def _name_rows(axis: Axes, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.4, -0.6)
-
-
-def _write_beside(axis: Axes, x: float, row: int, text: str, shift: float) -> None:
-    """At the end of a bar, `shift` points away from it."""
-    side = "left" if shift > 0 else "right"
-    axis.annotate(text, (x, row), (shift, 0), textcoords="offset points", va="center", ha=side)
-
-
-def _legend_above(axis: Axes, columns: int = 4) -> None:
-    """Where it covers no data."""
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
-
-
-def _plain_log(axis: Axes) -> None:
-    """Numbers such as 20 and 0.5 on a logarithmic axis; more of them where it spans less."""
-    lowest, highest = axis.get_xlim()
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest / lowest < 5000 else (1,)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_locator(NullLocator())
-
-
-def _write_count(count: float) -> str:
-    """12, 3.4k, 56k, 7.8M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f}{unit}" if count < 10 * size else f"{count / size:.0f}{unit}"
-    return f"{count:.0f}"

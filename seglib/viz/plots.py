@@ -16,12 +16,13 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython import get_ipython
 from IPython.display import Image, display
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from seglib.files import write_json
 from seglib.runs.leaderboard import format_seconds
@@ -35,7 +36,8 @@ STYLE = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.alpha": 0.25,
     "legend.frameon": False, "legend.borderpad": 0.1,
 }  # fmt: skip
-TRAIN, VAL = "#0072b2", "#d55e00"
+TRAIN, VAL, PALE = "#0072b2", "#d55e00", "#bbbbbb"
+MAX_CLASSES = 12  # of a matrix with legible numbers
 AVERAGED = {"ema": "#009e73", "swa": "#cc79a7", "snapshot": "#e69f00"}
 IGNORED = (128, 128, 128)
 # Background, then colours that stay apart for colour-blind people (Okabe and Ito 2008, Tol 2021), light and dark mixed.
@@ -127,9 +129,71 @@ def new_rows(names: Sequence[str], columns: int = 1, height: float = ROW, **opti
     figure, axes = new_figure(1 + height * max(3, len(names)), 1, columns, texts=names, **options)
     for axis in axes[0]:
         axis.grid(axis="x")
-    axes[0, 0].set_yticks(range(len(names)), [cut(name, 44) for name in names])
-    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    name_rows(axes[0, 0], [cut(name, 44) for name in names])
     return figure, axes[0]
+
+
+def draw_heatmap(axis: Axes, table: pd.DataFrame, texts: np.ndarray | None = None, **options: Any) -> None:
+    """seaborn's heat map with texts (rows, columns) in the cells; names are never left out, NaN stays white."""
+    options = {"cbar": False, "linewidths": 0.4, "xticklabels": True, "yticklabels": True} | options
+    sns.heatmap(table, annot=texts, fmt="", ax=axis, **options)
+    axis.set(xlabel="", ylabel="")
+    axis.tick_params(length=0)
+    axis.tick_params("y", rotation=0)
+    slanted = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
+    few = len(table.columns) <= MAX_CLASSES + 1
+    axis.set_xticks(axis.get_xticks(), table.columns, **(slanted if few else {"rotation": 90}))
+
+
+def draw_pairs(
+    axis: Axes, table: pd.DataFrame, marks: Mapping[str, tuple[str, str, str]], rows: np.ndarray | None = None
+) -> None:
+    """Two values per row as markers with a line between them; column -> (label, colour, marker)."""
+    rows = np.arange(len(table)) if rows is None else rows
+    values = table[list(marks)]
+    axis.hlines(rows, values.min(axis=1), values.max(axis=1), color=PALE, linewidth=2)
+    for column, (label, colour, marker) in marks.items():
+        axis.plot(values[column], rows, marker, color=colour, markersize=5, label=label)
+
+
+def draw_stack(axis: Axes, parts: Mapping[str, tuple[Any, str]], sign: int = 1) -> None:
+    """Bars end to end in each row; label -> (values, colour)."""
+    start = 0.0
+    for label, (values, colour) in parts.items():
+        axis.barh(np.arange(len(values)), sign * np.asarray(values), left=start, color=colour, label=label)
+        start = start + sign * np.asarray(values)
+
+
+def name_rows(axis: Axes, names: Sequence[str]) -> None:
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+
+
+def write_beside(axis: Axes, x: float, row: int, text: str, shift: float) -> None:
+    """At the end of a bar, `shift` points away from it."""
+    side = "left" if shift > 0 else "right"
+    axis.annotate(text, (x, row), (shift, 0), textcoords="offset points", va="center", ha=side)
+
+
+def put_legend_above(axis: Axes, columns: int = 4) -> None:
+    """Where it covers no data."""
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
+
+
+def use_plain_log(axis: Axes) -> None:
+    """Numbers such as 20 and 0.5 on a logarithmic axis; more of them where it spans less."""
+    lowest, highest = axis.get_xlim()
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest / lowest < 5000 else (1,)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def write_count(count: float) -> str:
+    """12, 3.4k, 56k, 7.8M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}" if count < 10 * size else f"{count / size:.0f}{unit}"
+    return f"{count:.0f}"
 
 
 def cut(name: object, length: int) -> str:
