@@ -12,9 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from seglib.data.class_names import refuse_focus
+from seglib.data.class_names import check_extra_data, list_json, refuse_focus, resolve_extra_data
 from seglib.errors import InputError, unknown_name
-from seglib.extra_sets import check_extra_data, list_json, resolve_extra_data
 from seglib.parameters import BelowOne, Number, Positive, Schema, Switch, Text, Whole, check_type
 from seglib.parts import check_choices, check_options, check_part, find_parts, read_choice, read_parts
 from seglib.runs.trackers import refuse_missing

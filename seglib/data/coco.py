@@ -265,14 +265,10 @@ def _group(entry: dict, where: str) -> int | str | None:
 
 def _text(entry: dict, name: str, where: str) -> str:
     value = entry.get(name)
-    if not isinstance(value, str) or not value.strip() or not _encodes(value):
+    # JSON's escapes can spell half a character, which cannot be written
+    if not isinstance(value, str) or not value.strip() or value != value.encode("utf-8", "ignore").decode("utf-8"):
         raise InputError(f"{where}: `{name}` must be a text, got {_got(entry, name)}; write it into the file")
     return value
-
-
-def _encodes(text: str) -> bool:
-    """Whether a text can be written: JSON's escapes can spell half a character."""
-    return text == text.encode("utf-8", "ignore").decode("utf-8")
 
 
 def _number(value: object) -> float:
@@ -294,8 +290,6 @@ def _got(entry: dict, name: str) -> str:
 
 
 # What is wrong with a data set: every problem as a row, and the refusal to train on errors.
-
-
 FIXES = {
     "no-images": "export the file with its images",
     "duplicate-category-id": "give each category an id of its own",

@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from seglib.data.class_names import BACKGROUND, SYNTHETIC, refuse_class_map
+from seglib.data.class_names import BACKGROUND, SYNTHETIC, list_json, refuse_class_map
 from seglib.errors import InputError, unknown_name
-from seglib.extra_sets import list_json
 from seglib.files import PROJECT, cache_dir, hash_file, hash_text, write_json
 from seglib.parameters import Schema, read_defaults, read_schema
 from seglib.parts import find_parts, hash_parts, load_parts, read_choice

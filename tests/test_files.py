@@ -15,7 +15,7 @@ from seglib import files
 from seglib.errors import InputError
 from seglib.files import fingerprint_data, hash_file, hash_files
 
-CAMVID = Path(__file__).parents[2].parent / "shared/data/camvid"
+CAMVID = Path(__file__).parents[1].parent / "shared/data/camvid"
 
 
 @pytest.fixture(autouse=True)
