@@ -150,14 +150,12 @@ def describe_labels(images: pd.DataFrame, count: int) -> str:
     return f"Look again at the labels of images {', '.join(map(str, lowest))}."
 
 
-def describe_difference(difference: float, low: float, high: float) -> str:
-    """Whether one run is better on these images."""
-    better = f"{'A' if difference > 0 else 'B'} is better"
-    verdict = "no more than the choice of images explains" if low <= 0 <= high else better
-    return (
-        f"A minus B: **{difference:+.4f}** mIoU, 95 % interval {low:+.4f} to {high:+.4f} over images: {verdict}"
-        " (another seed of the training moves it too)."
+def describe_difference(difference: float, low: float, high: float, seeds: str) -> str:
+    """How two runs differ on these images, which is no verdict on what they were made with; `seeds` says what is."""
+    explains = (
+        "the choice of images alone explains it" if low <= 0 <= high else "more than the choice of images explains"
     )
+    return f"A minus B: **{difference:+.4f}** mIoU, 95 % interval {low:+.4f} to {high:+.4f} over images: {explains}. {seeds}"
 
 
 def _named(row: pd.Series) -> str:

@@ -19,6 +19,7 @@ from seglib.inference.predict import (
     take_images,
 )
 from seglib.inference.runs import find_newest_run, load_finished_run, prepare_output_dir, require_same_images
+from seglib.runs.conditions import compare_over_seeds
 
 
 class ErrorAnalysis:
@@ -124,6 +125,7 @@ class ErrorAnalysis:
             return
         require_same_images(self.run, other.run)
         self.two_runs = compare.bootstrap_difference(self.confusion, other.confusion, self.resamples)
+        self.over_seeds = compare_over_seeds(self.run.folder, other.run.folder)
         triples = ((truth, pred, b) for (truth, pred), b in zip(self.pairs(), other.preds, strict=True))
         outcomes, self._outcomes_by_image = compare.count_outcomes(triples, self.class_names)
         ious = compare.compare_class_iou(self.confusion, other.confusion, self.class_names)
@@ -149,7 +151,7 @@ class ErrorAnalysis:
             findings.describe_kinds(self.kinds, self.near_edges),
             findings.describe_calibration(tables["reliability"], self.calibration_error),
             findings.describe_labels(tables["images"], count),
-            *([findings.describe_difference(*self.two_runs)] if self.two_runs else []),
+            *([findings.describe_difference(*self.two_runs, self.over_seeds)] if self.two_runs else []),
         ]
 
     def save(self, lines: list[str]) -> None:

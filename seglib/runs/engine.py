@@ -21,6 +21,7 @@ from seglib.files import PROJECT, find_free_folder, outputs_dir, write_text
 from seglib.parameters import read_schema
 from seglib.parts import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
+from seglib.runs.conditions import find_earlier_noise, summarise_conditions
 from seglib.runs.grid import Grid, Job, Run, find_neighbours, group_steps, plan_step
 from seglib.runs.keys import compare_keys, compute_keys, find_changes, is_finished
 from seglib.runs.leaderboard import (
@@ -28,7 +29,6 @@ from seglib.runs.leaderboard import (
     fit,
     format_seconds,
     format_table,
-    summarise_conditions,
     write_leaderboard,
 )
 from seglib.runs.page import write_index
@@ -309,10 +309,12 @@ def write_results(grid: Grid, width: int = 100) -> str:
     rows = collect_runs(grid.folder, [run.name for run in grid.runs], grid.varied)
     done = {run.name for run in grid.runs if is_finished(run.folder, grid.notebook, run.key)}
     rows = [replace(row, status="outdated") if row.status == "ok" and row.run not in done else row for row in rows]
-    conditions = summarise_conditions(rows, grid.varied, grid.file.baseline)
+    earlier = partial(find_earlier_noise, grid.folder.parent, grid.folder, rows)
+    baseline, worthwhile = grid.file.baseline, grid.file.worthwhile
+    comparison = summarise_conditions(rows, grid.varied, baseline, worthwhile=worthwhile, earlier=earlier)
     table = write_leaderboard(grid.folder, rows)
-    page = write_index(grid.folder, rows, conditions, grid.varied, grid.name, grid.notebook.stem)
-    return f"{format_table(rows, conditions, grid.varied, width)}\n\nleaderboard  {table}\nlook here    {page}"
+    page = write_index(grid.folder, rows, comparison, grid.varied, grid.name, grid.notebook.stem)
+    return f"{format_table(rows, comparison, grid.varied, width)}\n\nleaderboard  {table}\nlook here    {page}"
 
 
 # What may make a difference, in the order in which it is reported.

@@ -196,18 +196,21 @@ class GridFile:
     listed: list[dict[str, Any]]
     baseline: dict[str, Any]
     then: list[Step]
+    worthwhile: float = 0.005
 
     def as_yaml(self) -> str:
         """The grid in the form of a grid file."""
         then = [vars(step) for step in self.then]
         spec = {"name": self.name, "notebook": self.notebook, "fixed": self.fixed, "grid": self.axes}
         spec |= {"runs": self.listed, "baseline": self.baseline, "then": then}
+        spec |= {"worthwhile": self.worthwhile} if self.worthwhile != _WORTHWHILE else {}
         filled = {key: value for key, value in spec.items() if value}
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
 
 _EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "baseline": {}, "then": []}
-_KEYS = ("notebook", "name", *_EMPTY)
+_WORTHWHILE = 0.005  # smallest difference of mIoU worth having
+_KEYS = ("notebook", "name", "worthwhile", *_EMPTY)
 _STEP_KEYS = ("notebook", "each", "fixed")
 _NAME = re.compile(r"[\w][\w.+,=@() -]{0,79}(?<! )")
 
@@ -236,6 +239,7 @@ def read_grid_file(path: str | Path) -> GridFile:
         axes=spec["grid"],
         listed=spec["runs"],
         baseline=spec["baseline"],
+        worthwhile=float(spec.get("worthwhile", _WORTHWHILE)),
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 
@@ -262,6 +266,9 @@ def _find_problems(spec: Mapping) -> list[str]:
     name = spec.get("name", "grid")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         problems.append(f"`name` must be a folder name (letters, digits, . _ + -; at most 80), got {_kind(name)}")
+    worthwhile = spec.get("worthwhile", _WORTHWHILE)
+    if not isinstance(worthwhile, int | float) or isinstance(worthwhile, bool) or not 0 <= worthwhile < 1:
+        problems.append(f"`worthwhile` must be a difference of mIoU from 0 to below 1, got {_kind(worthwhile)}")
     if not isinstance(spec["parts"], list) or not all(isinstance(name, str) for name in spec["parts"]):
         problems.append(f"`parts` must be a list of Python files, got {_kind(spec['parts'])}")
     for key in ("fixed", "grid", "baseline"):

@@ -8,16 +8,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from seglib.files import write_text
-from seglib.runs.leaderboard import (
-    Condition,
-    RunResult,
-    describe_comparison,
-    format_number,
-    format_seconds,
-    noise_floor,
-    rank_rows,
-    read_history,
-)
+from seglib.runs.conditions import Comparison, RunResult
+from seglib.runs.leaderboard import format_number, format_seconds, rank_rows, read_history
 
 Points = list[tuple[float, float]]
 
@@ -26,7 +18,7 @@ STATUS_MARKS = {
     "ok": "✓", "running": "▸", "failed": "✕", "oom": "▲", "killed": "■", "interrupted": "‖", "unknown": "?",
     "planned": "○",
 }  # fmt: skip
-VERDICT_MARKS = {"baseline": "◆", "better": "▲", "worse": "▼", "within noise": "≈"}
+VERDICT_MARKS = {"baseline": "◆", "better": "▲", "worse": "▼", "equal": "=", "can't tell yet": "?"}
 MOST_PICTURES = 12
 MOST_POINTS = 24  # of a curve: more cannot be seen at its size, and a thousand runs must stay one small file
 PLOT = (36, 144, 5, 39)  # left, right, top, bottom of the curves [px]
@@ -35,7 +27,7 @@ PLOT = (36, 144, 5, 39)  # left, right, top, bottom of the curves [px]
 def write_index(
     grid_dir: str | Path,
     rows: Sequence[RunResult],
-    conditions: Sequence[Condition],
+    comparison: Comparison,
     varied: Sequence[str],
     title: str,
     notebook_stem: str,
@@ -45,7 +37,7 @@ def write_index(
     Parameters
     ----------
     rows : of `leaderboard.collect_runs`.
-    conditions : of `leaderboard.summarise_conditions`; shown where seeds were varied or a baseline was given.
+    comparison : of `conditions.summarise_conditions`; shown where seeds or folds were varied or a baseline was given.
     varied : names of the varied parameters, a column each.
     title : the grid's name.
     notebook_stem : "02_train" links `<run>/02_train.html` and `<run>/02_train.ipynb`, where these files exist.
@@ -58,7 +50,7 @@ def write_index(
     )  # fmt: skip
     environment.filters |= {"number": format_number, "seconds": format_seconds, "sort_key": _sort_key}
     grid_dir, ranked = Path(grid_dir), rank_rows(rows)
-    judged = any(item.n for item in conditions) and ("seed" in varied or any(item.verdict for item in conditions))
+    axis = score_axis(comparison) if comparison.is_judged else None
     page = environment.get_template("page.html").render(
         title=title,
         now=datetime.now().astimezone(),
@@ -67,14 +59,12 @@ def write_index(
         class_names=list(dict.fromkeys(name for row in rows for name in row.iou)),
         counts=Counter(row.status if row.status in STATUS_MARKS else "unknown" for row in rows),
         best_miou=max((row.miou for row in rows if row.miou is not None), default=None),
-        noise=noise_floor(conditions),
         seconds=sum(row.seconds or 0 for row in rows),
         status_marks=STATUS_MARKS,
         verdict_marks=VERDICT_MARKS,
-        conditions=conditions if judged else (),
-        comparison=describe_comparison(conditions),
-        axis=score_axis(conditions) if judged else None,
-        ticks=choose_ticks(*score_axis(conditions)) if judged else (),
+        comparison=comparison,
+        axis=axis,
+        ticks=choose_ticks(*axis) if axis else (),
         broken=[row for row in rows if row.error],
         pictures=_find_pictures(grid_dir, ranked[0]) if ranked and ranked[0].miou is not None else {},
     )
@@ -135,8 +125,9 @@ def thin(places: Points) -> Points:
     return [places[index] for index in sorted(kept)]
 
 
-def score_axis(conditions: Sequence[Condition]) -> tuple[float, float]:
+def score_axis(comparison: Comparison) -> tuple[float, float]:
     """Range of mIoU that shows every score, and intervals up to half that range beyond (few seeds make wide ones)."""
+    conditions = comparison.conditions
     scores = [score for item in conditions for _, score in item.scores]
     low, high = min(scores), max(scores)
     reach = (high - low or 0.01) / 2

@@ -85,9 +85,10 @@ def test_labels_name_the_most_doubtful_images():
 
 
 def test_a_difference_is_a_verdict_only_where_the_interval_excludes_zero():
-    assert "no more than the choice of images explains" in findings.describe_difference(0.01, -0.01, 0.02)
-    assert "A is better" in findings.describe_difference(0.01, 0.005, 0.02)
-    assert "B is better" in findings.describe_difference(-0.01, -0.02, -0.005)
+    assert "the choice of images alone explains it. Seeds." in findings.describe_difference(0.01, -0.01, 0.02, "Seeds.")
+    assert "more than the choice of images explains. Seeds." in findings.describe_difference(
+        0.01, 0.005, 0.02, "Seeds."
+    )
 
 
 def random_batch(seed=0, images=3):

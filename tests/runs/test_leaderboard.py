@@ -1,18 +1,15 @@
 import csv
 import json
 import math
-import statistics
 import unicodedata
 
 import pytest
-from scipy import stats
 
+from seglib.runs.conditions import Comparison, summarise_conditions
 from seglib.runs.leaderboard import (
     collect_runs,
     format_table,
-    noise_floor,
     rank_rows,
-    summarise_conditions,
     write_leaderboard,
 )
 
@@ -41,13 +38,6 @@ def write_sweep(grid_dir, scores=SCORES, seeds=(21, 42, 63)):
         for name, (loss, values) in scores.items()
         for seed, miou in zip(seeds, values, strict=False)
     ]
-
-
-def summarise(grid_dir, runs, baseline=None, varied=("loss", "seed")):
-    baseline = {"loss": CE} if baseline is None else baseline
-    return {
-        item.label: item for item in summarise_conditions(collect_runs(grid_dir, runs, [*varied]), [*varied], baseline)
-    }
 
 
 def read_csv(path):
@@ -151,127 +141,30 @@ def test_csv_negative_numbers_stay_numbers(tmp_path):
     assert (line["gamma"], line["val_loss"]) == ("-0.5", "-1.25")
 
 
-def test_a_condition_gathers_the_seeds(tmp_path):
-    item = summarise(tmp_path, write_sweep(tmp_path))["dice"]
-    scores = SCORES["dice"][1]
-    assert (item.n, item.mean, item.minimum, item.maximum) == (3, statistics.fmean(scores), 0.4412, 0.4440)
-    assert item.std == pytest.approx(statistics.stdev(scores))
-
-
-def test_verdicts_follow_the_paired_test_and_holm(tmp_path):
-    items = summarise(tmp_path, write_sweep(tmp_path))
-    p = {name: stats.ttest_rel(SCORES[name][1], SCORES["ce"][1]).pvalue for name in ("dice", "ce0.9+focal0.1")}
-    assert items["dice"].p_holm == pytest.approx(2 * p["dice"])
-    assert items["ce0.9+focal0.1"].p_holm == pytest.approx(p["ce0.9+focal0.1"])
-    assert {name: item.verdict for name, item in items.items()} == {
-        "dice": "better",
-        "ce0.9+focal0.1": "within noise",
-        "ce": "baseline",
-    }
-    assert items["dice"].paired
-    assert list(items) == ["dice", "ce0.9+focal0.1", "ce"]
-
-
-def test_holm_can_take_back_what_one_interval_says(tmp_path):
-    baseline = [0.400, 0.402, 0.404]
-    steps = [0.0040, 0.0080, 0.0060]  # p = 0.035 alone
-    scores = {"ce": (CE, baseline)}
-    for index in range(4):
-        changed = [score + step for score, step in zip(baseline, steps, strict=True)]
-        scores[f"dice{index}"] = ({"dice": index + 2}, changed)
-    items = summarise(tmp_path, write_sweep(tmp_path, scores))
-    item = items["dice2"]
-    assert item.low > 0 and item.p < 0.05
-    assert (item.verdict, item.p_holm) == ("within noise", pytest.approx(4 * item.p))
-
-
-def test_a_worse_condition_is_called_worse(tmp_path):
-    items = summarise(tmp_path, write_sweep(tmp_path), baseline={"loss": DICE})
-    assert items["ce"].verdict == "worse"
-    assert items["ce"].difference == pytest.approx(-items["dice"].mean + items["ce"].mean)
-    assert items["ce"].low < items["ce"].difference < items["ce"].high < 0
-
-
-def test_a_lost_seed_makes_the_comparison_unpaired(tmp_path):
-    runs = write_sweep(tmp_path)
-    lost = tmp_path / "loss=dice,seed=63" / "record.json"
-    lost.write_text(json.dumps(json.loads(lost.read_text()) | {"status": "killed"}))
-    item = summarise(tmp_path, runs)["dice"]
-    expected = stats.ttest_ind(SCORES["dice"][1][:2], SCORES["ce"][1], equal_var=False)
-    assert (item.n, item.runs, item.paired) == (2, 3, False)
-    assert (item.low, item.high) == pytest.approx(expected.confidence_interval(0.95), rel=1e-9)
-
-
-def test_one_seed_has_no_noise_floor(tmp_path):
-    item = summarise(tmp_path, write_sweep(tmp_path, seeds=(21,)))["dice"]
-    assert (item.std, item.low, item.p, item.verdict) == (None, None, None, "one seed: no noise floor")
-    assert item.difference == pytest.approx(0.4412 - 0.4111)
-
-
-def test_a_condition_without_any_score_says_so(tmp_path):
-    runs = write_sweep(tmp_path)
-    runs.append(write_run(tmp_path, "loss=bad,seed=21", status="oom", params={"loss": "bad", "seed": 21}))
-    item = summarise(tmp_path, runs)["bad"]
-    assert (item.n, item.runs, item.mean, item.verdict) == (0, 1, None, "no score")
-
-
-def test_a_seed_that_changes_nothing_is_no_proof(tmp_path):
-    runs = write_sweep(tmp_path, {"ce": (CE, [0.4, 0.4]), "dice": (DICE, [0.5, 0.5])})
-    item = summarise(tmp_path, runs)["dice"]
-    assert (item.verdict, item.p) == ("no spread over seeds", None)
-
-
-def test_numbers_of_the_baseline_match_however_they_are_spelled(tmp_path):
-    runs = [
-        write_ok(tmp_path, f"lr={lr},seed={s}", {"lr": lr, "seed": s}, lr + s / 99)
-        for lr in (0.001, 1.0)
-        for s in (1, 2)
-    ]
-    for baseline in ({"lr": "1e-3"}, {"lr": 0.001}):
-        assert summarise(tmp_path, runs, baseline, ("lr", "seed"))["0.001"].verdict == "baseline"
-    assert summarise(tmp_path, runs, {"lr": 1}, ("lr", "seed"))["1"].verdict == "baseline"
-
-
-def test_a_partial_baseline_compares_within_the_other_values(tmp_path):
-    scores = {("r18", "ce"): 0.30, ("r18", "dice"): 0.32, ("r50", "ce"): 0.40, ("r50", "dice"): 0.45}
-    runs = [
-        write_ok(tmp_path, f"encoder={e},loss={loss}", {"encoder": e, "loss": loss}, m)
-        for (e, loss), m in scores.items()
-    ]
-    items = summarise(tmp_path, runs, {"loss": "ce"}, ("encoder", "loss"))
-    assert items["encoder=r18, loss=dice"].difference == pytest.approx(0.02)
-    assert items["encoder=r50, loss=dice"].difference == pytest.approx(0.05)
-    assert [items[f"encoder={e}, loss=ce"].verdict for e in ("r18", "r50")] == ["baseline", "baseline"]
-
-
-def test_without_a_baseline_nothing_is_judged(tmp_path):
-    items = summarise(tmp_path, write_sweep(tmp_path), baseline={})
-    assert {(item.verdict, item.difference) for item in items.values()} == {("", None)}
-    assert noise_floor(list(items.values())) == pytest.approx(
-        math.sqrt(statistics.fmean(statistics.variance(scores) for _, scores in SCORES.values()))
-    )
-
-
 def test_table_ranks_runs_and_compares_conditions(tmp_path):
     runs = [*write_sweep(tmp_path), "loss=later,seed=21"]
     rows = collect_runs(tmp_path, runs, ["loss", "seed"])
-    text = format_table(rows, summarise_conditions(rows, ["loss", "seed"], {"loss": CE}), ["loss", "seed"], 100)
+    text = format_table(rows, summarise_conditions(rows, ["loss", "seed"], {"loss": CE}), ["loss", "seed"], 200)
     lines = text.splitlines()
     assert lines[2].split() == ["1", "dice", "42", "ok", "0.4440", "-", "-", "-", "-"]
     assert any(line.split() == ["-", "later", "21", "planned", "-", "-", "-", "-", "-"] for line in lines)
     assert any(line.startswith("dice ") and line.endswith("better") for line in lines)
-    assert "difference: 95 % t interval, paired by seed; verdict: Holm-corrected for 2 comparisons" in lines
+    assert lines[-3].startswith("Noise between seeds: standard deviation 0.00") and "Differences from 0.0" in lines[-3]
+    assert lines[-2].startswith(
+        "The interval is the one that the verdict goes by: 95 % for 2 comparisons together (Holm)"
+    )
+    assert lines[-1].startswith("Best of 3: dice, mean 0.4424; without the luck of being the best, 0.44")
 
 
 def test_what_sets_a_run_apart_is_noted_beside_its_score(tmp_path):
     write_ok(tmp_path, "a", {"lr": 1.0}, 0.4)
-    assert "notes" not in format_table(collect_runs(tmp_path, ["a"], ["lr"]), [], ["lr"])
+    assert "notes" not in format_table(collect_runs(tmp_path, ["a"], ["lr"]), Comparison(), ["lr"])
     record = {"status": "ok", "params": {"lr": 2.0}, "metrics": {"miou": 0.5}}
     write_run(tmp_path, "b", **record, oom_split=4, weights="ema", deterministic=False)
     write_run(tmp_path, "c", **record, oom_split=1, weights="plain", deterministic=True)
     rows = collect_runs(tmp_path, ["a", "b", "c"], ["lr"])
     noted = "memory ran out: batch cut into 4, ema weights, not deterministic"
-    assert noted in format_table(rows, [], ["lr"], width=160)
+    assert noted in format_table(rows, Comparison(), ["lr"], width=160)
     assert {line["run"]: line["notes"] for line in read_csv(write_leaderboard(tmp_path, rows))} == {
         "a": "",
         "b": noted,
@@ -279,9 +172,9 @@ def test_what_sets_a_run_apart_is_noted_beside_its_score(tmp_path):
     }
 
 
-def test_table_has_no_conditions_where_no_seed_varies(tmp_path):
+def test_table_has_no_conditions_where_nothing_is_compared(tmp_path):
     rows = collect_runs(tmp_path, [write_ok(tmp_path, "lr=1", {"lr": 1}, 0.5)], ["lr"])
-    assert "condition" not in format_table(rows, summarise_conditions(rows, ["lr"], {"lr": 1}), ["lr"], 100)
+    assert "condition" not in format_table(rows, summarise_conditions(rows, ["lr"], None), ["lr"], 100)
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
@@ -301,5 +194,5 @@ def test_table_fits_the_width_with_korean_and_long_names(tmp_path, width):
 
 def test_table_shows_no_control_characters(tmp_path):
     rows = collect_runs(tmp_path, [write_ok(tmp_path, "a", {"name": "x\x1b[31m\ny"}, 0.5)], ["name"])
-    assert len(format_table(rows, [], ["name"], 100).splitlines()) == 3
-    assert "\x1b" not in format_table(rows, [], ["name"], 100)
+    assert len(format_table(rows, Comparison(), ["name"], 100).splitlines()) == 3
+    assert "\x1b" not in format_table(rows, Comparison(), ["name"], 100)

@@ -1,0 +1,210 @@
+"""Verdicts: whether a condition's score differs from its baseline's by more than seeds and folds do by themselves.
+
+A *block* is what conditions share beside what is compared: a seed, a fold, or both. Scores stand in a table of blocks
+(rows) and conditions (columns), NaN where a run has none.
+"""
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+BORROWED = 6  # degrees of freedom that a comparison borrows from the rest of the grid, at most
+ALPHA = 0.05  # of a family of comparisons
+POWER = 0.8
+MOST_BLOCKS = 50  # more are not advised
+UNKNOWN = "can't tell yet"
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Variance of a score between blocks, and the degrees of freedom with which it is known (0: not at all)."""
+
+    variance: float = 0.0
+    df: float = 0.0
+
+    def borrow(self, other: "Noise") -> "Noise":
+        """Shrunk toward another noise, which counts with at most `BORROWED` degrees of freedom."""
+        return self.pool(Noise(other.variance, min(BORROWED, other.df)))
+
+    def pool(self, other: "Noise") -> "Noise":
+        """The mean of both variances, weighted by their degrees of freedom."""
+        df = self.df + other.df
+        return Noise((self.df * self.variance + other.df * other.variance) / df, df) if df else Noise()
+
+    @property
+    def std(self) -> float:
+        """Standard deviation; NaN where nothing is known."""
+        return math.sqrt(self.variance) if self.df else math.nan
+
+
+def measure_noise(scores: pd.DataFrame) -> Noise:
+    """The noise of a grid: the residual of score = condition + block, or, without shared blocks, within conditions."""
+    table = scores.to_numpy(float)
+    residual = _fit_two_way(table)
+    return residual if residual.df else _pool_columns(table)
+
+
+def compare_conditions(
+    scores: pd.DataFrame, baseline: Hashable | Mapping, *, worthwhile: float = 0.005, earlier: Noise | None = None
+) -> pd.DataFrame:
+    """Compare each condition with its baseline.
+
+    The variance of a condition's own paired differences is shrunk toward twice the residual variance of the grid's other
+    differences, which counts with at most 6 degrees of freedom; a t interval has the sum of both. Without shared blocks
+    the variances within conditions take their place, and for two conditions of two seeds too, where a pair has one
+    degree of freedom. p values are corrected for all comparisons by Holm's method.
+
+    Parameters
+    ----------
+    scores : blocks in rows, conditions in columns, NaN where there is none.
+    baseline : one of the columns, or a mapping of each condition that is compared to its own.
+    worthwhile : smallest difference worth having: where the verdict's interval lies within it, both are equal.
+    earlier : noise of earlier grids, of one score, for where this grid's has under 5 degrees of freedom.
+
+    Returns
+    -------
+    One row per comparison, by the condition's name: `difference`; `low`, `high` (its 95 % interval, for this comparison alone);
+    `family_low`, `family_high` (that of the verdict, by Holm's step); `df`, `p`, `p_holm`, `paired`, `verdict`,
+    `more_blocks` (how many more would probably tell, NaN where told or more than 50). Where nothing is known of the
+    noise, all but `difference` are NaN and the verdict is "can't tell yet".
+
+    Source: simulated in tests/evaluation/test_verdicts.py; Holm (1979), Scandinavian Journal of Statistics 6.
+    """
+    table, names = scores.to_numpy(float), list(scores.columns)
+    grid = _Grid(table, earlier or Noise())
+    pairs = baseline if isinstance(baseline, Mapping) else {name: baseline for name in names if name != baseline}
+    rows = {name: grid.compare(names.index(name), names.index(other)) for name, other in pairs.items()}
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "error", "df", "paired", "blocks"])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        frame["p"] = 2 * stats.t.sf((frame["difference"] / frame["error"]).abs().to_numpy(), frame["df"].to_numpy())
+    frame["p_holm"], alpha = correct_holm(frame["p"])
+    for names, level in ((("low", "high"), ALPHA), (("family_low", "family_high"), alpha)):
+        half = stats.t.isf(np.asarray(level) / 2, frame["df"].to_numpy()) * frame["error"]
+        frame[names[0]], frame[names[1]] = frame["difference"] - half, frame["difference"] + half
+    frame["verdict"] = [_word(row, worthwhile) for row in frame.itertuples()]
+    frame["more_blocks"] = [
+        _count_more(row, level, worthwhile) for row, level in zip(frame.itertuples(), alpha, strict=True)
+    ]
+    return frame.drop(columns=["error", "blocks"])
+
+
+def correct_holm(p: pd.Series, alpha: float = ALPHA) -> tuple[np.ndarray, np.ndarray]:
+    """Holm's corrected p values, and the level of each one's step; NaN are no comparisons.
+
+    An interval of level 1 - step leaves out 0 exactly where the corrected p is at most `alpha`.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6.
+    """
+    values = np.asarray(p, float)
+    order = np.argsort(values)[: int(np.isfinite(values).sum())]  # NaN come last
+    count = len(order)
+    factors = count - np.arange(count)
+    corrected, steps = np.full(len(values), np.nan), np.full(len(values), alpha)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(factors * values[order]))
+    rejected = int((corrected[order] <= alpha).sum())
+    steps[order] = alpha / np.maximum(factors, count - rejected)
+    return corrected, steps
+
+
+def shrink_means(scores: pd.DataFrame, noise: Noise) -> pd.Series:
+    """Each condition's mean, drawn toward the grid's by as much as noise explains of their spread.
+
+    The best of k means is too high by selection; this is its honest expectation (empirical Bayes, normal prior).
+    """
+    means, error = scores.mean(), noise.variance / scores.count()
+    spread = max(0.0, means.var(ddof=1) - error.mean()) if len(means) > 1 and noise.df else 0.0
+    share = spread / (spread + error) if noise.df and spread else pd.Series(1.0 if not noise.df else 0.0, means.index)
+    return means.mean() + share * (means - means.mean())
+
+
+def smallest_visible(noise: Noise, blocks: int, comparisons: int = 1) -> float:
+    """The difference that is called better in 80 % of grids, at Holm's first step; NaN where no noise is known.
+
+    Parameters
+    ----------
+    noise : of one score, as `measure_noise` gives it.
+    blocks : that both sides share.
+    """
+    if not noise.df or blocks < 1:
+        return math.nan
+    reach = stats.t.isf(ALPHA / (2 * comparisons), noise.df) + stats.t.ppf(POWER, noise.df)
+    return float(reach * math.sqrt(2 * noise.variance / blocks))
+
+
+class _Grid:
+    """A table (blocks, conditions) of scores, and what is known of its noise."""
+
+    def __init__(self, table: np.ndarray, earlier: Noise):
+        self.table, self.earlier = table, earlier
+        self.residual, self.within = _fit_two_way(table), _pool_columns(table)
+        self.alone = int((~np.isnan(table)).any(axis=0).sum()) == 2
+
+    def compare(self, column: int, baseline: int) -> tuple[float, float, float, bool, int]:
+        """Difference, standard error, degrees of freedom, whether blocks are paired, and how many there are."""
+        ours, theirs = self.table[:, column], self.table[:, baseline]
+        pairs = (ours - theirs)[~np.isnan(ours - theirs)]
+        ours, theirs = ours[~np.isnan(ours)], theirs[~np.isnan(theirs)]
+        if not (len(ours) and len(theirs)):
+            return math.nan, math.nan, math.nan, False, 0
+        paired = len(pairs) > (2 if self.alone else 1)
+        if paired:
+            own = Noise(pairs.var(ddof=1), len(pairs) - 1)
+            grid, earlier = _double(self.residual), _double(self.earlier)
+            factor, difference = 1 / len(pairs), pairs.mean()
+        else:
+            own = _pool_columns(self.table[:, [column, baseline]])
+            grid, earlier = self.within, self.earlier
+            factor, difference = 1 / len(ours) + 1 / len(theirs), ours.mean() - theirs.mean()
+        # No run counts twice: the grid lends what is not this comparison's own.
+        noise = own.borrow(Noise(grid.variance, max(0, grid.df - own.df)))
+        noise = noise.borrow(earlier) if noise.df < 5 else noise
+        blocks = len(pairs) if paired else min(len(ours), len(theirs))
+        if not noise.df or noise.variance < 1e-24:  # seeds that change nothing say nothing of noise
+            return difference, math.nan, math.nan, paired, blocks
+        return difference, math.sqrt(noise.variance * factor), noise.df, paired, blocks
+
+
+def _double(noise: Noise) -> Noise:
+    """Of the difference of two scores."""
+    return Noise(2 * noise.variance, noise.df)
+
+
+def _pool_columns(table: np.ndarray) -> Noise:
+    """Variance within columns."""
+    counts = (~np.isnan(table)).sum(axis=0)
+    columns = table[:, counts > 0]
+    df = int(np.maximum(counts - 1, 0).sum())
+    return Noise(float(np.nansum((columns - np.nanmean(columns, axis=0)) ** 2) / df), df) if df else Noise()
+
+
+def _fit_two_way(table: np.ndarray) -> Noise:
+    """Residual variance of score = condition + block by least squares, for any cells that are missing."""
+    blocks, conditions = np.nonzero(~np.isnan(table))
+    scores, cells = table[blocks, conditions], np.arange(len(blocks))
+    design = np.zeros((len(cells), sum(table.shape)))
+    design[cells, blocks] = design[cells, table.shape[0] + conditions] = 1
+    solution, _, rank, _ = np.linalg.lstsq(design, scores, rcond=None)
+    df = len(cells) - int(rank)
+    return Noise(float(((scores - design @ solution) ** 2).sum() / df), df) if df else Noise()
+
+
+def _word(row: tuple, worthwhile: float) -> str:
+    if row.p_holm <= ALPHA:
+        return "better" if row.difference > 0 else "worse"
+    inside = -worthwhile <= row.family_low and row.family_high <= worthwhile
+    return "equal" if inside else UNKNOWN
+
+
+def _count_more(row: tuple, alpha: float, worthwhile: float) -> float:
+    """Further blocks after which this difference would be told with a power of 80 %, or shown to be none."""
+    if row.verdict != UNKNOWN or not np.isfinite(row.error) or not row.blocks:
+        return math.nan
+    more = np.arange(1, MOST_BLOCKS - row.blocks + 1)
+    df, error = row.df + more, row.error * np.sqrt(row.blocks / (row.blocks + more))
+    visible = (stats.t.isf(alpha / 2, df) + stats.t.ppf(POWER, df)) * error
+    enough = more[visible <= max(abs(row.difference), worthwhile)]
+    return float(enough[0]) if len(enough) else math.nan
