@@ -129,6 +129,7 @@ def build_model(
     model = _build_model(architecture, encoder, num_classes, encoder_weights, image_size)
     model.built_from = {"architecture": architecture, "encoder": encoder}
     model.built_from |= {"image_size": image_size} if image_size else {}
+    model.begun_from = {"encoder_weights": encoder_weights, "init_from": ""}  # `load_from_run` says otherwise
     return model
 
 

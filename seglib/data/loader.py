@@ -307,7 +307,7 @@ def build_loader(
         # and each worker is one of several processes anyway.
         cv2.setNumThreads(1)
     dataset = SegmentationDataset(subset, augmentation, seed, mixing, expand)
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=EpochBatches(dataset.choose_positions, batch_size, seed, shuffle),
         num_workers=num_workers,
@@ -316,6 +316,10 @@ def build_loader(
         persistent_workers=num_workers > 0,
         generator=torch.Generator(),  # workers' seeds come from here, not from the stream that the model draws from
     )
+    loader.built_from = {"seed": seed}
+    if shuffle:
+        loader.built_from |= {"augmentation": augmentation, "mixing": dict(mixing), "expand": expand}
+    return loader
 
 
 def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

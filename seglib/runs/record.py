@@ -184,19 +184,26 @@ def _start_by_hand(folder: str, values: Mapping[str, Any]) -> Path:
     return path
 
 
-def _refuse_changes(run_dir: Path) -> None:
-    """Refuse a result where a parameter is another than the one that the record says.
+def require_unchanged(run_dir: str | Path, where: str) -> None:
+    """Refuse to go on where a parameter is another than when the run was opened: the record would say the other one.
 
     An object that took a parameter's name (`optimizer = torch.optim.SGD(...)`) is the notebook's code, not a parameter.
     """
-    names, before = _opened.get(run_dir, ({}, {}))
+    names, before = _opened.get(Path(run_dir), ({}, {}))
     for name, value in before.items():
         now = names.get(name, value)
         if isinstance(now, _LITERALS) and now != value and name not in _RESULTS_GO:
             raise InputError(
-                f"save_result: {name} was {value!r} when the run was opened and is {now!r} now; run the cell with"
+                f"{where}: {name} was {value!r} when the run was opened and is {now!r} now; run the cell with"
                 f" open_run and those after it again, or set {name} back"
             )
+
+
+def reopen_run(run_dir: str | Path) -> None:
+    """A finished run whose results are about to change is going on again, until they are saved."""
+    record = read_record(run_dir) or {}
+    if record.get("status") == "ok":
+        start_record(run_dir, record.get("key_parts"), record["params"], record.get("varied", {}))
 
 
 def summarise_key(key: Any) -> str | None:
@@ -242,9 +249,15 @@ def save_result(run_dir: str | Path, **fields: Any) -> None:
     Raises
     ------
     InputError
-        A parameter changed since `open_run`: the record would say what is not true.
+        A parameter changed since `open_run`, or the results are of another folder (their `made_in`): the record would
+        say what is not true.
     """
-    _refuse_changes(Path(run_dir))
+    require_unchanged(run_dir, "save_result")
+    made_in = fields.pop("made_in", run_dir)
+    if Path(made_in) != Path(run_dir):
+        raise InputError(
+            f"save_result: the results are of {made_in}, not of {run_dir}; run the cells that make them again"
+        )
     status = "running" if os.environ.get(UNDER_RUNNER) else "ok"
     update_record(run_dir, status=status, error=None, finished_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

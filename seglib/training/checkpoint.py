@@ -336,6 +336,7 @@ def load_from_run(model: nn.Module, run_dir: str | Path, class_names: Sequence[s
         raise InputError(
             f"init_from {path}: required weights of this model, got {cause}; is image_size the same?"
         ) from error
+    model.begun_from |= {"init_from": str(run_dir)}
 
 
 def _find_heads(own: Mapping, built: Mapping[str, Any]) -> set[str]:

@@ -166,7 +166,7 @@ def build_batch_mixing(mixing: Mapping[str, Any], model: nn.Module, *, seed: int
     if not steps:
         return None
     mix = partial(_mix_guided, steps, model, seed, precision)
-    mix.built_from = {"mixing": mixing}
+    mix.built_from, mix.model = {"mixing": mixing, "seed": seed}, model
     return mix
 
 

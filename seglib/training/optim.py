@@ -260,6 +260,7 @@ def build_scheduler(
     schedule = Schedule(optimizer, factor, reduce, held)
     schedule.length = epochs, steps_per_epoch
     schedule.built_from = {"scheduler": name, "schedule_per": per, "scheduler_options": options or {}}
+    schedule.built_from |= {"warmup_epochs": warmup_epochs, "averaging": averaging or {}}
     return schedule
 
 

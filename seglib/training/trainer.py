@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from seglib.data.loader import choose_batch_size
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
 from seglib.evaluation.metrics import (
@@ -26,6 +27,7 @@ from seglib.evaluation.metrics import (
 )
 from seglib.files import replacing
 from seglib.parts import check_part, find_parts, hash_parts
+from seglib.runs.record import reopen_run, require_unchanged
 from seglib.training.averaging import AVERAGES, Averages, build_averages
 from seglib.training.checkpoint import (
     Position,
@@ -46,7 +48,7 @@ from seglib.training.device import (
     seed_epoch,
 )
 from seglib.training.estimate import Estimate, estimate_training
-from seglib.training.mixing import Mix
+from seglib.training.mixing import Mix, build_batch_mixing
 from seglib.training.optim import build_scheduler
 from seglib.training.step import ComputeLoss, ForwardOnce, GradientStep, Targets, prepare_images
 
@@ -126,7 +128,7 @@ class Trainer:
         self._step = GradientStep(model, optimizer, scheduler, precision=self.precision, **options)
         self.class_names = list(train_loader.dataset.subset.data.class_names)
         self.compute_loss: ComputeLoss | None = None
-        self.position, self._first_epoch, self._estimate = Position(), 0, None
+        self.position, self._first_epoch, self._estimate, self._final = Position(), 0, None, None
         self._require_belonging()
         self.identity = self._describe_identity(data_hash)
         self.data_hash = data_hash
@@ -143,6 +145,8 @@ class Trainer:
         self._state = TrainingState(self._folder / "last.pt", self._step, self.averages, self.identity, minutes)
         self.model.is_trained = True
         self.position = self._state.resume()
+        if not self._is_over(self.position.rows):
+            reopen_run(self.run_dir)
         while not self._is_over(self.position.rows):
             epoch = self._begin_epoch()
             yield self._first_epoch + epoch
@@ -264,19 +268,20 @@ class Trainer:
 
     def load_best(self) -> dict[str, Any]:
         """Give the model the best weights; return best.pt: model, epoch, weights (plain, ema, ...), ..."""
-        best = load_checkpoint(self.run_dir / "best.pt", required=("model", "epoch", "weights"))
+        best = self._read_best()
         self.model.load_state_dict(best["model"])
         return best
 
     def describe_result(self) -> dict[str, Any]:
         """What the record keeps: the best epoch and its scores, the hash of its weights, cost and conditions."""
-        best = load_checkpoint(self.run_dir / "best.pt", required=("model", "epoch", "weights"))
+        best = self._read_best()
         confusion, _, _ = load_confusion(self.run_dir / "confusion.npz")
         metrics = compute_metrics(confusion, self.class_names, self.val_loader.batch_sampler.batch_size)
         column = "val_loss" if best["weights"] == "plain" else f"{best['weights']}_val_loss"
         history = self.history
         metrics["loss"] = float(history.loc[history["epoch"] == best["epoch"], column].item())
         return {
+            "made_in": str(self.run_dir),
             "best_epoch": int(best["epoch"]),
             "weights": best["weights"],
             "best_epochs": find_best(history),
@@ -296,6 +301,15 @@ class Trainer:
             "train_images": len(self.train_loader.dataset.subset),
             "val_images": len(self.val_loader.dataset.subset),
         }
+
+    @property
+    def final_fit(self) -> dict[str, Any] | None:
+        """What `fit_all` came to; None where the parameter `final_fit` asks for none."""
+        if self._final is None and self._values.get("final_fit", "none") != "none":
+            raise InputError(
+                f"trainer: final_fit is {self._values['final_fit']!r} and no final fit was made; run its cells first"
+            )
+        return self._final
 
     def fit_all(
         self,
@@ -334,15 +348,21 @@ class Trainer:
         history = last.run(compute_loss)
         state = {"model": self.model.state_dict(), "epoch": int(history["epoch"].iloc[-1])}
         save_checkpoint(self.run_dir / "final.pt", {**state, **self.identity})
-        return {
+        self._final = {
             "epochs": num_epochs,
             "seconds": round(float(history["seconds"].sum()), 2),
             "peak_memory_mb": float(history["memory_mb"].max()),
             "oom_split": last._step.split,
             "weights_sha256": hash_weights(state["model"]),
         }
+        return self._final
 
     # Parts of an epoch.
+
+    def _read_best(self) -> dict[str, Any]:
+        if not self.position.rows:
+            raise InputError("trainer: required a finished epoch, got none; run the cell of the training loop first")
+        return load_checkpoint(self.run_dir / "best.pt", required=("model", "epoch", "weights"))
 
     def _is_over(self, rows: Sequence[Mapping]) -> bool:
         """Whether no epoch follows these: all were made, or the plain weights have not become better for so long."""
@@ -422,9 +442,37 @@ class Trainer:
         if self.averages.model is not self.model:
             raise InputError("trainer: the averages are of another model; run the cell that builds them again")
         self._require_unchanged()
+        self._require_counts()
+        self._require_mix()
+
+    def _require_counts(self) -> None:
+        """Epochs and batches are as many as the parameters say."""
+        debug = self._values.get("debug", False)
+        epochs = 2 if debug else self._values.get("epochs", self.num_epochs)
+        found, size = [("epochs", self.num_epochs, epochs)], self.train_loader.batch_sampler.batch_size
+        if "batch_size" in self._values:
+            count = choose_batch_size(self._values["batch_size"], len(self.train_loader.dataset.subset), debug)
+            found.append(("images per step", size, count * self.settings["accumulate"]))
+        for what, got, required in found:
+            if got != required:
+                raise InputError(
+                    f"trainer: required {required} {what} by the parameters, got {got}; run the cell of the loaders and"
+                    " those after it again"
+                )
+
+    def _require_mix(self) -> None:
+        """The mix of batches is that of the parameters, and of this model."""
+        mixing, seed = self._values.get("mixing", {}), self.settings["seed"]
+        wanted = build_batch_mixing(mixing, self.model, seed=seed, precision=self.precision) is not None
+        if (wanted and self.mix is None) or getattr(self.mix, "model", self.model) is not self.model:
+            got = "none of batches" if self.mix is None else "one of another model"
+            raise InputError(
+                f"trainer: mixing is {mixing}, got {got}; run the cell that builds it and those after it again"
+            )
 
     def _require_unchanged(self) -> None:
-        """The parameters are those that everything was built with."""
+        """The parameters are those that the run was opened and everything was built with."""
+        require_unchanged(self.run_dir, "trainer")
         for name, value in dict(self._parameters).items():
             if value != self._values[name]:
                 raise InputError(
@@ -436,20 +484,33 @@ class Trainer:
                 f"trainer: the model was built with seed {last_seed()}, the parameter is {self._values['seed']};"
                 " run the model's cell and those after it again"
             )
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        if self._values.get("deterministic", deterministic) != deterministic:
+            raise InputError(
+                f"trainer: deterministic is {not deterministic}, the model was built with {deterministic}; run the model's"
+                " cell and those after it again"
+            )
         self._require_parameters(self._find_built())
 
     def _find_built(self) -> list[object]:
         return [
-            self.model, self._step.optimizer, self._step.scheduler, self.train_loader, self.mix, self.averages,
+            self.model, self._step.optimizer, self._step.scheduler, self.train_loader, self.val_loader, self.mix,
+            self.averages,
         ]  # fmt: skip
 
     def _require_parameters(self, objects: Iterable[object]) -> None:
+        values = dict(self._values)
+        if "warmup_epochs" in values:
+            values["warmup_epochs"] = min(values["warmup_epochs"], self.num_epochs / 2)
+        if values.get("init_from"):
+            values["encoder_weights"] = ""
         for each in objects:
-            for name, value in getattr(each, "built_from", {}).items():
-                if name in self._values and self._values[name] != value:
+            built = getattr(each, "built_from", {}) | getattr(each, "begun_from", {})
+            for name, value in built.items():
+                if name in values and values[name] != value:
                     raise InputError(
                         f"trainer: {type(each).__name__} was built with {name} {value!r}, the parameter is"
-                        f" {self._values[name]!r}; run its cell and those after it again"
+                        f" {values[name]!r}; run its cell and those after it again"
                     )
 
     def _find_made_by_hand(self) -> list[str]:
