@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ class Subset:
     """Some images of a data set: `indices` (N,) int64 are positions in `pixels` and rows of `data.images`.
 
     `weights` (N,) float64: how often, on average, each image of an extra set stands in an epoch, NaN for own images,
-    which stand in it as often as `expand` says; None where all are own. `a + b` has the images of both.
+    which stand in it as often as `expand` says; None where all are own. `a + b` has the images of both. `built_from` are
+    the parameters that it was opened with.
     """
 
     data: CocoData
     pixels: Pixels
     indices: np.ndarray
     weights: np.ndarray | None = None
+    built_from: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -81,7 +83,7 @@ class Subset:
         ids = images["image_id"].to_numpy(np.int64)
         pixels = Pixels(ids, self.image_size, partial(_read_joined, self, other))
         data = replace(self.data, images=images, annotations=annotations)
-        return Subset(data, pixels, np.arange(len(ids)), _join_weights(self, other))
+        return Subset(data, pixels, np.arange(len(ids)), _join_weights(self, other), self.built_from)
 
 
 def _read_joined(first: Subset, second: Subset, index: int) -> Pair:
@@ -175,7 +177,12 @@ def open_data(
         # of the same split hold out, or the ensemble of both would be scored on images that one was trained on.
         hashes, present = hash_images(folder, data.images["file_name"]), find_classes_present(data)
         train, val = make_split(split, hashes, data.images["group"].tolist(), present, folds, fold, seed, data.images)
-    return Subset(folded[0], pixels[0], train), Subset(folded[-1], pixels[-1], val)
+    opened = {"data_dir": data_dir, "train_json": train_json, "split": split, "image_size": image_size}
+    opened |= {"paint_order": paint_order, "background": background, "focus_classes": list(focus_classes)}
+    opened |= {"val_json": val_json} if split == "given" else {"folds": folds, "fold": fold, "seed": seed}
+    return Subset(folded[0], pixels[0], train, built_from=opened), Subset(
+        folded[-1], pixels[-1], val, built_from=opened
+    )
 
 
 def load_verified(folder: Path, json_name: str) -> CocoData:
@@ -319,6 +326,8 @@ def join_extra(
     InputError
         Files with errors, classes that do not fit, scores outside 0..1.
     """
+    if train_images.built_from.get("extra_data"):
+        raise InputError("extra_data: the training images are joined already; run the cell that opens the data again")
     sets = [
         _open_set(place, train_images, entry, paint_order, background, cache) for place, entry in enumerate(extra_data)
     ]
@@ -328,7 +337,10 @@ def join_extra(
     for subset, entry in zip(sets, extra_data, strict=True):
         often = f"each {entry.get('weight', 1.0):g} times an epoch"
         print(f"{subset.data.json_path.name}: {len(subset)} more images to train on, {often}")
-    return sum(sets, start=train_images)
+    if not sets:
+        return train_images
+    joined = sum(sets, start=train_images)
+    return replace(joined, built_from=train_images.built_from | {"extra_data": list(extra_data)})
 
 
 def _open_set(place: int, train_images: Subset, entry: Mapping[str, Any], *policy: Any) -> Subset:

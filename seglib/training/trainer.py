@@ -442,6 +442,11 @@ class Trainer:
         if self.averages.model is not self.model:
             raise InputError("trainer: the averages are of another model; run the cell that builds them again")
         self._require_unchanged()
+        built = self.train_loader.dataset.subset.built_from
+        if built and self._values.get("extra_data") and "extra_data" not in built:
+            raise InputError(
+                "trainer: the training images are without extra_data; run the cell that joins them and those after it again"
+            )
         self._require_counts()
         self._require_mix()
 
@@ -495,7 +500,7 @@ class Trainer:
     def _find_built(self) -> list[object]:
         return [
             self.model, self._step.optimizer, self._step.scheduler, self.train_loader, self.val_loader, self.mix,
-            self.averages,
+            self.averages, self.train_loader.dataset.subset, getattr(self.val_loader, "dataset", self.train_loader.dataset).subset,
         ]  # fmt: skip
 
     def _require_parameters(self, objects: Iterable[object]) -> None:

@@ -59,9 +59,19 @@ def other_seed(trainer):
     return {"parameters": {"seed": 6, "precision": "float32"}}
 
 
+def other_painting(trainer):
+    return {"parameters": {"seed": 5, "precision": "float32", "paint_order": "area"}}
+
+
+def no_extra(trainer):
+    return {"parameters": {"seed": 5, "precision": "float32", "extra_data": [{"json": "more.json"}]}}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (other_painting, "Subset was built with paint_order 'class_id', the parameter is 'area'; run its cell"),
+        (no_extra, "the training images are without extra_data; run the cell that joins them"),
         (other_model, "the optimizer is of another model; run the optimizer's cell again"),
         (other_optimizer, "the schedule is of another optimizer; run the schedule's cell again"),
         (spent_schedule, "the schedule was stepped already; run the cells of optimizer and schedule again"),
