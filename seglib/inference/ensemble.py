@@ -116,8 +116,7 @@ class Ensemble:
         if not tta:
             return self
         viewed = replace(self, options={**self.options, "tta": tta}).predict(self.folder, self.progress)
-        used = votes.gains_in_both_halves(self.mean_confusion, viewed.mean_confusion)
-        return (viewed if used else self)._add_step("TTA", self.mean_miou, viewed.mean_miou, used)
+        return self._choose("TTA", viewed, self.mean_confusion, viewed.mean_confusion)
 
     def predict_test(self, json_name: str, test_dir: str = "") -> "Ensemble":
         """The same decisions on other images, see `seglib.inference.predict.open_test_images`.
@@ -278,8 +277,7 @@ class Ensemble:
         if not (self.special_stores and (scale or confidence)):
             return self
         helped = self._change("specialists", specialist_weight=scale, specialist_confidence=confidence)
-        used = votes.gains_in_both_halves(self.confusion, helped.confusion)
-        return (helped if used else self)._add_step("specialists", self.miou, helped.miou, used)
+        return self._choose("specialists", helped, self.confusion, helped.confusion)
 
     def try_crf(self, candidates: int, images: int) -> "Ensemble":
         """Search a dense CRF's parameters on some images, spread evenly; 0 candidates: as it is. See `search_crf`."""
@@ -397,6 +395,11 @@ class Ensemble:
     def _clean(masks: Iterable[np.ndarray], found: Mapping[str, Any] | None) -> Iterator[np.ndarray]:
         on = found and found["on"]
         return (postprocess.remove_small_components(np.array(mask), found["chosen"]) if on else mask for mask in masks)
+
+    def _choose(self, step: str, other: "Ensemble", before: np.ndarray, after: np.ndarray) -> "Ensemble":
+        """The other one where both halves of the images gain by it, else this one; before, after: (N, C, C)."""
+        used = votes.gains_in_both_halves(before, after)
+        return (other if used else self)._add_step(step, pooled_miou(before), pooled_miou(after), used)
 
     def _add_step(self, step: str, before: float, after: float, used: bool, held_out: bool = False) -> "Ensemble":
         row = {"step": step, "before": before, "after": after, "used": bool(used), "held_out": held_out}

@@ -145,9 +145,6 @@ def open_test_images(run: FinishedRun, json_name: str, data_dir: str = "") -> Su
     return Subset(data, _open_pixels(run, data, run.image_size), np.arange(len(data.images)))
 
 
-# Predictions of members: out-of-fold on the validation images, of each fold on test images.
-
-
 def predict_validation(members: Sequence[Member], *, data_dir: str = "", **options: Any) -> tuple[list[Store], Subset]:
     """Predict the images that members are scored on, each by models that have not seen it; one model in memory at a time.
 
@@ -297,7 +294,7 @@ def choose_spread(confusion: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
 
 
 def take_images(
-    subset: Subset, preds: np.ndarray, positions: Sequence[int]
+    subset: Subset, preds: np.ndarray | Mapping[int, Tensor], positions: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """images, truths, preds of some images as `predict` gives them, from predictions (N, S, S) made before."""
     images, truths = (np.stack(arrays) for arrays in zip(*map(subset.read, positions), strict=True))
@@ -313,9 +310,6 @@ def probability_of_labels(run: FinishedRun, positions: Sequence[int], device: to
         chosen = np.take_along_axis(probabilities, label[None].astype(np.int64), axis=0)[0]
         given.append(np.where(mask < len(probabilities), chosen, 1))
     return np.stack(given)
-
-
-# A model's predictions, a batch or an image at a time.
 
 
 @torch.inference_mode()
@@ -359,9 +353,10 @@ def predict(
     -------
     images (N, S, S, 3) uint8 RGB, truths (N, S, S) uint8, preds (N, S, S) uint8.
     """
-    images, truths = (np.stack(arrays) for arrays in zip(*map(subset.read, positions), strict=True))
-    preds = [predict_logits(model, image, device, precision).argmax(dim=0).to(torch.uint8).cpu() for image in images]
-    return images, truths, np.stack(preds)
+    preds = {}
+    for place in positions:
+        preds[place] = predict_logits(model, subset.read(place)[0], device, precision).argmax(0).to(torch.uint8).cpu()
+    return take_images(subset, preds, positions)
 
 
 @contextmanager

@@ -248,9 +248,6 @@ def _require_same_data(folder: Path, val_images: Subset, image_ids: np.ndarray, 
         )
 
 
-# Who takes part in an ensemble.
-
-
 @dataclass(frozen=True, eq=False)
 class Member:
     """One voter: a run, or all folds of one, whose models together predict each image without having seen it.

@@ -16,9 +16,9 @@ def draw(dtype="uint8", seed=0):
     return (values * 255).round().astype(np.uint8) if dtype == "uint8" else values.astype(dtype)
 
 
-def describe(dtype="uint8", **facts):
+def describe(dtype="uint8", **origin):
     names = [f"{number}.jpg" for number in range(COUNT)]
-    return describe_store(np.arange(COUNT) + 10, names, ["Background", "유리", "Metal"], SIZE, dtype, facts)
+    return describe_store(np.arange(COUNT) + 10, names, ["Background", "유리", "Metal"], SIZE, dtype, origin)
 
 
 def read_all(store):
@@ -39,9 +39,9 @@ def predict_from(array, stop=COUNT, starts=None):
     return predict
 
 
-def write(folder, array=None, **facts):
+def write(folder, array=None, **origin):
     array = draw() if array is None else array
-    write_store(folder, describe(str(array.dtype), **facts), predict_from(array), BATCH)
+    write_store(folder, describe(str(array.dtype), **origin), predict_from(array), BATCH)
     return open_store(folder)
 
 

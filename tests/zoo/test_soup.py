@@ -63,14 +63,14 @@ def save_run(folder, data_dir, model, val_images, train_images, seed):
     loss = build_loss(params["loss"], len(names))
     confusion = evaluate(model, loader, lambda images, masks: loss(model(images), masks), len(names)).confusion
     folder.mkdir(parents=True)
-    facts = {
+    identity = {
         "architecture": ARCHITECTURE,
         "encoder": ENCODER,
         "num_classes": len(names),
         "class_names": names,
         "image_size": 64,
     }
-    save_checkpoint(folder / "best.pt", {"model": model.state_dict(), "epoch": 3, **facts})
+    save_checkpoint(folder / "best.pt", {"model": model.state_dict(), "epoch": 3, **identity})
     save_confusion(folder / "confusion.npz", confusion, val_images.image_ids, names)
     write_json(folder / "record.json", {
         "status": "ok", "params": params, "precision": "float32", "threads": 1, "best_epoch": 3,
