@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from seglib.errors import InputError, unknown_name
-from seglib.parts import find_parts
+from seglib.parts import find_parts, list_names
 
 _KINDS = ("model", "loss", "augmentation", "mixing", "optimizer", "scheduler", "split", "metric", "callback")
 
@@ -68,9 +68,7 @@ def _describe(kind: str, parts: list[str]) -> Mapping[str, str]:
 
         lines = {name: (inspect.getdoc(builder) or "").partition("\n")[0] for name, builder in PRESETS.items()}
     elif kind == "split":
-        from seglib.data.splits import SPLITS
-
-        lines = dict.fromkeys(SPLITS, "")
+        lines = dict.fromkeys(list_names("split"), "")
     return lines | {name: part.summary for name, part in find_parts(kind, parts).items()}
 
 

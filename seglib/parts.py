@@ -36,6 +36,10 @@ _SHIPPED = {  # kind -> the files whose parts of it a grid may name; models and 
     "scheduler": ("training/optim.py",),
     "mixing": ("data/loader.py", "training/mixing.py"),
 }
+_NAMED = {  # kind -> the file and its constant that holds shipped names of it
+    "split": ("data/splits.py", "SPLITS"),
+    "augmentation": ("data/augment.py", "PRESETS"),
+}
 _NUMBER = {"loss": ("weight", NotNegative), "mixing": ("p", Share)}  # what a bare number means
 _COLUMNS = {  # of history.csv, and names of scores: an own metric stands beside them
     "epoch", "lr", "conditions", "train_loss", "val_loss", "loss", "miou", "miou_image", "miou_batch", "accuracy", "iou", "seconds", "memory_mb",
@@ -104,6 +108,22 @@ def register(kind: str) -> Callable[[Callable], Callable]:
     return add
 
 
+@cache
+def list_names(kind: str) -> tuple[str, ...]:
+    """The names of shipped parts as seglib's own files have them, read without importing them."""
+    if kind == "metric":
+        return tuple(_COLUMNS)
+    if kind not in _NAMED:
+        return tuple(_read_shipped(kind))
+    path, constant = PROJECT / "seglib" / _NAMED[kind][0], _NAMED[kind][1]
+    for node in _parse(path, _read_text(path)).body:
+        target = getattr(node, "target", None) or (getattr(node, "targets", None) or [None])[0]
+        if getattr(target, "id", "") == constant:
+            value = node.value
+            return tuple(each.value for each in (value.keys if isinstance(value, ast.Dict) else value.elts))
+    raise LookupError(f"{path} has no {constant}")
+
+
 def find_parts(kind: str, paths: Iterable[str | Path] = ()) -> dict[str, Part]:
     """Parts of a kind by name: the shipped ones, the registered ones, and those that files define."""
     shipped = {name: _shipped.get((kind, name), part) for name, part in _read_shipped(kind).items()}
@@ -131,7 +151,7 @@ def read_parts(paths: Iterable[str | Path]) -> list[Part]:
                 raise InputError(
                     f"parts: {part.kind} {part.name!r} stands in {found[part.kind, part.name]} and in {path}; rename one"
                 )
-            if part.name in (*_read_shipped(part.kind), *(_COLUMNS if part.kind == "metric" else ())):
+            if part.name in list_names(part.kind):
                 raise InputError(_refuse_name(str(path), part))
             found[part.kind, part.name] = path
             parts.append(part)
@@ -307,7 +327,7 @@ def _list_shipped(kind: str) -> Iterable[str]:
 
         names = list_optimizers()
     else:
-        names = _COLUMNS if kind == "metric" else _read_shipped(kind)
+        names = list_names(kind)
     return names
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from seglib.data.class_names import check_extra_data, list_json, refuse_focus, resolve_extra_data
 from seglib.errors import InputError, unknown_name
 from seglib.parameters import BelowOne, Number, Positive, Schema, Switch, Text, Whole, check_type
-from seglib.parts import check_choices, check_options, check_part, find_parts, read_choice, read_parts
+from seglib.parts import check_choices, check_options, check_part, find_parts, list_names, read_choice, read_parts
 from seglib.runs.trackers import refuse_missing
 
 
@@ -28,11 +28,6 @@ def _number(lowest: float = 0.0, highest: float | None = None) -> Any:
 
 
 _SELECTIONS = ("miou", "miou_image", "loss", "accuracy")
-_SPLITS = ("given", "holdout", "kfold", "stratified", "group", "stratified_group")
-_PRESETS = (
-    "none", "flips", "blur", "elastic", "weather", "color", "brightness", "clahe", "dropout", "distort", "glass", "noise",
-    "crop", "trivial", "autoaugment",
-)  # fmt: skip
 _AVERAGES = {"ema": {"decay": BelowOne}, "swa": {"lr": Positive, "start": BelowOne}, "snapshot": {}}
 _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
     "int": {
@@ -167,7 +162,8 @@ def _check_image_size(size: int, _: str) -> None:
 
 def _check_augmentation(value: Any) -> None:
     if isinstance(value, str):
-        _refuse("" if value in _PRESETS else unknown_name("augmentation", value, _PRESETS, limit=20))
+        presets = list_names("augmentation")
+        _refuse("" if value in presets else unknown_name("augmentation", value, presets, limit=20))
         return
     steps = value if isinstance(value, list) else [None]
     if not all(isinstance(step, str) or (isinstance(step, dict) and len(step) == 1) for step in steps):
@@ -239,7 +235,10 @@ _CHECKS: list[tuple[list[str], Callable]] = [
     (["loss", "parts"], _check_loss),
     (["select_by", "parts"], _check_selection),
     (["mixing", "parts"], partial(check_choices, "mixing")),
-    (["split", "parts"], lambda value, paths: check_part("split", value, find_parts("split", paths), _SPLITS)),
+    (
+        ["split", "parts"],
+        lambda value, paths: check_part("split", value, find_parts("split", paths), list_names("split")),
+    ),
     (["callbacks", "parts"], _check_callbacks),
     (
         ["scheduler", "parts"],

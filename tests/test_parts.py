@@ -234,6 +234,9 @@ def test_the_newest_registration_counts_and_shipped_names_are_taken():
         ("grid.yaml", "{turn: 0.5}", "{turn: 2}", "mixing.turn must be at most 1.0, got 2"),
         ("grid.yaml", "CountSteps: {", "CountStep: {", "unknown callback 'CountStep'; did you mean 'CountSteps'"),
         ("my_parts.py", "def plain_sgd", "def adamw", "got that of a shipped optimizer; rename yours"),
+        ("my_parts.py", "def by_place", "def kfold", "got that of a shipped split; rename yours"),
+        ("my_parts.py", "def speckle", "def flips", "got that of a shipped augmentation; rename yours"),
+        ("my_parts.py", "def poly1", "def dice", "got that of a shipped loss; rename yours"),
         ("my_parts.py", "class TinyNet", "class FPN", "got that of a shipped model; rename yours"),
         (
             "my_parts.py",
