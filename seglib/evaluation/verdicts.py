@@ -42,10 +42,10 @@ class Noise:
 
 
 def measure_noise(scores: pd.DataFrame) -> Noise:
-    """The noise of a grid: the residual of score = condition + block, or, without shared blocks, within conditions."""
+    """The noise of a grid: the residual of score = condition + block, or within conditions where that has under 2 df."""
     table = scores.to_numpy(float)
     residual = _fit_two_way(table)
-    return residual if residual.df else _pool_columns(table)
+    return residual if residual.df > 1 else _pool_columns(table)
 
 
 def compare_conditions(

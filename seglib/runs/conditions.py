@@ -128,6 +128,7 @@ class Comparison:
             return ""
         paired = sum(item.paired for item in tested)
         how = f"paired by {self.blocks}" if paired == len(tested) else f"{paired} of {len(tested)} paired"
+        how = how if paired else "not paired"
         return (
             f"The interval is the one that the verdict goes by: 95 % for {_count(len(tested), 'comparison')} together"
             f" (Holm), {how}. Equal: it lies within ±{self.worthwhile:g}."
