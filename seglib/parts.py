@@ -90,7 +90,7 @@ def register(kind: str) -> Callable[[Callable], Callable]:
     """
 
     def add(build: Callable) -> Callable:
-        if build.__module__.startswith("seglib."):
+        if (build.__module__ or "").startswith("seglib."):  # None: made by exec
             _shipped[kind, build.__name__] = replace(_read_shipped(kind)[build.__name__], build=build)
             return build
         arguments = [

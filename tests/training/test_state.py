@@ -191,16 +191,18 @@ def test_a_warm_up_that_would_have_been_another_is_refused_for_plateau_too(subse
     "params, words",
     [
         ({"tag": 0.2, "epochs": 4}, r"it has other tag$"),
-        ({"tag": 0.1, "epochs": 2}, r"it has 2 epochs, and 2 are asked for"),
+        ({"tag": 0.1, "epochs": 1}, r"it has 1 epochs, and 1 are asked for"),
     ],
 )
 def test_only_a_run_with_fewer_epochs_and_the_same_rest_is_trained_on(subsets, train_small, tmp_path, params, words):
-    train_small(subsets, tmp_path / "short", epochs=1, params={"tag": 0.1, "epochs": 2})
-    finish(tmp_path / "short", tag=0.1, epochs=2)
+    train_small(subsets, tmp_path / "short", epochs=1, params={"tag": 0.1, "epochs": 1})
+    finish(tmp_path / "short", tag=0.1, epochs=1)
     with pytest.raises(
         InputError, match=rf"continue_from .*short: required a finished run with fewer epochs .*; {words}"
     ):
-        train_small(subsets, tmp_path / "on", params=params, continue_from=str(tmp_path / "short"))
+        train_small(
+            subsets, tmp_path / "on", epochs=params["epochs"], params=params, continue_from=str(tmp_path / "short")
+        )
 
 
 def test_the_best_of_each_score_is_found_among_plain_and_averaged_weights():
