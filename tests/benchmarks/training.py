@@ -35,8 +35,7 @@ from seglib.models import build_model
 from seglib.training.device import choose_precision, move, seed_everything
 from seglib.training.losses import build_loss
 from seglib.training.optim import build_optimizer, build_scheduler
-from seglib.training.step import GradientStep
-from seglib.training.trainer import EpochLoss
+from seglib.training.step import EpochLoss, GradientStep
 
 TARGETS = {"cpu": 2.0, "cuda": 3.0}  # times the plain loop
 SEED = 21
