@@ -27,11 +27,12 @@ def _number(lowest: float = 0.0, highest: float | None = None) -> Any:
     return Annotated[Number, Field(ge=lowest, le=highest)]
 
 
+_SEED = Annotated[Whole, Field(ge=0, lt=2**31)]
 _SELECTIONS = ("miou", "miou_image", "loss", "accuracy")
 _AVERAGES = {"ema": {"decay": BelowOne}, "swa": {"lr": Positive, "start": BelowOne}, "snapshot": {}}
 _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
     "int": {
-        "folds": _whole(2, 100), "fold": _whole(), "seed": Annotated[Whole, Field(ge=0, lt=2**31)],
+        "folds": _whole(2, 100), "fold": _whole(), "seed": _SEED, "split_seed": _SEED,
         "image_size": _whole(16, 4096), "expand": _whole(1, 16), "epochs": _whole(1, 10_000), "patience": _whole(),
         "freeze_epochs": _whole(), "final_fit_epochs": _whole(1, 1000), "batch_size": _whole(0, 4096),
         "accumulate": _whole(1, 1024), "num_workers": _whole(0, 64), "num_images": _whole(1, 50),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -10,12 +11,13 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
+from seglib.data.analysis import DataAnalysis
 from seglib.data.dataset import open_data
 from seglib.evaluation.metrics import load_confusion
 from seglib.files import PROJECT
 from seglib.inference.predict import predict
 from seglib.models import build_model
-from seglib.parameters import read_defaults, read_schema
+from seglib.parameters import read_code_cells, read_defaults, read_schema
 from seglib.rules import check_parameters
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
@@ -62,6 +64,26 @@ def test_every_parameter_is_explained(notebook):
         name, _, help_text = line.partition("  # ")
         assert ": " in name, line
         assert len(help_text) > 8, line
+
+
+def divide(name, **changes):
+    """The training and the validation images that a notebook opens."""
+    path = PROJECT / "notebooks" / name
+    p = SimpleNamespace(**read_defaults(path) | TINY | {"cache": False} | changes)
+    (cell,) = [cell["source"] for cell in read_code_cells(path) if "open_data(" in cell["source"]]
+    names = {"p": p}
+    exec(cell, names)
+    return [names[subset].image_ids.tolist() for subset in ("train_images", "val_images")]
+
+
+@pytest.mark.parametrize("split", ["holdout", "kfold", "stratified"])
+def test_a_split_is_not_a_seed(small_data, split):
+    train, val = divide("02_train.ipynb", data_dir=str(small_data), split=split, seed=21)
+    assert divide("02_train.ipynb", data_dir=str(small_data), split=split, seed=42) == [train, val]
+    assert divide("02_train.ipynb", data_dir=str(small_data), split=split, split_seed=42)[1] != val
+    eda = read_defaults(PROJECT / "notebooks" / "01_eda.ipynb") | {"data_dir": str(small_data), "split": split}
+    data = DataAnalysis(SimpleNamespace(**eda | {"image_size": 64, "seed": 42}))
+    assert data.coco.images["image_id"][data.subset == "val"].tolist() == val
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ class DataAnalysis:
     Parameters
     ----------
     p : what has the parameters of 02_train.ipynb that decide what the model is shown: data_dir, train_json, val_json,
-        split, folds, fold, seed, image_size, paint_order, background, augmentation.
+        split, folds, fold, split_seed (or else seed), seed, image_size, paint_order, background, augmentation.
 
     Raises
     ------
@@ -60,7 +60,7 @@ class DataAnalysis:
         self.objects = tabulate_objects(self.coco, self.size)
         self.counts = count_painted(self.coco, self.objects, self.size, p.paint_order, p.background)
         self.present = eda.find_present(self.objects, len(self.coco.images), self.coco.num_classes)
-        split = (p.split, p.folds, p.fold, p.seed)
+        split = (p.split, p.folds, p.fold, getattr(p, "split_seed", p.seed))
         self.subset = assign_subsets(self.coco, self.content_hashes, self.present, *split)
         self.measured = eda.measure_images(self.coco, self.size) if self.has_pixels else None
         readable = np.flatnonzero(self.measured["error"] == "") if self.has_pixels else np.arange(len(self.subset))

@@ -151,6 +151,7 @@ def open_data(
     ----------
     data_dir : a COCO folder, or "synthetic" (made on first use).
     split : "given" validates on `val_json`; the other kinds split `train_json` into `folds` and validate on `fold`.
+    seed : the other kinds deal the images from it; the parameter `split_seed`, apart from that of the training.
     image_size : side of the square images and masks [px].
     focus_classes : class names of a specialist: all others become background; empty for all classes.
 
@@ -179,7 +180,7 @@ def open_data(
         train, val = make_split(split, hashes, data.images["group"].tolist(), present, folds, fold, seed, data.images)
     opened = {"data_dir": data_dir, "train_json": train_json, "split": split, "image_size": image_size}
     opened |= {"paint_order": paint_order, "background": background, "focus_classes": list(focus_classes)}
-    opened |= {"val_json": val_json} if split == "given" else {"folds": folds, "fold": fold, "seed": seed}
+    opened |= {"val_json": val_json} if split == "given" else {"folds": folds, "fold": fold, "split_seed": seed}
     return Subset(folded[0], pixels[0], train, built_from=opened), Subset(
         folded[-1], pixels[-1], val, built_from=opened
     )

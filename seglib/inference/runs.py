@@ -22,7 +22,7 @@ from seglib.evaluation.metrics import load_confusion
 from seglib.files import find_free_folder, outputs_dir
 from seglib.models import ARCHITECTURES, build_model
 from seglib.parts import find_kept_parts, find_parts, load_parts, read_choice, read_parts, require_options
-from seglib.runs.record import read_record
+from seglib.runs.record import find_split_seed, read_record
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
 OF_CHECKPOINT = ("model", "epoch", "architecture", "encoder", "num_classes", "class_names", "image_size")
@@ -103,7 +103,7 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
         )
     params = record["params"] | ({"data_dir": data_dir} if data_dir else {})
     _load_kept_parts(folder, params.get("parts", []))  # before the data: one of them may split it
-    train_images, val_images = open_data(**_take_arguments(open_data, params))
+    train_images, val_images = open_data(**_take_arguments(open_data, params | {"seed": find_split_seed(params)}))
     if params["debug"]:
         train_images, val_images = train_images.take_debug_share(), val_images.take_debug_share()
     confusion, image_ids, class_names = load_confusion(folder / "confusion.npz")
@@ -367,6 +367,7 @@ def _join_folds(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Member]:
         params = record["params"]
         divided = params.get("split", "given") not in UNDIVIDED
         key = {name: value for name, value in params.items() if name not in ("fold", "run_dir")}
+        key["split_seed"] = find_split_seed(params)
         groups.setdefault(json.dumps(key, sort_keys=True) if divided else str(folder), []).append((folder, record))
     return [_make_member(group) for group in groups.values()]
 

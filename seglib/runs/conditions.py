@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean, median_low, stdev
 from typing import TYPE_CHECKING, Any
 
-from seglib.runs.record import read_record
+from seglib.runs.record import find_split_seed, read_record
 
 if TYPE_CHECKING:
     from seglib.evaluation.verdicts import Noise
 
 METRICS = ("miou", "miou_image", "miou_batch", "accuracy", "loss")
-BLOCKS = ("seed", "fold")  # what runs of one condition differ in
+BLOCKS = ("seed", "fold", "split_seed")  # what runs of one condition differ in
 ELSEWHERE = (*BLOCKS, "run_dir", "data_dir", "cache", "num_workers", "checkpoint_minutes", "track", "continue_from")
 ENOUGH = 5  # degrees of freedom from which a grid's own noise does without that of earlier grids
 
@@ -173,7 +173,7 @@ def summarise_conditions(
     conditions = {key: _gather(members, compared, blocks) for key, members in groups.items()}
     wanted = {name: value for name, value in (baseline or {}).items() if name in compared}
     references = {key: identify({**item.values, **wanted}) if wanted else "" for key, item in conditions.items()}
-    words = " and ".join(f"{name}s" for name in blocks) or "seeds"
+    words = " and ".join(f"{name}s" for name in blocks).replace("_", " ") or "seeds"
     if sum(item.n > 0 for item in conditions.values()) == 0:
         return Comparison(tuple(conditions.values()), words, worthwhile=worthwhile)
     return _judge(conditions, references, Comparison(blocks=words, worthwhile=worthwhile), earlier)
@@ -292,7 +292,9 @@ def find_earlier_noise(outputs: str | Path, grid_dir: str | Path, rows: Iterable
 
     noise = Noise()
     for folder in sorted(path for path in Path(outputs).glob("*") if path.is_dir() and path != Path(grid_dir)):
-        groups = _group_records(record for record in _read_all(folder) if _describe_task(record) == alike)
+        groups = _group_records(
+            (record for record in _read_all(folder) if _describe_task(record) == alike), within_split=True
+        )
         several = {
             key: Condition(key, {}, len(scores), tuple(scores.items()), None, None)
             for key, scores in groups.items()
@@ -336,12 +338,13 @@ def _find_condition(record: Mapping[str, Any]) -> str:
     return identify({name: value for name, value in record.get("params", {}).items() if name not in ELSEWHERE})
 
 
-def _group_records(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[tuple, float]]:
-    """Condition -> (seed, fold) -> mIoU."""
+def _group_records(records: Iterable[Mapping[str, Any]], within_split: bool = False) -> dict[str, dict[tuple, float]]:
+    """Condition, of one split where that is asked for -> (seed, fold, split seed) -> mIoU."""
     groups: dict[str, dict[tuple, float]] = {}
     for record in records:
-        place = tuple(record["params"].get(name) for name in BLOCKS)
-        groups.setdefault(_find_condition(record), {})[place] = record["metrics"]["miou"]
+        params, split_seed = record["params"], find_split_seed(record["params"])
+        condition = _find_condition(record) + (f" {split_seed}" if within_split else "")
+        groups.setdefault(condition, {})[params.get("seed"), params.get("fold"), split_seed] = record["metrics"]["miou"]
     return groups
 
 

@@ -32,7 +32,7 @@ from seglib.runs.leaderboard import (
     write_leaderboard,
 )
 from seglib.runs.page import write_index
-from seglib.runs.record import describe_key, kill_family, read_record, update_record
+from seglib.runs.record import complete_params, describe_key, kill_family, read_record, update_record
 
 COMMAND = (sys.executable, "-m", "seglib.runs.execute")
 GRACE = 20  # [s] that a run which is told to stop gets to save its notebook before it is killed
@@ -389,7 +389,7 @@ def _read_finished(run_dir: Path) -> dict[str, Any]:
 def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
     notebook = _find_notebook(run_dir)
     schema = read_schema(notebook)
-    values = {name: each.default for name, each in schema.items()} | record["params"]
+    values = complete_params({name: each.default for name, each in schema.items()}, record["params"])
     values |= {name: value for name, value in _ALONE.items() if name in values}
     values |= {"parts": find_kept_parts(run_dir)} if "parts" in values else {}
     values = resolve_paths(values, notebook.parent)  # a run by hand may have relative ones

@@ -14,7 +14,7 @@ from seglib.files import PROJECT, fingerprint_data, fingerprint_sets, hash_files
 from seglib.parameters import read_code_cells, read_defaults
 from seglib.parts import hash_parts
 from seglib.rules import is_path
-from seglib.runs.record import read_record
+from seglib.runs.record import complete_params, find_split_seed, read_record
 
 _PARAMETERS = {"parameters", "injected-parameters"}  # tags of cells; papermill puts the second in
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -126,7 +126,7 @@ def compare_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 def _derive_key(notebook: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters and data of a finished run; parameters that the notebook has been given since have their defaults."""
-    params = read_defaults(notebook) | dict(record.get("params") or {})
+    params = complete_params(read_defaults(notebook), record.get("params") or {})
     data = {name: _hash_unchanged(params[name], record) for name in _find_paths(params)}
     if "data_dir" in data and "data_hash" in record:
         data["data_dir"] = record["data_hash"]
@@ -147,6 +147,8 @@ def _hash_parameters(values: Mapping[str, Any]) -> str:
     """Of the resolved values that decide something; paths and what is joined to the data count by their content."""
     trains = "data_dir" in values
     left_out = {*((*_WITHOUT_EFFECT, "extra_data", "parts") if trains else ["run_dir"]), *_find_paths(values)}
+    if "split" in values and find_split_seed(values) in (None, values.get("seed")):
+        left_out.add("split_seed")  # nothing is drawn from it, or what was drawn from the seed before there was one
     return hash_values({name: value for name, value in values.items() if name not in left_out})
 
 

@@ -199,6 +199,22 @@ def require_unchanged(run_dir: str | Path, where: str) -> None:
             )
 
 
+def find_split_seed(params: Mapping[str, Any]) -> int | None:
+    """What a run's images were divided from: its `split_seed`, or its `seed`, which was both before there was a split_seed.
+
+    None where nothing is drawn, since `split` is "given".
+    """
+    return None if params.get("split", "given") == "given" else params.get("split_seed", params.get("seed"))
+
+
+def complete_params(defaults: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's parameters; those that the notebook has been given since have their defaults, `split_seed` the run's seed."""
+    complete = {**defaults, **params}
+    if "split_seed" in complete and "seed" in complete:
+        complete["split_seed"] = params.get("split_seed", complete["seed"])
+    return complete
+
+
 def reopen_run(run_dir: str | Path) -> None:
     """A finished run whose results are about to change is going on again, until they are saved."""
     record = read_record(run_dir) or {}

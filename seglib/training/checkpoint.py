@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seglib.errors import InputError
 from seglib.files import find_free_folder, replacing
 from seglib.models import build_model
-from seglib.runs.record import read_record
+from seglib.runs.record import find_split_seed, read_record
 from seglib.training.averaging import Averages
 from seglib.training.optim import Schedule
 from seglib.training.step import GradientStep
@@ -176,15 +176,20 @@ def name_differences(identity: Mapping[str, Any], saved: Mapping[str, Any], besi
     names = []
     for name, value in identity.items():
         if isinstance(value, Mapping) and isinstance(saved[name], Mapping):
-            others = saved[name]
+            own, others = (_settle_split(values) for values in (value, saved[name]))
             names += [
                 each
-                for each, mine in value.items()
+                for each, mine in own.items()
                 if each not in besides and (others[each] != mine if each in others else mine)
             ]
         elif saved[name] != value:
             names.append(name)
     return names
+
+
+def _settle_split(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parameters with what the split was drawn from, in checkpoints of before `split_seed` too."""
+    return {**params, "split_seed": find_split_seed(params)} if "split" in params else params
 
 
 def set_aside(folder: Path) -> Path:

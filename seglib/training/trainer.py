@@ -507,6 +507,8 @@ class Trainer:
             values["warmup_epochs"] = min(values["warmup_epochs"], self.num_epochs / 2)
         if values.get("init_from"):
             values["encoder_weights"] = ""
+        if "seed" in values:
+            values.setdefault("split_seed", values["seed"])
         for each in objects:
             built = getattr(each, "built_from", {}) | getattr(each, "begun_from", {})
             for name, value in built.items():

@@ -21,13 +21,14 @@ from seglib.training.trainer import evaluate
 OVERRIDES = {"encoder_weights": "", "image_size": 64, "batch_size": 4}
 
 
-def make_run(folder: Path, data_dir: Path, seed: int, make_model: Callable[[int], nn.Module] | None = None) -> Path:
+def make_run(
+    folder: Path, data_dir: Path, seed: int, make_model: Callable[[int], nn.Module] | None = None, **changes: object
+) -> Path:
     """make_model: number of classes -> a model as a cell makes it by hand."""
-    params = (
-        read_defaults(PROJECT / "notebooks" / "02_train.ipynb") | OVERRIDES | {"data_dir": str(data_dir), "seed": seed}
-    )
-    names = ("split", "folds", "fold", "seed", "paint_order", "background", "image_size", "cache")
-    options = {name: params[name] for name in names}
+    params = read_defaults(PROJECT / "notebooks" / "02_train.ipynb") | OVERRIDES | changes
+    params |= {"data_dir": str(data_dir), "seed": seed}
+    names = ("split", "folds", "fold", "paint_order", "background", "image_size", "cache")
+    options = {name: params[name] for name in names} | {"seed": params["split_seed"]}
     train_images, val_images = open_data(str(data_dir), params["train_json"], params["val_json"], **options)
     class_names = list(val_images.data.class_names)
     built = {"architecture": "FPN", "encoder": "resnet18", "num_classes": len(class_names)}

@@ -69,6 +69,20 @@ def test_data_that_moved_is_found_where_it_is_now(run_dir, small_data, tmp_path)
     assert load_finished_run(run_dir, str(moved)).val_images.data.data_dir == moved
 
 
+def test_a_run_is_opened_with_the_folds_of_its_split_seed_which_was_its_seed_before(
+    make_scored_run, small_data, tmp_path
+):
+    folder = make_scored_run(tmp_path / "run", small_data, 3, split="holdout", split_seed=7)
+    val_ids = load_finished_run(folder).val_images.image_ids
+    params = json.loads((folder / "record.json").read_text())["params"]
+    before = {name: value for name, value in params.items() if name != "split_seed"}
+    change_record(folder, params=before | {"seed": 7})
+    np.testing.assert_array_equal(load_finished_run(folder).val_images.image_ids, val_ids)
+    change_record(folder, params=params | {"split_seed": 8, "seed": 7})
+    with pytest.raises(InputError, match="validation images that the run was scored on"):
+        load_finished_run(folder)
+
+
 def test_a_folder_without_a_record_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"required a run's folder, got one without record\.json"):
         load_finished_run(tmp_path)
@@ -225,6 +239,16 @@ def test_folds_of_one_condition_are_one_member(tmp_path):
     assert names_of(members) == ["seed=2 (3 folds)", "seed=1 (3 folds)"]
     assert [folder.name for folder in members[0].folders] == ["seed=2,fold=0", "seed=2,fold=1", "seed=2,fold=2"]
     assert members[0].miou == pytest.approx(0.2)
+
+
+def test_folds_of_runs_before_there_was_a_split_seed_join_those_of_today(tmp_path):
+    division = {"split": "kfold", "folds": 2}
+    make_run(tmp_path / "g" / "fold=0", ids=(0,), fold=0, **division)
+    make_run(tmp_path / "g" / "fold=1", ids=(1,), fold=1, split_seed=1, **division)
+    make_run(tmp_path / "g" / "seed=2,fold=0", ids=(0,), fold=0, seed=2, split_seed=1, **division)
+    make_run(tmp_path / "g" / "seed=2,fold=1", ids=(1,), fold=1, seed=2, split_seed=1, **division)
+    members, _ = find_members(str(write_board(tmp_path / "g")))
+    assert sorted(names_of(members)) == ["g (2 folds)", "seed=2 (2 folds)"]
 
 
 def test_missing_folds_are_refused_and_one_fold_alone_is_a_run(tmp_path):

@@ -105,6 +105,29 @@ def test_folds_are_blocks_alone_and_with_seeds(tmp_path):
     assert comparison.blocks == "folds" and (items["0.2"].n, items["0.2"].paired) == (3, True)
 
 
+def test_split_seeds_are_blocks_too(tmp_path):
+    runs = [
+        write_ok(
+            tmp_path, f"lr={lr},split_seed={s}", {"lr": lr, "split": "holdout", "split_seed": s}, 0.5 + lr / 99 + s / 7
+        )
+        for lr in (0.1, 0.2)
+        for s in (1, 2, 3)
+    ]
+    comparison, items = summarise(tmp_path, runs, {"lr": 0.1}, ("lr", "split_seed"))
+    assert comparison.blocks == "split seeds" and (items["0.2"].n, items["0.2"].paired) == (3, True)
+
+
+def test_seeds_that_were_the_split_s_too_lend_no_noise(tmp_path):
+    """Before there was a split_seed, another seed of a drawn split had other images."""
+    task = {"epochs": 3, "image_size": 64, "split": "holdout"}
+    write_sweep(tmp_path / "before", **task)
+    runs = write_sweep(tmp_path / "now", seeds=(21,), split_seed=21, **task)
+    rows = collect_runs(tmp_path / "now", runs, ["loss"])
+    assert find_earlier_noise(tmp_path, tmp_path / "now", rows) is None
+    write_sweep(tmp_path / "since", split_seed=21, **task)
+    assert find_earlier_noise(tmp_path, tmp_path / "now", rows).df == 4
+
+
 def test_one_seed_can_not_tell_and_says_why(tmp_path):
     comparison, items = summarise(tmp_path, write_sweep(tmp_path, seeds=(21,)))
     item = items["dice"]

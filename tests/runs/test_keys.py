@@ -10,10 +10,22 @@ import pytest
 
 import seglib
 from seglib.files import PROJECT, fingerprint_data, write_json
+from seglib.parameters import read_defaults
 from seglib.runs import record as records_module
-from seglib.runs.keys import hash_values
+from seglib.runs.keys import hash_code, hash_values
 
 TRAIN = PROJECT / "notebooks" / "02_train.ipynb"
+NO_EFFECT = (
+    "run_dir",
+    "continue_from",
+    "checkpoint_minutes",
+    "track",
+    "num_workers",
+    "cache",
+    "extra_data",
+    "parts",
+    "data_dir",
+)
 BODY = 'def double(x):\n    """Twice x."""\n    return 2 * x  # why\n'
 
 
@@ -120,6 +132,29 @@ def test_a_run_of_an_earlier_version_is_done(old_run, plan, call, tmp_path):
     assert result.code == 0 and "1 done before, 0 to go" in result.out
     assert "key_parts" in json.loads((old_run / "record.json").read_text()) and plan() == ""
     assert ",ok," in (old_run.parent / "leaderboard.csv").read_text()
+
+
+@pytest.mark.parametrize("with_parts", [False, True])
+def test_a_run_from_before_split_seed_is_done_where_its_images_are_divided_as_before(
+    old_run, plan, tmp_path, with_parts
+):
+    def asks(split, seed, split_seed):
+        return plan("--set", f"split={split}", "--set", f"seed={seed}", "--set", f"split_seed={split_seed}")
+
+    for split, jsons in {"given": ["train.json", "val.json"], "holdout": ["train.json"]}.items():
+        record = json.loads((old_run / "record.json").read_text())
+        record["params"] |= {"split": split, "seed": 3}
+        record["data_hash"] = fingerprint_data(tmp_path / "data", jsons)
+        record.pop("key_parts", None)
+        if with_parts:  # as a version wrote them that had parts of the key and no split_seed
+            values = read_defaults(TRAIN) | record["params"]
+            hashed = {name: value for name, value in values.items() if name not in (*NO_EFFECT, "split_seed")}
+            record["key_parts"] = {"parameters": hash_values(hashed), "data": {"data_dir": record["data_hash"]}}
+            record["key_parts"] |= {"notebook": hash_code(TRAIN), "results": seglib.RESULTS}
+        write_json(old_run / "record.json", record)
+        assert asks(split, 3, 3) == ""
+        assert asks(split, 3, 21) == ("" if split == "given" else "parameters")
+        assert asks(split, 21, 3) == asks(split, 21, 21) == "parameters"
 
 
 def test_a_run_of_an_earlier_version_goes_again_where_data_notebook_or_results_changed(

@@ -11,6 +11,8 @@ from seglib.errors import InputError
 from seglib.parameters import Parameter, Parameters
 from seglib.runs.record import (
     UNDER_RUNNER,
+    complete_params,
+    find_split_seed,
     is_alive,
     only_runner,
     open_run,
@@ -181,3 +183,23 @@ def test_a_damaged_lock_file_locks_as_well(tmp_path):
     (tmp_path / ".lock").write_bytes(b"\xff{")
     with only_runner(tmp_path, ignore):
         pass
+
+
+@pytest.mark.parametrize(
+    ("params", "split_seed"),
+    [
+        ({"split": "given", "split_seed": 5, "seed": 3}, None),
+        ({"split": "kfold", "split_seed": 5, "seed": 3}, 5),
+        ({"split": {"by_turns": {"shift": 1}}, "seed": 3}, 3),
+        ({"depth": 1}, None),
+    ],
+)
+def test_a_split_is_drawn_from_its_own_seed_and_was_from_the_run_s_before(params, split_seed):
+    assert find_split_seed(params) == split_seed
+
+
+def test_what_a_notebook_has_been_given_since_a_run_has_its_default():
+    defaults = {"seed": 21, "split_seed": 21, "lr": 0.1, "new": 0}
+    assert complete_params(defaults, {"seed": 3, "lr": 0.5}) == {"seed": 3, "split_seed": 3, "lr": 0.5, "new": 0}
+    assert complete_params(defaults, {"split_seed": 4}) == defaults | {"split_seed": 4}
+    assert complete_params({"depth": 2}, {}) == {"depth": 2}

@@ -7,7 +7,7 @@ import torch
 
 from seglib.errors import InputError
 from seglib.files import write_json
-from seglib.training.checkpoint import hash_weights, load_checkpoint
+from seglib.training.checkpoint import hash_weights, load_checkpoint, name_differences
 from seglib.training.trainer import find_best
 
 OFTEN = 1e-9  # [min] between checkpoints: one after every step
@@ -203,6 +203,22 @@ def test_only_a_run_with_fewer_epochs_and_the_same_rest_is_trained_on(subsets, t
         train_small(
             subsets, tmp_path / "on", epochs=params["epochs"], params=params, continue_from=str(tmp_path / "short")
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "different"),
+    [
+        ({"seed": 3, "split_seed": 3}, []),
+        ({"seed": 3, "split_seed": 4}, ["split_seed"]),
+        ({"seed": 4, "split_seed": 3}, ["seed"]),
+        ({"seed": 3, "split_seed": 4, "split": "given"}, ["split", "split_seed"]),
+    ],
+)
+def test_a_checkpoint_from_before_split_seed_was_split_by_its_seed(changes, different):
+    before = {"params": {"seed": 3, "split": "kfold", "lr": 0.1}}
+    assert name_differences({"params": {"split": "kfold", "lr": 0.1} | changes}, before) == different
+    given = {"params": {"seed": 3, "split": "given", "split_seed": 5}}
+    assert name_differences(given, {"params": {"seed": 3, "split": "given"}}) == []
 
 
 def test_the_best_of_each_score_is_found_among_plain_and_averaged_weights():
