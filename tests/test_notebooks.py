@@ -1,5 +1,6 @@
 """Notebooks: clean in git, parameters as their config has them, and the training notebook executed."""
 
+import ast
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
+import seglib
 from seglib.data.analysis import DataAnalysis
 from seglib.data.dataset import open_data
 from seglib.evaluation.metrics import load_confusion
@@ -47,7 +49,24 @@ def test_cells_are_short_and_introduced(notebook):
     assert content.cells[0].source.startswith("# ")
     for cell in content.cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
-            assert len(cell.source.splitlines()) <= 16, cell.source
+            assert len(cell.source.splitlines()) <= 12, cell.source
+
+
+def test_notebooks_use_the_public_names_and_plots_alone(notebook):
+    content, _ = notebook
+    imported = [
+        node
+        for cell in content.cells
+        if cell.cell_type == "code"
+        for node in ast.walk(ast.parse(cell.source))
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "seglib"
+    ]
+    assert {node.module for node in imported} <= {"seglib", "seglib.viz"}
+    names = {name.name for node in imported if node.module == "seglib" for name in node.names}
+    assert names <= {*seglib._PUBLIC, "viz"}
+    assert len(seglib._PUBLIC) <= 30
+    for name in seglib._PUBLIC:
+        assert callable(getattr(seglib, name)), name
 
 
 def test_every_parameter_has_a_type_and_a_default_that_is_valid(notebook):

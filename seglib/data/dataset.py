@@ -64,6 +64,10 @@ class Subset:
         count = min(len(self), max(8, round(DEBUG_SHARE * len(self))))
         return self.take(np.linspace(0, len(self) - 1, count).astype(np.int64))
 
+    def choose_batch_size(self, batch_size: int, debug: bool) -> int:
+        """The batch size of a run that trains on these images, see the function of this name."""
+        return choose_batch_size(batch_size, len(self), debug)
+
     def __add__(self, other: "Subset") -> "Subset":
         """The images of two subsets of the same classes and image size, such as the training and the validation images.
 
@@ -84,6 +88,11 @@ class Subset:
         pixels = Pixels(ids, self.image_size, partial(_read_joined, self, other))
         data = replace(self.data, images=images, annotations=annotations)
         return Subset(data, pixels, np.arange(len(ids)), _join_weights(self, other), self.built_from)
+
+
+def choose_batch_size(batch_size: int, count: int, debug: bool) -> int:
+    """The batch size of a run on `count` training images: in a debug trial, one that leaves a few steps an epoch."""
+    return min(batch_size, max(2, count // 4)) if debug else batch_size
 
 
 def _read_joined(first: Subset, second: Subset, index: int) -> Pair:

@@ -276,11 +276,6 @@ class EpochBatches:
             yield [(self.epoch, int(position)) for position in order[start : start + self.batch_size]]
 
 
-def choose_batch_size(batch_size: int, count: int, debug: bool) -> int:
-    """The batch size of a run on `count` training images: in a debug trial, one that leaves a few steps an epoch."""
-    return min(batch_size, max(2, count // 4)) if debug else batch_size
-
-
 def build_loader(
     subset: Subset,
     batch_size: int,

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from seglib.data.dataset import Subset, open_data
-from seglib.data.loader import choose_batch_size
+from seglib.data.dataset import Subset, choose_batch_size, open_data
 from seglib.errors import InputError, unknown_name
 from seglib.evaluation.metrics import load_confusion
 from seglib.files import find_free_folder, outputs_dir

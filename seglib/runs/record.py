@@ -22,6 +22,7 @@ import psutil
 from seglib.errors import InputError
 from seglib.files import PROJECT, clear_parts, hash_text, outputs_dir, write_json
 from seglib.parameters import Parameters
+from seglib.parts import load_parts
 
 # Processes of runs: which still live, and which belong to one run.
 
@@ -148,6 +149,8 @@ def read_record(run_dir: str | Path) -> dict[str, Any] | None:
 def open_run(parameters: Parameters | Mapping[str, Any], run_dir: str | Path | None = None) -> Path:
     """Make ready the folder that a notebook writes to; under the runner it is ready already.
 
+    Files of `parts` are run, so that what they register is known, and copied into the folder.
+
     The parameters in force now are those of the record: `save_result` refuses if one of them changed since.
 
     Parameters
@@ -158,11 +161,14 @@ def open_run(parameters: Parameters | Mapping[str, Any], run_dir: str | Path | N
     Raises
     ------
     InputError
-        The folder holds a finished run, or one that is going on: results are never written over.
+        The folder holds a finished run, or one that is going on: results are never written over. A file of `parts` that
+        cannot be run.
     """
     values = dict(parameters)
     folder = str(values.get("run_dir", "") if run_dir is None else run_dir)
     path = Path(folder) if os.environ.get(UNDER_RUNNER) else _start_by_hand(folder, values)
+    if values.get("parts"):
+        load_parts(values["parts"], keep_in=path)
     names = parameters._namespace if isinstance(parameters, Parameters) else parameters
     _opened[path] = (names, copy.deepcopy({name: names[name] for name in values}))
     return path

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seglib.parts import find_parts, read_choices, register
-from seglib.training.device import autocast
+from seglib.training.device import autocast, choose_precision
 from seglib.training.step import prepare_images
 
 STREAM = 0x4D49  # beside (seed, epoch, step)
@@ -154,7 +154,11 @@ def build_batch_mixing(mixing: Mapping[str, Any], model: nn.Module, *, seed: int
     Parameters
     ----------
     mixing : name -> probability or options, as in `mix_batch`; mixes of single samples are passed over.
-    model : whose activations guide snapmix, computed in `precision`.
+    model : whose activations guide snapmix, computed in `precision`, see `choose_precision`.
+
+    Returns
+    -------
+    A function of (images, masks, epoch, step), see `Mix`; its `draw_example(images, masks)` mixes a few to look at.
 
     Raises
     ------
@@ -165,13 +169,15 @@ def build_batch_mixing(mixing: Mapping[str, Any], model: nn.Module, *, seed: int
     steps = {name: options for name, options in chosen.items() if name in BATCH_MIXES or parts[name].own}
     if not steps:
         return None
-    mix = partial(_mix_guided, steps, model, seed, precision)
+    device = next(model.parameters()).device
+    mix = partial(_mix_guided, steps, model, seed, choose_precision(precision, device))
     mix.built_from, mix.model = {"mixing": mixing, "seed": seed}, model
+    mix.draw_example = partial(draw_example, mix, device)
     return mix
 
 
 def draw_example(
-    mix: Mix, images: np.ndarray, masks: np.ndarray, device: torch.device
+    mix: Mix, device: torch.device, images: np.ndarray, masks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mix a few images as training will, with the first draw that changes them; of two masks that of the larger share.
 

@@ -211,6 +211,11 @@ class Schedule(LambdaLR):
         """Without what it was built from, which a training that goes on with more epochs has otherwise."""
         return {name: value for name, value in super().state_dict().items() if name not in ("built_from", "length")}
 
+    def preview(self, steps: int) -> np.ndarray:
+        """Learning rate of each parameter group at each of the coming steps, (steps, groups) float64, as known now."""
+        factors = np.array([self.lr_lambdas[0](iteration) for iteration in range(steps)])
+        return factors[:, None] * np.array(self.base_lrs)
+
     def end_epoch(self, score: float) -> None:
         """Tell the score of an epoch, higher is better; only `plateau` listens."""
         if self.reduce is None:
@@ -301,9 +306,3 @@ def _bind_plateau(options: Mapping) -> dict[str, float]:
     bound = inspect.signature(plateau).bind(0, 1, **options)
     bound.apply_defaults()
     return bound.arguments
-
-
-def preview_schedule(schedule: Schedule, steps: int) -> np.ndarray:
-    """Learning rate of each parameter group at each of the coming steps, (steps, groups) float64, as far as known now."""
-    factors = np.array([schedule.lr_lambdas[0](iteration) for iteration in range(steps)])
-    return factors[:, None] * np.array(schedule.base_lrs)

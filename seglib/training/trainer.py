@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from seglib.data.loader import choose_batch_size
+from seglib.data.dataset import choose_batch_size
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
 from seglib.evaluation.metrics import (
@@ -86,11 +86,12 @@ class Trainer:
     scheduler : of the optimizer, stepped after each step: a schedule of seglib or any of torch that is.
     train_loader, val_loader : of `build_loader`; training batches have accumulate * batch_size images.
     parameters : the view `p`, or a mapping; read are seed, precision, accumulate, clip_norm, freeze_epochs, on_oom,
-        select_by, patience, checkpoint_minutes, continue_from and parts.
+        select_by, patience, checkpoint_minutes, continue_from, callbacks, debug and parts.
     num_epochs : passes over the training images.
     averages : of the weights; each is evaluated beside the plain ones, and kept where it is better.
     mix : of a batch on the device.
-    callbacks : objects with any of on_step(trainer), on_epoch(trainer), on_end(trainer).
+    callbacks : objects with any of on_step(trainer), on_epoch(trainer), on_end(trainer); those that the parameter
+        `callbacks` names follow them.
     data_hash : of the data's content.
 
     Raises
@@ -116,10 +117,11 @@ class Trainer:
         data_hash: str = "",
     ):
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
-        self.num_epochs, self.run_dir, self.callbacks = num_epochs, Path(run_dir), list(callbacks)
+        self.num_epochs, self.run_dir = num_epochs, Path(run_dir)
         self._folder = self.run_dir  # of last.pt and history.csv
         self.mix, self.averages = mix, averages or build_averages({}, model, num_epochs, len(train_loader), 0)
         self._parameters, self._values = parameters, dict(parameters)
+        self.callbacks = [*callbacks, *build_callbacks(self._values.get("callbacks", {}))]
         self.settings = SETTINGS | {name: self._values[name] for name in SETTINGS if name in self._values}
         options = {name: self.settings[name] for name in ("accumulate", "clip_norm", "freeze_epochs", "on_oom")}
         self.precision = choose_precision(self.settings["precision"], next(model.parameters()).device)
@@ -271,7 +273,15 @@ class Trainer:
         return best
 
     def describe_result(self) -> dict[str, Any]:
-        """What the record keeps: the best epoch and its scores, the hash of its weights, cost and conditions."""
+        """What the record keeps: the best epoch and its scores, the hash of its weights, cost and conditions.
+
+        Raises
+        ------
+        RuntimeError
+            In a debug trial, where the training loss did not fall.
+        """
+        if self._values.get("debug"):
+            require_falling_loss(self.history)
         best = self._read_best()
         confusion, _, _ = load_confusion(self.run_dir / "confusion.npz")
         metrics = compute_metrics(confusion, self.class_names, self.val_loader.batch_sampler.batch_size)

@@ -10,7 +10,6 @@ from seglib.errors import InputError
 from seglib.training.mixing import (
     build_batch_mixing,
     cutmix,
-    draw_example,
     foreground_activation,
     mix_batch,
     snapmix,
@@ -368,7 +367,7 @@ def test_an_example_is_mixed_even_where_the_first_draws_do_not_hit():
     images, masks = draw_batch()
     arrays = images.permute(0, 2, 3, 1).numpy(), masks.numpy()
     mixing = build_batch_mixing({"cutmix": 0.2}, Tiny(), seed=1, precision="float32")
-    mixed, mixed_masks = draw_example(mixing, *arrays, torch.device("cpu"))
+    mixed, mixed_masks = mixing.draw_example(*arrays)
     assert mixed.shape == arrays[0].shape
     assert not np.array_equal(mixed, arrays[0])
     assert np.array_equal(labels_by_red(torch.from_numpy(mixed).permute(0, 3, 1, 2)).numpy(), mixed_masks)

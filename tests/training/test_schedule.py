@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from seglib.parts import find_parts
-from seglib.training.optim import build_scheduler, preview_schedule
+from seglib.training.optim import build_scheduler
 
 EPOCHS, STEPS, LR = 6, 10, 0.5
 
@@ -149,7 +149,7 @@ def test_every_parameter_group_keeps_its_own_rate():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_preview_is_what_training_will_do(name):
     optimizer, schedule = make(name, warmup=1.0)
-    preview = preview_schedule(schedule, EPOCHS * STEPS)
+    preview = schedule.preview(EPOCHS * STEPS)
     assert preview.shape == (EPOCHS * STEPS, 1)
     assert preview[:, 0] == pytest.approx(run(optimizer, schedule, EPOCHS * STEPS))
 
