@@ -36,7 +36,7 @@ _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
         "image_size": _whole(16, 4096), "expand": _whole(1, 16), "epochs": _whole(1, 10_000), "patience": _whole(),
         "freeze_epochs": _whole(), "final_fit_epochs": _whole(1, 1000), "batch_size": _whole(0, 4096),
         "accumulate": _whole(1, 1024), "num_workers": _whole(0, 64), "num_images": _whole(1, 50),
-        "resamples": _whole(100, 100_000), "top": _whole(), "size": _whole(0, 4096), "crf_candidates": _whole(0, 200),
+        "top": _whole(), "size": _whole(0, 4096), "crf_candidates": _whole(0, 200),
         "crf_images": _whole(2), "submission_size": _whole(1, 4096),
     },
     "float": {

@@ -22,17 +22,18 @@ Regions are 8-connected; distances are Euclidean, rounded to whole pixels. Ignor
 nothing, and a predicted segment may run through them.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
+from scipy import stats
 
 from seglib.data.coco import CocoData
 from seglib.data.masks import IGNORE_INDEX, resize_rle, segmentation_to_rle
-from seglib.evaluation.compare import draw_images
+from seglib.evaluation.compare import estimate_noise, find_interval
 from seglib.evaluation.metrics import iou_per_class, mean_iou, precision_per_class, recall_per_class
 
 KINDS = ("boundary", "extent", "segment")
@@ -355,31 +356,36 @@ def measure_objects(
     return table
 
 
-def summarise_objects(objects: pd.DataFrame, by: str | list[str], resamples: int, seed: int = 0) -> pd.DataFrame:
-    """Recall by group, over the objects that have a visible pixel, with 95 % intervals.
+def summarise_objects(objects: pd.DataFrame, by: str | list[str]) -> pd.DataFrame:
+    """Recall by group, over the objects that have a visible pixel, with 95 % intervals over other scenes.
+
+    Objects of a scene are not independent: they count as as many as would give what the jackknife over scenes finds.
 
     Parameters
     ----------
-    objects : of `measure_objects`.
+    objects : of `measure_objects`, with a column `scene` (int), see `find_scenes`.
     by : column or columns to group by.
-    resamples : of the images, for the interval of the mean recall: the objects of an image are not independent.
 
     Returns
     -------
     One row per group: objects, found (share; Wilson's interval in found_low, found_high), recall (mean of the objects;
-    bootstrap interval in recall_low, recall_high), missed [px].
+    t interval in recall_low, recall_high, NaN of one scene), missed [px].
+
+    Source: effective sample size and its degrees of freedom: Korn and Graubard (1998), Survey Methodology 24.
     """
     rows = {}
     for group, members in objects[objects["visible"] > 0].groupby(by, observed=True):
-        found = binomtest(int(members["found"].sum()), len(members))
-        wilson, recall = found.proportion_ci(0.95, method="wilson"), members["recall"]
-        low, high = _bootstrap_mean(recall.groupby(members["image_id"]).agg(["sum", "count"]), resamples, seed)
+        scenes = members["scene"].to_numpy()
+        share, found_low, found_high = _wilson(members["found"].to_numpy(bool), scenes)
+        counts = np.stack([members["recall"], np.ones(len(members))], axis=1)
+        recall = members["recall"].mean()
+        low, high = np.clip(find_interval(recall, estimate_noise(_ratio, counts, scenes)), 0, 1)
         rows[group] = {
             "objects": len(members),
-            "found": found.statistic,
-            "found_low": wilson.low,
-            "found_high": wilson.high,
-            "recall": recall.mean(),
+            "found": share,
+            "found_low": found_low,
+            "found_high": found_high,
+            "recall": recall,
             "recall_low": low,
             "recall_high": high,
             "missed": int(members["missed"].sum()),
@@ -389,10 +395,21 @@ def summarise_objects(objects: pd.DataFrame, by: str | list[str], resamples: int
     return table
 
 
-def _bootstrap_mean(sums: pd.DataFrame, resamples: int, seed: int) -> np.ndarray:
-    """95 % interval of a mean over objects when images are drawn again; the sum and count of each image's objects."""
-    drawn = draw_images(len(sums), resamples, seed) @ sums.to_numpy()
-    return np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+def _ratio(total: np.ndarray) -> float:
+    return float(total[0] / total[1])
+
+
+def _wilson(found: np.ndarray, scenes: np.ndarray) -> tuple[float, float, float]:
+    """A share and Wilson's 95 % interval; all found, or none, or one scene alone: each scene counts as one object."""
+    share, count, z = float(found.mean()), len(np.unique(scenes)), stats.norm.isf(0.025)
+    noise = estimate_noise(_ratio, np.stack([found, np.ones(len(found))], axis=1), scenes)
+    if noise.df and 0 < share < 1:
+        count = min(len(found), share * (1 - share) / noise.variance) if noise.variance else len(found)
+    if noise.df:
+        count *= (z / stats.t.isf(0.025, noise.df)) ** 2
+    centre, scale = share + z**2 / (2 * count), 1 + z**2 / count
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return share, (centre - half) / scale, (centre + half) / scale
 
 
 def lost_to_missed(objects: pd.DataFrame, confusion: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:

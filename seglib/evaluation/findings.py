@@ -150,12 +150,35 @@ def describe_labels(images: pd.DataFrame, count: int) -> str:
     return f"Look again at the labels of images {', '.join(map(str, lowest))}."
 
 
-def describe_difference(difference: float, low: float, high: float, seeds: str) -> str:
-    """How two runs differ on these images, which is no verdict on what they were made with; `seeds` says what is."""
-    explains = (
-        "the choice of images alone explains it" if low <= 0 <= high else "more than the choice of images explains"
+def describe_difference(difference: float, low: float, high: float, scenes: str, seeds: str) -> str:
+    """How two runs differ on these images, which is no verdict on what they were made with; `seeds` says what is.
+
+    `scenes` are the words of `find_scenes`.
+    """
+    if np.isnan(low):
+        images = f"not known, {scenes} say nothing of others"
+    else:
+        words = "it could" if low <= 0 <= high else "hardly"
+        images = f"{words}, 95 % interval {low:+.4f} to {high:+.4f} over {scenes}"
+    return (
+        f"A minus B: **{difference:+.4f}** mIoU on these images. Would other images change who is ahead? {images}."
+        f" Would other seeds? {seeds}"
     )
-    return f"A minus B: **{difference:+.4f}** mIoU, 95 % interval {low:+.4f} to {high:+.4f} over images: {explains}. {seeds}"
+
+
+def describe_ensemble(expected: float, name: str, beside: dict[str, float]) -> str:
+    """What an ensemble is expected to score, and whether that is more than its best member, `name`, has alone.
+
+    `beside` is from that member to the ensemble's masks, of `measure_gain`.
+    """
+    words = "surely better" if beside["low"] > 0 else "not surely better"
+    if expected <= beside["before"]:
+        words = "NOT better; with weights: best that member predicts alone"
+    gain = "{points:+.2f} points, {low:+.2f} to {high:+.2f} over other scenes".format_map(beside)
+    return (
+        f"expected mIoU {expected:.4f}; the best member alone, {name}, has {beside['before']:.4f}: {words} (on images that"
+        f" the choices have seen {gain})"
+    )
 
 
 def _named(row: pd.Series) -> str:

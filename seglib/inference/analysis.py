@@ -19,6 +19,7 @@ from seglib.inference.predict import (
     take_images,
 )
 from seglib.inference.runs import find_newest_run, load_finished_run, prepare_output_dir, require_same_images
+from seglib.inference.votes import find_scenes_of
 from seglib.runs.conditions import compare_over_seeds
 
 
@@ -32,7 +33,6 @@ class ErrorAnalysis:
     data_dir : where the run's data is now; "" where it was when the run was trained.
     batch_size : images predicted at a time; 0 is the run's own, which gives the same bits.
     keep_probabilities : keep float16 probabilities of all classes in the run's folder.
-    resamples : bootstrap draws of the images, for intervals.
     show_progress : `seglib.viz.plots.show_progress`, or a function like it.
 
     Raises
@@ -43,6 +43,7 @@ class ErrorAnalysis:
     Attributes
     ----------
     run, folder, preds : the run, where results go, and the run's predictions (N, S, S) uint8.
+    scenes, how_scenes : (N,) int and words, see `find_scenes`: intervals are over other scenes.
     confusion : (N, C, C) int64, truth in rows; `pooled` is its sum, `miou` the score of that.
     lost, gain : (C, C) float64, see `lost_to_confusions` and `gain_of_confusions`.
     kinds : wrong pixels by kind, near_edges : the share of them that lies at the boundaries of the truth.
@@ -58,7 +59,6 @@ class ErrorAnalysis:
         *,
         batch_size: int = 0,
         keep_probabilities: bool = False,
-        resamples: int = 1000,
         show_progress: Callable[[str, Path], Callable[[int, int], None]] | None = None,
     ):
         self.run = run = load_finished_run(run_dir or find_newest_run(), data_dir)
@@ -67,7 +67,8 @@ class ErrorAnalysis:
         progress = show_progress and show_progress(f"predicting {run.folder.name}", self.folder)
         options = {"batch_size": batch_size, "keep_probabilities": keep_probabilities, "progress": progress}
         predictions = open_predictions(run, self.device, **options)
-        self.preds, self.class_names, self.resamples = predictions.preds, run.class_names, resamples
+        self.preds, self.class_names = predictions.preds, run.class_names
+        self.scenes, self.how_scenes = find_scenes_of(run.val_images)
         self.confusion = count_confusion(run, self.preds)
         self.pooled, self.miou = self.confusion.sum(axis=0), pooled_miou(self.confusion)
         self.lost, self.gain = sum(errors.lost_to_confusions(self.pooled)), errors.gain_of_confusions(self.pooled)
@@ -76,7 +77,7 @@ class ErrorAnalysis:
         self.tables = self._tabulate(predictions)
 
     def __repr__(self) -> str:
-        return f"{self.run.folder}: mIoU {self.miou:.4f}\n{describe_agreement(self.run, self.confusion)}"
+        return f"{self.run.folder}: mIoU {self.miou:.4f}\n{describe_agreement(self.run, self.confusion)}\n{self.how_scenes}"
 
     def pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(truth, pred) of each image, (S, S) uint8 both, one at a time."""
@@ -88,9 +89,10 @@ class ErrorAnalysis:
         error_kinds, self.kinds = errors.count_error_kinds(self.pairs(), names)
         objects = errors.measure_objects(images.data, images.image_ids, self.pairs())
         objects["class"] = pd.Categorical.from_codes(objects["class_id"], names)
+        objects["scene"] = objects["image_id"].map(dict(zip(images.image_ids, self.scenes, strict=True)))
         quality = {"softmin": predictions.softmin, "given": predictions.given}
         by = {"size": "bin", "class": "class", "class_and_size": ["class", "bin"]}
-        recall = {name: errors.summarise_objects(objects, columns, self.resamples) for name, columns in by.items()}
+        recall = {name: errors.summarise_objects(objects, columns) for name, columns in by.items()}
         return {
             "classes": errors.tabulate_classes(self.pooled, names).assign(boundary_iou=boundary_iou),
             "confusions": errors.tabulate_confusions(self.pooled, names),
@@ -124,7 +126,7 @@ class ErrorAnalysis:
         if other is None:
             return
         require_same_images(self.run, other.run)
-        self.two_runs = compare.bootstrap_difference(self.confusion, other.confusion, self.resamples)
+        self.two_runs = compare.compare_images(self.confusion, other.confusion, self.scenes)
         self.over_seeds = compare_over_seeds(self.run.folder, other.run.folder)
         triples = ((truth, pred, b) for (truth, pred), b in zip(self.pairs(), other.preds, strict=True))
         outcomes, self._outcomes_by_image = compare.count_outcomes(triples, self.class_names)
@@ -151,7 +153,11 @@ class ErrorAnalysis:
             findings.describe_kinds(self.kinds, self.near_edges),
             findings.describe_calibration(tables["reliability"], self.calibration_error),
             findings.describe_labels(tables["images"], count),
-            *([findings.describe_difference(*self.two_runs, self.over_seeds)] if self.two_runs else []),
+            *(
+                [findings.describe_difference(*self.two_runs, self.how_scenes, self.over_seeds)]
+                if self.two_runs
+                else []
+            ),
         ]
 
     def save(self, lines: list[str]) -> None:

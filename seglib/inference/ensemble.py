@@ -12,7 +12,8 @@ import torch
 
 from seglib.data.coco import load_coco
 from seglib.data.dataset import Subset
-from seglib.evaluation.compare import compare_class_iou
+from seglib.evaluation import findings
+from seglib.evaluation.compare import GAIN, compare_class_iou, measure_gain
 from seglib.evaluation.metrics import compute_metrics, pooled_miou
 from seglib.inference import postprocess, selection, votes
 from seglib.inference.predict import open_test_images, predict_test, predict_validation
@@ -30,7 +31,8 @@ class Ensemble:
     """Members that vote on images: validation images, then those of a test set (`predict_test`).
 
     Never changed: `try_views`, `weigh`, `set_vote`, `try_specialists`, `try_crf` and `try_components` return a new one, in
-    which the step is taken where it helps, with a row more in `tabulate_steps`.
+    which the step is taken where it surely helps (the 95 % interval of its gain over other scenes is above 0), with a row
+    more in `tabulate_steps`.
 
     Attributes
     ----------
@@ -112,11 +114,16 @@ class Ensemble:
         return replace(self, folder=Path(folder), progress=progress, weights=np.full(count, 1 / count), **predicted)
 
     def try_views(self, tta: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> "Ensemble":
-        """Predict in other views too, see `build_views`; taken where both halves of the images gain. {}: as it is."""
+        """Predict in other views too, see `build_views`; taken where the images surely gain. {}: as it is."""
         if not tta:
             return self
         viewed = replace(self, options={**self.options, "tta": tta}).predict(self.folder, self.progress)
         return self._choose("TTA", viewed, self.mean_confusion, viewed.mean_confusion)
+
+    @cached_property
+    def scenes(self) -> np.ndarray:
+        """(N,) int, of the images: see `find_scenes`."""
+        return votes.find_scenes_of(self.images)[0]
 
     def predict_test(self, json_name: str, test_dir: str = "") -> "Ensemble":
         """The same decisions on other images, see `seglib.inference.predict.open_test_images`.
@@ -170,14 +177,11 @@ class Ensemble:
         """(M, M) phi coefficients of "this pixel is wrong": 1 for the same pixels, 0 for errors that are independent."""
         return selection.correlate_errors(self.survey)
 
-    def judge_weights(self, resamples: int = 1000) -> pd.DataFrame:
+    def judge_weights(self) -> pd.DataFrame:
         """Search weights, judged on images that the search did not see, see `judge_searches`; a column per member."""
-        options = {"seed": self.seed, "resamples": resamples}
-        table, weights = selection.judge_searches(self.stores, self.images, self.survey, **options)
-        shares = pd.DataFrame(
-            [weights[name] for name in table["weights"]], columns=[f"weight of {n}" for n in self.names]
-        )
-        return pd.concat([table, shares], axis=1)
+        table, weights = selection.judge_searches(self.stores, self.images, self.survey)
+        columns = [f"weight of {name}" for name in self.names]
+        return pd.concat([table, pd.DataFrame(weights.values(), columns=columns)], axis=1)
 
     def trace_selection(self) -> pd.DataFrame:
         """Pooled mIoU against the number of members, see `trace_selection`."""
@@ -196,20 +200,20 @@ class Ensemble:
             weights, name = np.zeros(len(self.members)), "given"
             for member, weight in choice.items():
                 weights[find_index(self.members, member)] = weight
-            held_out = pooled_miou(votes.score_weighted(self.stores, self.images, weights))
+            confusion = votes.score_weighted(self.stores, self.images, weights)
+            weighing, chosen_on = measure_gain(self.mean_confusion, confusion, self.scenes), "none: given by hand"
         else:
             name, why = selection.recommend_weights(judged)
             print(why)
             name = name if choice == "auto" else choice
             row = judged.set_index("weights").loc[name]
             weights = row[[f"weight of {member}" for member in self.names]].to_numpy(np.float64)
-            held_out = float(row["held_out"])
-        best = self.tabulate_members()["miou"].max()
-        weighed = self._add_step("plain mean, beside the best member", best, self.mean_miou, name == "mean")
-        weighed = weighed._add_step(
-            f"weights: {name}, held out", self.mean_miou, held_out, name != "mean", held_out=True
-        )
-        return weighed._change(weights=weights)
+            gains = (100 * row[["gain", "low", "high"]]).tolist()
+            weighing = dict(zip(GAIN, [self.mean_miou, row["held_out"], *gains], strict=True))
+            chosen_on = "none: equal weights" if name == "mean" else "other folds of scenes"
+        alone = measure_gain(self.survey.confusions[self.best], self.mean_confusion, self.scenes)
+        weighed = self._add_step("plain mean, beside the best member", alone, name == "mean", "all (the best member)")
+        return weighed._add_step(f"weights: {name}", weighing, name != "mean", chosen_on, True)._change(weights=weights)
 
     def average(self) -> Iterator[np.ndarray]:
         """Merged probabilities of one image after another, (C, S, S) float32. Of a hard vote, the soft one's."""
@@ -246,9 +250,16 @@ class Ensemble:
 
     @property
     def miou_held_out(self) -> float:
-        """What to expect of other images: the plain mean's mIoU, and the gains of what is used on images not seen."""
+        """What to expect of other images: the plain mean's mIoU and the gains of what is used, each measured on all
+        images, which it was not chosen on; never more than the masks have on images that the choices have seen."""
         gains = [step["after"] - step["before"] for step in self.steps if step["used"] and step["held_out"]]
-        return self.mean_miou + sum(gains)
+        return min(self.mean_miou + sum(gains), self.miou)
+
+    def summarise(self) -> str:
+        """One line: what is expected, and whether that is more than the best member has alone."""
+        scores = self.survey.confusions[self.best]
+        beside = measure_gain(scores, self.confusion, self.scenes)
+        return findings.describe_ensemble(self.miou_held_out, self.names[self.best], beside)
 
     def take_images(self, positions: Sequence[int] | np.ndarray) -> "Ensemble":
         """The same decisions on some of the images."""
@@ -262,11 +273,13 @@ class Ensemble:
         voted = self._change(vote=vote, tie_break=place)
         if vote == "soft":
             return voted
-        soft = pooled_miou(votes.score_weighted(self.stores, self.images, self.weights))
-        return voted._add_step(f"{vote} vote", soft, voted.miou, True)
+        soft = votes.score_weighted(self.stores, self.images, self.weights)
+        return voted._add_step(
+            f"{vote} vote", measure_gain(soft, voted.confusion, self.scenes), True, "none: asked for", True
+        )
 
     def try_specialists(self, weight: float = 0.0, confidence: float = 0.0) -> "Ensemble":
-        """Let specialists decide by their own classes, where both halves of the images gain.
+        """Let specialists decide by their own classes, where the images surely gain.
 
         Parameters
         ----------
@@ -280,7 +293,10 @@ class Ensemble:
         return self._choose("specialists", helped, self.confusion, helped.confusion)
 
     def try_crf(self, candidates: int, images: int) -> "Ensemble":
-        """Search a dense CRF's parameters on some images, spread evenly; 0 candidates: as it is. See `search_crf`."""
+        """Search a dense CRF's parameters on some images, spread evenly, see `search_crf`; 0 candidates: as it is.
+
+        Where these gain, all images are refined and judged, those of the search by what was not chosen on them.
+        """
         if not candidates:
             return self
         positions = np.unique(np.linspace(0, len(self.images) - 1, images).astype(int))
@@ -293,35 +309,42 @@ class Ensemble:
             picture, mask = votes.read_pair(some.images, number, size)
             return picture, next(averages), mask
 
-        found = postprocess.search_crf(read, len(positions), drawn, self.options["device"], self.progress("CRF"))
+        device, scenes = self.options["device"], self.scenes[positions]
+        found = postprocess.search_crf(read, len(positions), drawn, device, self.progress("CRF"), scenes)
         print(postprocess.describe_step(found))
-        refined = self._change("crf" if found["on"] else "", crf=found)
-        step = f"CRF, held out, {len(positions)} images"
-        return refined._add_step(step, found["miou_before"], found["miou_held_out"], found["on"], held_out=True)
+        held_out, how = found.pop("held_out"), (f"{len(positions)} images, the other half of their scenes", True)
+        if not found["on"]:
+            return self._change(crf=found)._add_step("CRF", found, False, *how)
+        refined = self._change("crf", crf=found)
+        after = refined.confusion.copy()
+        after[positions] = held_out
+        if (measured := measure_gain(self.confusion, after, self.scenes))["low"] > 0:
+            return refined._add_step("CRF", measured, True, *how)
+        print("CRF: off; all images together do not surely gain")
+        return self._change(crf=found | {"on": False})._add_step("CRF", measured, False, *how)
 
     def try_components(self, search: bool = True) -> "Ensemble":
         """Remove small components, their size chosen per class, see `search_min_pixels`; the masks are kept as final."""
         if not search:
             return self._change("final", self.masks)
-        progress = self.progress("components: image")
-        found = postprocess.search_min_pixels(
-            self._read_pair, len(self.masks), len(self.class_names), progress=progress
-        )
+        options = {"progress": self.progress("components: image"), "scenes": self.scenes}
+        found = postprocess.search_min_pixels(self._read_pair, len(self.masks), len(self.class_names), **options)
+        found.pop("held_out")
         print(postprocess.describe_step(found))
         cleaned = self._change("final", self._clean(self.masks, found), components=found)
-        scores = found["miou_before"], found["miou_held_out"]
-        return cleaned._add_step("components, held out", *scores, found["on"], held_out=True)
+        return cleaned._add_step("components", found, found["on"], "the other half of the scenes", True)
 
     def tabulate_steps(self) -> pd.DataFrame:
-        """One row per step: step, before, after (mIoU of the same images), used, held_out, points of mIoU gained."""
-        table = pd.DataFrame(self.steps, columns=["step", "before", "after", "used", "held_out"])
-        return table.assign(points=100 * (table["after"] - table["before"]))
+        """One row per step: step, before, after (mIoU of the same images), points gained, and their 95 % interval low, high
+        over other scenes; used; chosen_on (which images chose it), held_out (whether it was measured on others).
+        """
+        return pd.DataFrame(self.steps, columns=["step", *GAIN, "used", "chosen_on", "held_out"])
 
-    def compare_objects(self, before: "Ensemble", resamples: int = 1000) -> pd.DataFrame:
+    def compare_objects(self, before: "Ensemble") -> pd.DataFrame:
         """Recall of the annotated objects by size, in another ensemble's masks and in these."""
         pairs = zip(before.masks, self.masks, strict=True)
         triples = ((self._read_pair(place)[0], *pair) for place, pair in enumerate(pairs))
-        return postprocess.compare_objects(self.images.data, self.images.image_ids, triples, resamples)
+        return postprocess.compare_objects(self.images.data, self.images.image_ids, triples, self.scenes)
 
     @cached_property
     def best_masks(self) -> np.ndarray:
@@ -368,6 +391,8 @@ class Ensemble:
             "steps": self.tabulate_steps().to_dict("records"),
             "miou_held_out": self.miou_held_out,
             "miou_seen": self.miou,
+            "best_member": {"name": self.names[self.best], "miou": pooled_miou(self.survey.confusions[self.best])},
+            "result": self.summarise(),
             "iou": compute_metrics(self.confusion, self.class_names, 1)["iou"],
         }
 
@@ -397,20 +422,21 @@ class Ensemble:
         return (postprocess.remove_small_components(np.array(mask), found["chosen"]) if on else mask for mask in masks)
 
     def _choose(self, step: str, other: "Ensemble", before: np.ndarray, after: np.ndarray) -> "Ensemble":
-        """The other one where both halves of the images gain by it, else this one; before, after: (N, C, C)."""
-        used = votes.gains_in_both_halves(before, after)
-        return (other if used else self)._add_step(step, pooled_miou(before), pooled_miou(after), used)
+        """The other one where its gain over other scenes is surely above 0, else this one; before, after: (N, C, C)."""
+        measured = measure_gain(before, after, self.scenes)
+        chosen = other if measured["low"] > 0 else self
+        return chosen._add_step(step, measured, chosen is other, "all, on or off")
 
-    def _add_step(self, step: str, before: float, after: float, used: bool, held_out: bool = False) -> "Ensemble":
-        row = {"step": step, "before": before, "after": after, "used": bool(used), "held_out": held_out}
-        return self._change(steps=(*self.steps, row))
+    def _add_step(self, step: str, measured: Mapping, used: bool, chosen_on: str, held_out: bool = False) -> "Ensemble":
+        how = {"used": bool(used), "chosen_on": chosen_on, "held_out": held_out}
+        return self._change(steps=(*self.steps, {"step": step, **{name: measured[name] for name in GAIN}, **how}))
 
     def _change(self, name: str = "", masks: Iterable[np.ndarray] | None = None, **changes: Any) -> "Ensemble":
         """A new one, which knows what this one has computed as far as the changes leave it true.
 
         With a name it has masks of its own, which are kept under it: those given, or those that it predicts.
         """
-        changed, known = replace(self, **changes), ["survey", "mean_confusion", "best_masks"]
+        changed, known = replace(self, **changes), ["survey", "mean_confusion", "best_masks", "scenes"]
         known += ["masks", "confusion"] * (changes.keys() <= {"steps", "crf"} and not name)
         vars(changed).update({each: vars(self)[each] for each in known if each in vars(self)})
         if name:

@@ -12,6 +12,7 @@ from scipy.ndimage import distance_transform_edt
 
 from seglib.data.coco import CocoData
 from seglib.errors import InputError
+from seglib.evaluation.compare import measure_gain
 from seglib.evaluation.errors import measure_objects, summarise_objects
 from seglib.evaluation.metrics import mean_iou
 from seglib.inference.stores import Progress
@@ -92,23 +93,25 @@ def search_crf(
     candidates: Sequence[CrfParams],
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    scenes: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Choose the CRF's parameters, or none, by the pooled mIoU.
 
     Parameters
     ----------
     read : position, 0 to `count` - 1, -> image (H, W, 3) uint8, probabilities (C, H, W), truth (H, W) uint8; each is read
-        once. The halves are the first and the second half of them: photographs of one series stay on one side. One image
-        alone is never switched on.
+        once. One image, or one scene, alone is never switched on.
     candidates : the CRF is tried with each; "off" always takes part, and wins ties.
     progress : called with (CRFs done, CRFs in all).
+    scenes : (count,) int, of `find_scenes`; each image is one by default. The halves are the first and the second half of
+        them.
 
     Returns
     -------
-    For a record: step, on (whether what was chosen on either half gains mIoU on the other, and over both together), chosen
-    (on all images; None is "off"), miou_before, miou_held_out (each half with what the other chose: the estimate for new
-    images), miou_chosen (on the images that it was chosen on: too high), half_gains (NaN of a half without images), tried
-    (each with the mIoU of all images).
+    For a record: step, on (whether the gain on images that it was not chosen on is surely above 0), chosen (on all images;
+    None is "off"), before, after (mIoU; each half with what the other chose: the estimate for new images), points, low, high
+    (the gain and its 95 % interval over other scenes, NaN for one), miou_chosen (on the images that it was chosen on: too
+    high), tried (each with the mIoU of all images); and held_out, (count, C, C) int64, for what follows.
     """
     _require_images("search_crf", count)
     if not candidates:
@@ -122,14 +125,13 @@ def search_crf(
             if progress:
                 progress(image * len(candidates) + len(preds) - 1, count * len(candidates))
         counts.append([count_mask(truth, pred, len(probabilities)) for pred in preds])
-    halves = _halve(np.array(counts))
-    choices = [_best(half) for half in halves]
-    chosen = _best(halves.sum(0))
-    mious = [mean_iou(matrix) for matrix in halves.sum(0)]
+    counts, scenes, second = np.array(counts), *_halve(count, scenes)
+    choices, chosen = [_best(counts[second != half].sum(0)) for half in (False, True)], _best(counts.sum(0))
+    mious = [mean_iou(matrix) for matrix in counts.sum(0)]
     tried = [asdict(params) | {"miou": miou} for params, miou in zip(candidates, mious[1:], strict=True)]
-    held_out = np.stack([halves[0, choices[1]], halves[1, choices[0]]])
+    held_out = counts[np.arange(count), np.where(second, choices[1], choices[0])]
     found = asdict(candidates[chosen - 1]) if chosen else None
-    return _judge("crf", found, halves[:, 0], held_out, mious[chosen], tried)
+    return _judge("crf", found, counts[:, 0], held_out, scenes, mious[chosen], tried)
 
 
 def search_min_pixels(
@@ -138,6 +140,7 @@ def search_min_pixels(
     num_classes: int,
     sizes: Sequence[int] = MIN_PIXELS,
     progress: Progress | None = None,
+    scenes: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Choose for each class the size under which its components are removed, or none, by the pooled mIoU.
 
@@ -145,7 +148,7 @@ def search_min_pixels(
 
     Parameters
     ----------
-    read : position -> truth, pred, (H, W) uint8 both; each is read twice. Halves and result are those of `search_crf`.
+    read : position -> truth, pred, (H, W) uint8 both; each is read twice. Scenes, halves and result are those of `search_crf`.
     progress : called with (images done, images in all), where each image counts twice.
     """
     _require_images("search_min_pixels", count)
@@ -154,33 +157,34 @@ def search_min_pixels(
     for image in range(count):
         counts.append(_count_each_class(*read(image), sizes, num_classes))
         progress(image + 1, 2 * count)
-    halves = _halve(np.array(counts))
-    of_half, chosen = [_best_sizes(half, sizes) for half in halves], _best_sizes(halves.sum(0), sizes)
+    counts, scenes, second = np.array(counts), *_halve(count, scenes)
+    choices = [_best_sizes(counts[second != half].sum(0), sizes) for half in (False, True)]
+    chosen = _best_sizes(counts.sum(0), sizes)
     cleaned = []
     for image in range(count):
         truth, pred = read(image)
-        numbers = of_half[int(image < count // 2)], chosen  # what the other half chose
+        numbers = choices[int(second[image])], chosen  # what the other half chose
         cleaned.append([count_mask(truth, remove_small_components(pred, each), num_classes) for each in numbers])
         progress(count + image + 1, 2 * count)
-    cleaned = _halve(np.array(cleaned))
+    cleaned = np.array(cleaned)
     tried = [
-        {"class_id": class_id, "min_pixels": size, "miou": mean_iou(halves.sum(0)[class_id, place])}
-        for class_id in range(num_classes)
-        for place, size in enumerate(sizes)
+        {"class_id": class_id, "min_pixels": size, "miou": miou}
+        for class_id, of_class in enumerate(mean_iou(counts.sum(0)))
+        for size, miou in zip(sizes, of_class.tolist(), strict=True)
     ]
     miou = mean_iou(cleaned[:, 1].sum(0))
-    return _judge("components", chosen if any(chosen) else None, halves[:, 0, 0], cleaned[:, 0], miou, tried)
+    return _judge("components", chosen if any(chosen) else None, counts[:, 0, 0], cleaned[:, 0], scenes, miou, tried)
 
 
 def describe_step(found: dict[str, Any]) -> str:
     """One line on what a search found: on or off, and the held-out gain."""
-    if np.isnan(found["half_gains"]).any():
-        return f"{found['step']}: off; mIoU {found['miou_before']:.4f}, a half of the images has nothing to test a choice on"
-    first, second = (f"{100 * gain:+.2f}" for gain in found["half_gains"])
+    if np.isnan(found["low"]):
+        return f"{found['step']}: off; mIoU {found['before']:.4f}, one scene has nothing to test a choice on"
+    points, low, high = (found[name] for name in ("points", "low", "high"))
     return (
-        f"{found['step']}: {'on' if found['on'] else 'off'}; mIoU {found['miou_before']:.4f} becomes"
-        f" {found['miou_held_out']:.4f} on images it was not chosen on (halves {first} and {second} points),"
-        f" {found['miou_chosen']:.4f} on those it was"
+        f"{found['step']}: {'on' if found['on'] else 'off'}; mIoU {found['before']:.4f} becomes"
+        f" {found['after']:.4f} on images it was not chosen on ({points:+.2f} points, {low:+.2f} to {high:+.2f} over"
+        f" other scenes), {found['miou_chosen']:.4f} on those it was"
     )
 
 
@@ -188,40 +192,39 @@ def compare_objects(
     data: CocoData,
     image_ids: Sequence[int],
     masks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    resamples: int = 1000,
+    scenes: Sequence[int],
 ) -> pd.DataFrame:
     """Recall of the annotated objects by size, before and after post-processing: whether it erases the small ones.
 
     Parameters
     ----------
     image_ids, masks : the images, and (truth, pred before, pred after) of each, (S, S) uint8, taken one at a time.
-    resamples : of the images, for the intervals of the mean recall.
+    scenes : of each image, see `find_scenes`.
 
     Returns
     -------
     One row per size: the columns of `summarise_objects` for both, ending in _before and _after.
     """
     tables = {"_before": [], "_after": []}
-    for image_id, (truth, *preds) in zip(image_ids, masks, strict=True):
+    for image_id, (truth, *preds), scene in zip(image_ids, masks, scenes, strict=True):
         for kept, pred in zip(tables.values(), preds, strict=True):
-            kept.append(measure_objects(data, [image_id], [(truth, pred)]))
+            kept.append(measure_objects(data, [image_id], [(truth, pred)]).assign(scene=scene))
     parts = [
-        summarise_objects(pd.concat([table for table in kept if len(table)] or kept), "bin", resamples).add_suffix(name)
+        summarise_objects(pd.concat([table for table in kept if len(table)] or kept), "bin").add_suffix(name)
         for name, kept in tables.items()
     ]
     return pd.concat(parts, axis=1)
 
 
 def _judge(
-    step: str, chosen: dict | list | None, before: np.ndarray, held_out: np.ndarray, miou_chosen: float, tried: list
-) -> dict[str, Any]:
-    """before, held_out: (2, C, C), a matrix per half."""
-    gains = [mean_iou(after) - mean_iou(without) for after, without in zip(held_out, before, strict=True)]
-    miou_before, miou_held_out = mean_iou(before.sum(0)), mean_iou(held_out.sum(0))
-    on = chosen is not None and all(gain > 0 for gain in [*gains, miou_held_out - miou_before])
+    step: str, chosen: dict | list | None, before: np.ndarray, held_out: np.ndarray, scenes: np.ndarray,
+    miou_chosen: float, tried: list,
+) -> dict[str, Any]:  # fmt: skip
+    """before, held_out: (images, C, C)."""
+    measured = measure_gain(before, held_out, scenes)
+    on = chosen is not None and measured["low"] > 0
     return {
-        "step": step, "on": on, "chosen": chosen, "miou_before": miou_before, "miou_held_out": miou_held_out,
-        "miou_chosen": miou_chosen, "half_gains": gains, "tried": tried,
+        "step": step, "on": on, "chosen": chosen, **measured, "miou_chosen": miou_chosen, "tried": tried, "held_out": held_out
     }  # fmt: skip
 
 
@@ -230,9 +233,10 @@ def _require_images(where: str, count: int) -> None:
         raise InputError(f"{where}: required at least one image, got none; check what was predicted")
 
 
-def _halve(counts: np.ndarray) -> np.ndarray:
-    """(images, ...) -> (2, ...): the sums of the first and of the second half."""
-    return np.stack([counts[: len(counts) // 2].sum(0), counts[len(counts) // 2 :].sum(0)])
+def _halve(count: int, scenes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(images,) int scenes from 0, and whether each is in the second half of them."""
+    scenes = np.arange(count) if scenes is None else np.unique(scenes, return_inverse=True)[1]
+    return scenes, scenes >= (scenes.max() + 1) // 2
 
 
 def _count_each_class(truth: np.ndarray, pred: np.ndarray, sizes: Sequence[int], num_classes: int) -> np.ndarray:

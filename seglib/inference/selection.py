@@ -10,10 +10,10 @@ import pandas as pd
 from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError, unknown_name
-from seglib.evaluation.compare import bootstrap_difference
+from seglib.evaluation.compare import compare_images
 from seglib.evaluation.metrics import image_miou, iou_per_class, mean_iou, pixel_accuracy, pooled_miou
 from seglib.inference.stores import Store, argmax_planes, require_alike
-from seglib.inference.votes import count_mask, map_images, read_mask, require_truth, score_weighted
+from seglib.inference.votes import count_mask, find_scenes_of, map_images, read_mask, require_truth, score_weighted
 
 DISPUTED_SHARE = 0.8  # of the pixels that an image may give
 PIXELS_AT_ONCE = 4096  # of all members and classes in whole numbers: what a processor's cache holds
@@ -159,9 +159,8 @@ SEARCHES: dict[str, Callable[..., np.ndarray]] = {"best": find_best, "greedy": f
 
 
 def judge_searches(
-    stores: Sequence[Store], truth: Subset, survey: Survey, searches: Sequence[str] = ("best", "greedy"),
-    *, seed: int = 0, resamples: int = 1000,
-) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:  # fmt: skip
+    stores: Sequence[Store], truth: Subset, survey: Survey, searches: Sequence[str] = ("best", "greedy")
+) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """Search weights, and judge each search by cross-validation over the survey's folds, beside the plain mean.
 
     One image alone cannot be judged: what is of images not seen is NaN then. The mean costs one pass over all pixels,
@@ -172,14 +171,13 @@ def judge_searches(
     survey : of the same stores and images.
     searches : names of `SEARCHES`. "best" is the best member alone, chosen as the others are: a mean with members that are
         much weaker may be worse than it.
-    resamples : draws of the images for the interval, which is one comparison's: of several searches the best is
-        flattered a little.
 
     Returns
     -------
     table : one row per way to weigh, the plain mean first: weights (its name), searched (pooled mIoU of weights that saw
         all images), held_out (of weights that did not see the image that they are scored on), gain of held_out over the
-        plain mean, low, high (95 % over images). All are exact, on all pixels.
+        plain mean, low, high (95 % over other scenes, of one comparison: of several searches the best is flattered a
+        little). All are exact, on all pixels.
     weights : (M,) by name, of the search on all images.
     """
     for name in searches:
@@ -190,12 +188,12 @@ def judge_searches(
     for given in weights.values():
         if given.tobytes() not in scored:
             scored[given.tobytes()] = score_weighted(stores, truth, given)
-    mean, rows = scored[weights[MEAN].tobytes()], []
+    mean, scenes, rows = scored[weights[MEAN].tobytes()], find_scenes_of(truth)[0], []
     for name, given in weights.items():
         judged = [pooled_miou(mean), 0.0, 0.0, 0.0] if name == MEAN else [np.nan] * 4
         if name != MEAN and len(truth) > 1:
             held_out = _cross_validate(SEARCHES[name], stores, truth, survey, scored)
-            judged = [pooled_miou(held_out), *bootstrap_difference(held_out, mean, resamples, seed)]
+            judged = [pooled_miou(held_out), *compare_images(held_out, mean, scenes)]
         rows.append([name, pooled_miou(scored[given.tobytes()]), *judged])
     return pd.DataFrame(rows, columns=["weights", "searched", "held_out", "gain", "low", "high"]), weights
 
@@ -232,24 +230,17 @@ def recommend_weights(table: pd.DataFrame) -> tuple[str, str]:
 
 
 def deal_images(truth: Subset, folds: int, seed: int) -> np.ndarray:
-    """(N,) fold of each image, 0 to folds - 1; images of one group are in one fold, and fewer groups make fewer folds.
+    """(N,) fold of each image, 0 to folds - 1; a scene is in one fold, and fewer scenes make fewer folds.
 
-    Images of one group alone, as of one video, are dealt one by one, which is printed: what is held out is like what is
-    not, so that a search looks better than it is. One image is all in fold 0.
+    What the scenes are is printed, see `find_scenes`: what is held out of one video is like what is not, so that a search
+    looks better than it is. One image is all in fold 0.
     """
     if folds < 2:
         raise InputError(f"folds: required 2 or more, got {folds}")
-    groups = truth.data.images["group"].iloc[truth.indices].tolist()
-    named = [place if group in (None, "") or group != group else f"group {group}" for place, group in enumerate(groups)]
-    if len(set(named)) == 1 and len(named) > 1:
-        print(
-            f"all {len(named)} images are of one group: they are dealt one by one, so that gains held out are flattered"
-        )
-        named = range(len(named))
-    units = {unit: number for number, unit in enumerate(dict.fromkeys(named))}
-    folds = min(folds, len(units))
-    fold_of_unit = np.random.default_rng(seed).permutation(np.arange(len(units)) % folds)
-    return fold_of_unit[[units[unit] for unit in named]]
+    scenes, how = find_scenes_of(truth)
+    print(f"what holds for other images is judged on {how}")
+    units = scenes.max() + 1
+    return np.random.default_rng(seed).permutation(np.arange(units) % min(folds, units))[scenes]
 
 
 def trace_selection(survey: Survey, names: Sequence[str], draws: int = 0) -> pd.DataFrame:

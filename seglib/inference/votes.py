@@ -17,7 +17,8 @@ from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import resize_mask
 from seglib.errors import InputError, unknown_name
-from seglib.evaluation.metrics import confusion_per_image, pooled_miou
+from seglib.evaluation.compare import find_scenes
+from seglib.evaluation.metrics import confusion_per_image
 from seglib.inference.stores import Store, argmax_planes, require_alike
 
 MEANS = ("arithmetic", "geometric")
@@ -230,11 +231,10 @@ def require_truth(store: Store, truth: Subset) -> None:
         )
 
 
-def gains_in_both_halves(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether the pooled mIoU gains in the first and in the second half of the images, and in all; both (N, C, C)."""
-    half = len(before) // 2
-    parts = (slice(half), slice(half, None), slice(None))
-    return all(pooled_miou(after[part]) > pooled_miou(before[part]) for part in parts)
+def find_scenes_of(images: Subset) -> tuple[np.ndarray, str]:
+    """(N,) int and words: which images belong together, see `seglib.evaluation.compare.find_scenes`."""
+    table = images.data.images.iloc[images.indices]
+    return find_scenes(table["group"], table["file_name"])
 
 
 def tabulate_changes(truth: Subset, before: Iterable[np.ndarray], after: Iterable[np.ndarray]) -> pd.DataFrame:

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from seglib.data.coco import CocoData, load_coco
 from seglib.data.dataset import open_data
@@ -346,7 +346,7 @@ def test_a_hidden_object_has_no_recall_and_counts_nowhere():
     table = measure(data, truth, truth)
     assert np.isnan(table["recall"].iloc[0])
     assert not table["found"].iloc[0]
-    assert summarise_objects(table, "class_id", 100)["objects"].tolist() == [1]
+    assert summarise_objects(table.assign(scene=0), "class_id")["objects"].tolist() == [1]
 
 
 def test_crowds_are_no_objects():
@@ -393,19 +393,43 @@ def test_every_missed_pixel_of_real_masks_belongs_to_one_object(small_data):
 
 def test_intervals_hold_their_estimates_and_shrink_with_more_images():
     rng = np.random.default_rng(1)
-    table = pd.DataFrame({"image_id": np.arange(400) // 4, "recall": rng.random(400), "visible": 9, "missed": 1})
+    scenes = np.arange(400) // 4
+    table = pd.DataFrame({"image_id": scenes, "scene": scenes, "recall": rng.random(400), "visible": 9, "missed": 1})
     table = table.assign(found=table["recall"] > 0.4, bin=pd.Categorical(["≤ 8 px"] * 400, list(SIZE_BINS)))
-    many, few = (summarise_objects(part, "bin", 500).iloc[0] for part in (table, table.head(40)))
+    many, few = (summarise_objects(part, "bin").iloc[0] for part in (table, table.head(40)))
     for row in (many, few):
         assert row["found_low"] < row["found"] < row["found_high"]
         assert row["recall_low"] < row["recall"] < row["recall_high"]
     assert many["recall_high"] - many["recall_low"] < few["recall_high"] - few["recall_low"]
     error = table.groupby("image_id")["recall"].mean().std() / 10  # 100 images of 4 objects each
-    assert many["recall_high"] - many["recall_low"] == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert many["recall_high"] - many["recall_low"] == pytest.approx(2 * 1.984 * error, rel=0.01)
 
 
-def test_the_interval_of_a_share_is_wilsons():
-    table = pd.DataFrame({"image_id": range(10), "recall": 0.0, "visible": 9, "missed": 9, "found": False, "bin": "a"})
-    row = summarise_objects(table, "bin", 10).iloc[0]
-    assert row["found_low"] == pytest.approx(0, abs=1e-12)
-    assert row["found_high"] == pytest.approx(1.96**2 / (10 + 1.96**2), abs=1e-4)
+def objects_of(scenes, found):
+    table = pd.DataFrame({"scene": scenes, "recall": 0.0, "visible": 9, "missed": 9, "found": found})
+    return summarise_objects(table.assign(bin="a"), "bin").iloc[0]
+
+
+def test_the_interval_of_a_share_is_wilsons_with_as_many_objects_as_scenes_are_worth():
+    none = objects_of(range(10), False)
+    count = 10 * (1.96 / stats.t.isf(0.025, 9)) ** 2
+    assert none["found_low"] == pytest.approx(0, abs=1e-12)
+    assert none["found_high"] == pytest.approx(1.96**2 / (count + 1.96**2), abs=1e-4)
+    found = np.random.default_rng(0).random(2000) < 0.6
+    alone = objects_of(range(2000), found)
+    wilson = stats.binomtest(int(found.sum()), 2000).proportion_ci(0.95, method="wilson")
+    assert (alone["found_low"], alone["found_high"]) == pytest.approx((wilson.low, wilson.high), abs=2e-4)
+    alike = objects_of(np.repeat(range(100), 20), np.repeat(found[:100], 20))
+    hundred = objects_of(range(100), found[:100])
+    assert (alike["found_low"], alike["found_high"]) == pytest.approx(
+        (hundred["found_low"], hundred["found_high"]), abs=1e-3
+    )
+
+
+def test_the_interval_of_a_share_holds_the_truth_where_objects_of_a_scene_are_alike():
+    rng, held = np.random.default_rng(3), []
+    for _ in range(300):
+        found = rng.random((12, 10)) < rng.beta(2, 2, (12, 1))
+        row = objects_of(np.repeat(range(12), 10), found.ravel())
+        held.append(row["found_low"] < 0.5 < row["found_high"])
+    assert 0.9 < np.mean(held) < 0.99

@@ -85,10 +85,13 @@ def test_labels_name_the_most_doubtful_images():
 
 
 def test_a_difference_is_a_verdict_only_where_the_interval_excludes_zero():
-    assert "the choice of images alone explains it. Seeds." in findings.describe_difference(0.01, -0.01, 0.02, "Seeds.")
-    assert "more than the choice of images explains. Seeds." in findings.describe_difference(
-        0.01, 0.005, 0.02, "Seeds."
+    seen = findings.describe_difference(0.01, -0.01, 0.02, "5 scenes", "Seeds.")
+    assert seen.startswith(
+        "A minus B: **+0.0100** mIoU on these images. Would other images change who is ahead? it could,"
     )
+    assert seen.endswith("-0.0100 to +0.0200 over 5 scenes. Would other seeds? Seeds.")
+    assert "ahead? hardly, 95 % interval" in findings.describe_difference(0.01, 0.005, 0.02, "5 scenes", "Seeds.")
+    assert "not known, 1 scene say" in findings.describe_difference(0.01, np.nan, np.nan, "1 scene", "Seeds.")
 
 
 def random_batch(seed=0, images=3):

@@ -111,7 +111,7 @@ def test_it_is_analysed_combined_and_averaged_as_any_other(run_dir, two_runs, tm
     second = make_scored_run(tmp_path / "grid" / "second", small_data, 2, HandMade)
     for folder in (run_dir, second):
         keep(folder)
-    assert "confusion.npz exactly" in repr(ErrorAnalysis(run_dir, resamples=10))
+    assert "confusion.npz exactly" in repr(ErrorAnalysis(run_dir))
     other = shutil.copytree(two_runs[0], tmp_path / "grid" / "seed=1")
     team = open_ensemble([run_dir, other], device="cpu").predict(tmp_path / "masks")
     assert team.names == ["hand", "seed=1"] and 0 < team.miou < 1

@@ -29,7 +29,8 @@ CLASSES, COUNT, SIZE = ["Background", "Paper", "Metal"], 12, 16
 
 def make_truth(masks, groups=None):
     pixels = SimpleNamespace(image_ids=np.arange(len(masks)), image_size=SIZE, read=lambda index: (None, masks[index]))
-    images = pd.DataFrame({"group": groups or [None] * len(masks)})
+    names = [f"{chr(97 + number)}.jpg" for number in range(len(masks))]
+    images = pd.DataFrame({"group": groups or [None] * len(masks), "file_name": names})
     data = SimpleNamespace(class_names=tuple(CLASSES), images=images, json_path=SimpleNamespace(name="val.json"))
     return Subset(data, pixels, np.arange(len(masks)))
 
@@ -138,7 +139,7 @@ def test_a_search_beats_the_mean_where_a_member_is_worse_than_chance(scene, name
 
 def test_a_searchs_gain_is_judged_on_images_that_it_did_not_see(scene):
     stores, truth, survey = scene
-    judged, weights = judge_searches(stores, truth, survey, ("greedy", "best"), resamples=200)
+    judged, weights = judge_searches(stores, truth, survey, ("greedy", "best"))
     table, (recommended, text) = judged.set_index("weights"), recommend_weights(judged)
     assert table.index.tolist() == ["mean", "greedy", "best"]
     assert table.loc["greedy", "searched"] == pytest.approx(
@@ -156,7 +157,7 @@ def test_a_search_that_only_fits_its_images_is_not_recommended(scene):
     """Three copies of one member: no weighting changes anything."""
     stores, truth, _ = scene
     same = [stores[0]] * 3
-    table, _ = judge_searches(same, truth, survey_members(same, truth, folds=3), resamples=100)
+    table, _ = judge_searches(same, truth, survey_members(same, truth, folds=3))
     recommended, text = recommend_weights(table)
     assert recommended == "mean"
     assert "greedy: cross-validated gain +0.0000 mIoU [+0.0000, +0.0000]: not above 0 for certain" in text
@@ -177,7 +178,7 @@ def test_each_image_is_scored_with_the_weights_of_the_other_folds(scene, monkeyp
     stores, truth, survey = scene
     weights = {None: np.ones(4), 0: np.eye(4)[0], 1: np.eye(4)[3], 2: np.ones(4)}
     monkeypatch.setitem(SEARCHES, "greedy", lambda survey, held_out=None: weights[held_out] / weights[held_out].sum())
-    table, _ = judge_searches(stores, truth, survey, ("greedy",), resamples=10)
+    table, _ = judge_searches(stores, truth, survey, ("greedy",))
     expected = sum(
         score_weighted(stores, truth, weights[fold])[survey.fold_of_image == fold].sum(0) for fold in range(3)
     )
@@ -195,19 +196,19 @@ def test_images_of_a_group_are_in_one_fold():
         deal_images(make_truth(masks), 1, seed=0)
 
 
-def test_images_of_one_video_are_dealt_one_by_one_and_it_is_said(capsys):
-    masks = np.zeros((8, SIZE, SIZE), np.uint8)
-    folds = deal_images(make_truth(masks, ["a"] * 8), 4, seed=0)
-    assert np.bincount(folds).tolist() == [2, 2, 2, 2]
-    assert "all 8 images are of one group" in capsys.readouterr().out
-    np.testing.assert_array_equal(folds, deal_images(make_truth(masks), 4, seed=0))
+def test_one_video_is_dealt_by_stretches_and_it_is_said(capsys):
+    truth = make_truth(np.zeros((10, SIZE, SIZE), np.uint8), ["a"] * 10)
+    folds = deal_images(truth, 4, seed=0)
+    assert (folds[::2] == folds[1::2]).all() and set(folds) == {0, 1, 2, 3}
+    assert "judged on 5 stretches of neighbouring images, too alike" in capsys.readouterr().out
+    np.testing.assert_array_equal(folds, deal_images(truth, 4, seed=0))
 
 
 def test_one_image_has_weights_that_are_not_judged(scene):
     stores, truth, _ = scene
     stores, truth = [store.take([0]) for store in stores], Subset(truth.data, truth.pixels, truth.indices[:1])
     survey = survey_members(stores, truth)
-    table, weights = judge_searches(stores, truth, survey, ("greedy",), resamples=10)
+    table, weights = judge_searches(stores, truth, survey, ("greedy",))
     recommended, text = recommend_weights(table)
     assert (recommended, list(weights)) == ("mean", ["mean", "greedy"])
     assert text == "one image: nothing is left to judge a search on, so the plain mean is recommended, not judged"
@@ -251,5 +252,5 @@ def test_a_mean_is_counted_once_whoever_asks(scene, monkeypatch):
     survey = survey_members(stores, truth, folds=3)
     curve = trace_selection(survey, list("abcd"))
     monkeypatch.setattr(selection.Survey, "_count", None)  # another count would fail
-    judge_searches(stores, truth, survey, resamples=10)
+    judge_searches(stores, truth, survey)
     pd.testing.assert_frame_equal(trace_selection(survey, list("abcd")), curve)
