@@ -39,7 +39,6 @@ COLUMNS = [
 ]
 RUNNING = "?"  # exit code of a send that has not ended, or never said how
 MIN_HASH = 6  # hex digits that name a content
-MIN_SCORES = 3  # a rank correlation of two is always 1 or -1
 PER_DAY, UTC_OFFSET, SEND = "SEGLIB_SUBMISSIONS_PER_DAY", "SEGLIB_SUBMISSIONS_UTC_OFFSET", "SEGLIB_SEND"
 SEND_HELP = (
     'split as a shell does but run without one, such as \'curl --fail -H "Authorization: Bearer $TOKEN" '
@@ -284,14 +283,6 @@ def describe_day(utc_offset: float | None) -> str:
     return "since midnight here" if utc_offset is None else f"since midnight at UTC{utc_offset:+g}"
 
 
-def correlate_scores(rows: list[Entry]) -> tuple[float, int]:
-    """Spearman's rank correlation of val and leaderboard scores (NaN for fewer than three or all the same), and of how many."""
-    scores = pd.DataFrame([(row["val_score"], row["leaderboard_score"]) for row in rows], columns=["val", "board"])
-    scores = scores[(scores != "").all(axis=1)].astype(float)
-    correlation = scores.corr("spearman").iloc[0, 1] if len(scores) >= MIN_SCORES else math.nan
-    return float(correlation), len(scores)
-
-
 def _number(text: str) -> float:
     try:
         return float(text or "nan")
@@ -369,17 +360,19 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    """Print the ledger, how many are left today, and how val follows the leaderboard."""
+    """Print the ledger, how many are left today, and what the scores that came say of those that were expected."""
     rows = read_ledger(options.ledger)
     if rows:
-        header = ["hash", "file", "written", "runs", "sent", "val", "leaderboard", "difference"]
+        header = ["hash", "file", "written", "runs", "sent", "expected", "leaderboard", "difference"]
         width = shutil.get_terminal_size((120, 24)).columns
         print(align([header, *map(_describe_row, rows)], shrinking={1, 3}, left={0, 1, 2, 3, 4}, width=width))
     print(f"{len(rows)} submissions; {_describe_left(options)}")
-    correlation, count = correlate_scores(rows)
-    if count:
-        text = "three different scores are needed" if math.isnan(correlation) else f"{correlation:.3f}"
-        print(f"val score against leaderboard score, Spearman's rank correlation: {text} (n = {count})")
+    from seglib.evaluation.verdicts import describe_submissions  # scipy takes a second, and sending needs none
+
+    known = [row for row in rows if row["leaderboard_score"] or not list_sent(row)]  # others are on their way
+    scores = [(row["file"], _number(row["val_score"]), _number(row["leaderboard_score"])) for row in known]
+    for line in describe_submissions(pd.DataFrame(scores, columns=["name", "expected", "came"])):
+        print(line)
     return 0
 
 

@@ -208,3 +208,59 @@ def _count_more(row: tuple, alpha: float, worthwhile: float) -> float:
     visible = (stats.t.isf(alpha / 2, df) + stats.t.ppf(POWER, df)) * error
     enough = more[visible <= max(abs(row.difference), worthwhile)]
     return float(enough[0]) if len(enough) else math.nan
+
+
+def correlate_ranks(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's rank correlation and its 95 % interval, which needs 5 pairs; NaN where it cannot be told.
+
+    Of a perfect order the interval is that of the next to perfect one, up to 1: five pairs are in order by chance too.
+
+    Source: Bonett and Wright (2000), Psychometrika 65: the standard error of Fisher's z of rank correlations.
+    """
+    count = len(first)
+    if count < 5 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return math.nan, math.nan, math.nan
+    rho = float(stats.spearmanr(first, second).statistic)
+    next_to_perfect = 1 - 12 / (count * (count**2 - 1))
+    shown = min(max(rho, -next_to_perfect), next_to_perfect)
+    half = stats.norm.isf(ALPHA / 2) * math.sqrt((1 + shown**2 / 2) / (count - 3))
+    low, high = np.tanh([math.atanh(shown) - half, math.atanh(shown) + half]).tolist()
+    return rho, low if rho > -next_to_perfect else -1.0, high if rho < next_to_perfect else 1.0
+
+
+def describe_submissions(scores: pd.DataFrame) -> list[str]:
+    """What scores that came say of those that were expected: the gap, the next candidate, the ranking; a line each.
+
+    Parameters
+    ----------
+    scores : one row per submission: `name`, `expected` (validation's score), `came` (the leaderboard's), 0..1, NaN where
+        there is none.
+    """
+    both, waiting = (
+        scores.dropna(subset=["expected", "came"]),
+        scores[scores["came"].isna()].dropna(subset=["expected"]),
+    )
+    gaps, count = both["came"] - both["expected"], len(both)
+    if not count:
+        return []
+    mean, spread = gaps.mean(), gaps.std() if count > 1 else math.nan
+    reach = stats.t.isf(ALPHA / 2, count - 1) * spread if count > 1 else math.nan
+    half, known = reach / math.sqrt(count), count > 1
+    interval = f"95 % interval {mean - half:+.4f} to {mean + half:+.4f}" if known else "one score has no interval"
+    lines = [f"leaderboard minus expected: {mean:+.4f} on average, {interval} (n = {count})"]
+    if len(waiting):
+        best, candidate = scores["came"].max(), waiting.loc[waiting["expected"].idxmax()]
+        expected, half = candidate["expected"] + mean, reach * math.sqrt(1 + 1 / count)
+        gain = expected - best
+        word = "can't tell" if not known else "yes" if gain > half else "no" if gain <= 0 else "perhaps"
+        why = f"the gap alone moves a score by ±{half:.4f}" if known else "one score does not say how far the gap moves"
+        lines.append(
+            f"next, {candidate['name']}: {expected:.4f} expected on the leaderboard, {gain:+.4f} to the best so far; {why}."
+            f" Worth a submission? {word}"
+        )
+    rho, low, high = correlate_ranks(both["expected"].to_numpy(), both["came"].to_numpy())
+    rank = (
+        "cannot be told from fewer than 5 scores" if count < 5 else "cannot be told from scores that are all the same"
+    )
+    rank = rank if math.isnan(rho) else f"{rho:.3f}, 95 % interval {low:.2f} to {high:.2f}"
+    return [*lines, f"whether a better expected score ranks better (Spearman): {rank} (n = {count})"]

@@ -7,6 +7,8 @@ from seglib.evaluation.verdicts import (
     Noise,
     compare_conditions,
     correct_holm,
+    correlate_ranks,
+    describe_submissions,
     measure_noise,
     shrink_means,
     smallest_visible,
@@ -161,3 +163,46 @@ def test_a_gain_of_three_standard_deviations_is_seen_by_two_seeds_of_ten_conditi
         scores[1] += 0.02
         told += compare_conditions(scores, 0).loc[1, "verdict"] == "better"
     assert told / 150 > 0.5  # 65 %; a t test of its own two pairs sees 4 %
+
+
+def test_the_rank_correlation_is_scipy_s_with_an_interval_and_needs_five():
+    first, second = np.random.default_rng(0).random((2, 9)).round(1)
+    rho, low, high = correlate_ranks(first, second)
+    assert rho == pytest.approx(stats.spearmanr(first, second).statistic) and -1 < low < rho < high < 1
+    for pairs in ([], [1, 2, 3], [1, 2, 3, 4], [5, 5, 5, 5, 5]):
+        assert np.isnan(correlate_ranks(np.array(pairs), np.arange(len(pairs)))).all()
+    rho, low, high = correlate_ranks(np.arange(5), np.arange(5))
+    assert rho == pytest.approx(1) and high == 1 and low < 0
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.6, 0.9])
+def test_the_interval_of_a_rank_correlation_holds_the_truth(correlation):
+    rng, held = np.random.default_rng(1), []
+    for _ in range(300):
+        first, noise = rng.normal(size=(2, 8))
+        _, low, high = correlate_ranks(first, correlation * first + (1 - correlation**2) ** 0.5 * noise)
+        held.append(low <= 6 / np.pi * np.arcsin(correlation / 2) <= high)
+    assert np.mean(held) > 0.92
+
+
+def describe(expected, came, waiting=()):
+    names = [f"{number}.csv" for number in range(len(expected) + len(waiting))]
+    came = [*came, *([np.nan] * len(waiting))]
+    return describe_submissions(pd.DataFrame({"name": names, "expected": [*expected, *waiting], "came": came}))
+
+
+def test_scores_that_came_say_what_the_next_is_worth():
+    expected, came = [0.50, 0.51, 0.52, 0.53], [0.541, 0.549, 0.561, 0.569]
+    gap, rank = describe(expected, came)
+    assert gap == "leaderboard minus expected: +0.0400 on average, 95 % interval +0.0382 to +0.0418 (n = 4)"
+    assert rank.endswith("cannot be told from fewer than 5 scores (n = 4)")
+    words = [describe(expected, came, [score])[1].rpartition("? ")[2] for score in (0.54, 0.531, 0.52)]
+    assert words == ["yes", "perhaps", "no"]
+    assert describe(expected, came, [0.54, 0.2])[1].startswith(
+        "next, 4.csv: 0.5800 expected on the leaderboard, +0.0110 to"
+    )
+    assert describe([0.5], [0.54], [0.6])[1].endswith("Worth a submission? can't tell")
+    assert describe([0.5], [np.nan]) == describe([], []) == []
+    assert describe([*expected, 0.54], [*came, 0.58])[1].endswith(
+        "(Spearman): 1.000, 95 % interval -0.17 to 1.00 (n = 5)"
+    )
