@@ -34,6 +34,7 @@ class _DeclareTorchvisionOperators(importlib.abc.MetaPathFinder):
 _PUBLIC = {
     "DataAnalysis": "seglib.data.analysis",
     "ErrorAnalysis": "seglib.inference.analysis",
+    "GridComparison": "seglib.inference.comparison",
     "MaskViewer": "seglib.viz.viewer",
     "Trainer": "seglib.training.trainer",
     "add_submission": "seglib.ledger",

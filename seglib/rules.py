@@ -42,7 +42,7 @@ _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
     "float": {
         "lr": Annotated[Number, Field(gt=0, le=10)], "encoder_lr": _number(0, 10), "weight_decay": _number(0, 1),
         "warmup_epochs": _number(), "clip_norm": _number(), "checkpoint_minutes": _number(),
-        "specialist_weight": _number(), "specialist_confidence": BelowOne, "pseudo_precision": _number(0, 1),
+        "worthwhile": _number(0, 1), "specialist_weight": _number(), "specialist_confidence": BelowOne, "pseudo_precision": _number(0, 1),
     },
     "str": {
         "data_dir": Text, "train_json": Annotated[Text, Field(min_length=1)], "val_json": Text, "split": Text,
@@ -255,7 +255,7 @@ _CHECKS: list[tuple[list[str], Callable]] = [
 
 _PATHS = {  # parameter -> the words that are no paths
     "data_dir": ("synthetic",), "encoder_weights": ("imagenet",), "init_from": (), "continue_from": (),
-    "compare_with": (), "sample_submission": (), "grid_dir": (), "parts": (), "members": (),
+    "compare_with": (), "more_grids": (), "sample_submission": (), "grid_dir": (), "parts": (), "members": (),
 }  # fmt: skip
 _IN_DATA_DIR = ("train_json", "val_json", "test_json")
 _NAMES_RESULTS = re.compile(r"(^|_)(run|out|outputs?|results?|save|logs?|cache)(_|$)")

@@ -55,7 +55,8 @@ class Condition:
     `scores` are (block, miou) of the runs with a score, a block being the seed, the fold, or both; `runs` counts all.
     `std` is the sample's, None for n < 2. `difference` is the mean of the shared blocks' differences, or the difference of
     means; [`low`, `high`] the interval that its verdict goes by; `p_holm` the corrected p; `shrunk` what the mean is
-    expected to be once the luck of the best is taken out; `hint` says what would make a verdict possible.
+    expected to be once the luck of the best is taken out; `hint` says what would make a verdict possible: `more` blocks.
+    `baseline` is the label of what it is compared with; `scored` the runs of `scores`.
     """
 
     label: str
@@ -75,6 +76,9 @@ class Condition:
     paired: bool = False
     verdict: str = ""
     hint: str = ""
+    more: int | None = None
+    baseline: str = ""
+    scored: tuple[RunResult, ...] = ()
 
     @property
     def n(self) -> int:
@@ -197,6 +201,7 @@ def _gather(members: Sequence[RunResult], compared: Sequence[str], blocks: Seque
         mean=fmean(miou) if miou else None,
         std=stdev(miou) if len(miou) > 1 else None,
         best_run=max(members, key=lambda row: -math.inf if row.miou is None else row.miou).run if miou else "",
+        scored=tuple(row for row in members if row.miou is not None),
     )
 
 
@@ -267,16 +272,14 @@ def _word(
         name: None if math.isnan(value) else float(value) for name, value in row[["difference", "df", "p_holm"]].items()
     }
     low, high = (None if math.isnan(row[name]) else float(row[name]) for name in ("family_low", "family_high"))
-    hint = ""
+    hint, more = "", None if math.isnan(row["more_blocks"]) else int(row["more_blocks"])
     if low is None:
         hint = "noise unknown" if min(item.n, conditions[reference].n) < 2 else f"no spread over {blocks}"
-    elif not math.isnan(row["more_blocks"]):
-        hint = (
-            f"{_count(int(row['more_blocks']), 'more ' + (blocks[:-1] if blocks in ('seeds', 'folds') else 'block'))}"
-        )
+    elif more:
+        hint = _count(more, f"more {blocks[:-1] if blocks in ('seeds', 'folds') else 'block'}")
     return replace(
         item, baseline_mean=conditions[reference].mean, low=low, high=high, paired=bool(row["paired"]),
-        verdict=row["verdict"], hint=hint, **numbers,
+        verdict=row["verdict"], hint=hint, more=more, baseline=conditions[reference].label, **numbers,
     )  # fmt: skip
 
 
