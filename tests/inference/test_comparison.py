@@ -126,7 +126,13 @@ def test_classes_are_corrected_all_together(tmp_path):
     assert table.groupby("condition")["class"].apply(list).tolist() == [CLASSES, CLASSES]
     raw = [
         compare_conditions(
-            pd.DataFrame({item.label: [run.iou[name] for run in item.scored] for item in grids.conditions}), "0.1"
+            pd.DataFrame(
+                {
+                    item.label: pd.Series({run.params["seed"]: run.iou[name] for run in item.scored})
+                    for item in grids.conditions
+                }
+            ),
+            "0.1",
         )["p"]
         for name in CLASSES
     ]
