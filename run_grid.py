@@ -15,7 +15,7 @@ from pathlib import Path
 from seglib.errors import InputError
 from seglib.files import outputs_dir
 from seglib.runs.engine import StatusLine, keep_finished, repeat_run, run_grid, write_results
-from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, load_grid
+from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid
 from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.record import only_runner
 
@@ -79,6 +79,8 @@ def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
         rest = f", ... ({len(values)} values)" if len(values) > 12 else ""
         print(f"{name}: {', '.join(values[:12])}{rest}")
     print(describe_plan(grid, len(chosen), len(reasons)))
+    if outlook := foresee_verdicts(grid):
+        print(outlook)
 
 
 def describe_plan(grid: Grid, chosen: int, waiting: int) -> str:

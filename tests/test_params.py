@@ -1,6 +1,7 @@
 """Every shipped grid passes the checks that come before a run."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,10 +9,12 @@ import pytest
 
 from seglib.data.augment import PRESETS
 from seglib.data.splits import SPLITS
+from seglib.evaluation.verdicts import Noise
 from seglib.files import PROJECT
 from seglib.models import ARCHITECTURES
 from seglib.parts import find_parts
 from seglib.runs.check import ask_builders
+from seglib.runs.conditions import foresee
 from seglib.runs.grid import load_grid
 
 GRIDS = sorted((PROJECT / "params").glob("*.yaml"))
@@ -33,6 +36,24 @@ def test_every_run_of_a_shipped_grid_can_have_three_seeds(path, tmp_path):
         for run in grid.runs
     }
     assert len(grid.runs) == 3 * len(conditions)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in GRIDS if "baseline:" in path.read_text()], ids=lambda path: path.stem
+)
+def test_a_sweep_compares_one_factor_with_enough_seeds_and_says_what_it_can_see(path, tmp_path):
+    grid = load_grid(path, tmp_path, {})
+    assert grid.file.one_factor
+    said = re.search(r"differences from ([\d.]+) at a seed SD of 0.006, ([\d.]+) at 0.014", path.read_text())
+    parameters = [run.parameters for run in grid.runs]
+    for number, sd in zip(said.groups(), (0.006, 0.014), strict=True):
+        line = foresee(parameters, grid.varied, grid.file.baseline, lambda sd=sd: (Noise(sd**2, 1e-9), 1))
+        assert f"differences from {number} at 80 % power" in line
+
+
+def test_every_sweep_has_a_baseline():
+    without = {"camvid_seeds", "kfold", "pseudo_label", "seed_ensemble", "specialist", "submission"}  # compare nothing
+    assert {path.stem for path in GRIDS if "baseline:" not in path.read_text()} == without
 
 
 def test_quickstart_is_two_losses_by_two_seeds_on_the_embedded_data(tmp_path):

@@ -5,6 +5,7 @@ this module run as a program, and their answers are remembered.
 """
 
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from seglib.files import PROJECT, cache_dir, hash_file, hash_text, write_json
 from seglib.parameters import Schema, read_defaults, read_schema
 from seglib.parts import find_parts, hash_parts, load_parts, read_choice
 from seglib.rules import check_parameters
+from seglib.runs.conditions import ELSEWHERE, identify
 from seglib.runs.grid_file import GridFile, Step, shorten
 from seglib.runs.keys import find_notebook
 
@@ -223,7 +225,7 @@ def find_grid_problems(file: GridFile, parameters: Sequence[Mapping[str, Any]], 
         if identity in seen:
             problems.append(f"{file.path}: the same run stands twice, as {seen[identity]} and {name}; take one out")
         seen[identity] = name
-    problems += _find_baseline_problems(file, parameters)
+    problems += _find_baseline_problems(file, parameters) or _find_factor_problems(file, parameters, names)
     for step in file.then:
         problems += [f"{file.path}: `then`: {problem}" for problem in _find_step_problems(file, step, parameters)]
     return problems
@@ -237,6 +239,50 @@ def _find_baseline_problems(file: GridFile, parameters: Sequence[Mapping]) -> li
         shown = ", ".join(f"{name}={shorten(value)}" for name, value in file.baseline.items())
         return [f"{file.path}: `baseline` must be the values of a run, got {shown}, which no run has"]
     return []
+
+
+def _find_factor_problems(file: GridFile, parameters: Sequence[Mapping], names: Sequence[str]) -> list[str]:
+    """With `one_factor`: conditions that differ from each baseline run in more than one factor, in one line."""
+    for name in itertools.chain(*file.factors):
+        if name not in parameters[0]:
+            return [f"{file.path}: `factors`: {unknown_name('parameter', name, parameters[0])}"]
+    if file.one_factor and not file.baseline:
+        return [f"{file.path}: `one_factor` must have a `baseline`, from which each condition differs; name one"]
+    if not file.one_factor:
+        return []
+    conditions = _list_conditions(parameters, names)
+    baselines = [values for values in conditions.values() if _has(values, file.baseline)]
+    found = {}
+    for name, values in conditions.items():
+        different = min(([each for each in values if values[each] != base[each]] for base in baselines), key=len)
+        if len(different) > 1 and not any({*different} <= {*coupled} for coupled in file.factors):
+            found[name] = f"{name} ({' and '.join(different)})"
+    if not found:
+        return []
+    shown = "; ".join([*found.values()][:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+    return [
+        f"{file.path}: `one_factor` must have conditions that differ from the baseline in one factor, got {shown}; take them"
+        " out, or name what is meant to go together in `factors`: [[A, B]]"
+    ]
+
+
+def _list_conditions(parameters: Sequence[Mapping], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Name of a condition's first run -> its values, as texts, of the parameters in which conditions differ."""
+    first_values, left_out = parameters[0], {*ELSEWHERE} - {"data_dir"}
+    varied = [
+        name
+        for name, value in first_values.items()
+        if name not in left_out and any(values.get(name) != value for values in parameters)
+    ]
+    rows = [{name: identify(values.get(name)) for name in varied} for values in parameters]
+    first: dict[str, tuple[str, dict]] = {}
+    for name, row in zip(names, rows, strict=True):
+        first.setdefault(json.dumps(row), (name, row))
+    return dict(first.values())
+
+
+def _has(texts: Mapping[str, str], wanted: Mapping[str, Any]) -> bool:
+    return all(texts.get(name, identify(value)) == identify(value) for name, value in wanted.items())
 
 
 def _find_step_problems(file: GridFile, step: Step, parameters: Sequence[Mapping[str, Any]]) -> list[str]:

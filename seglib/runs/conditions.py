@@ -169,7 +169,7 @@ def summarise_conditions(
     earlier : gives the noise of earlier grids, see `find_earlier_noise`; asked where this grid's has under 5 degrees of
         freedom.
     """
-    compared, blocks = [name for name in varied if name not in BLOCKS], [name for name in BLOCKS if name in varied]
+    compared, blocks = _divide(varied)
     groups: dict[str, list[RunResult]] = {}
     for row in rows:
         if row.params:
@@ -181,6 +181,11 @@ def summarise_conditions(
     if sum(item.n > 0 for item in conditions.values()) == 0:
         return Comparison(tuple(conditions.values()), words, worthwhile=worthwhile)
     return _judge(conditions, references, Comparison(blocks=words, worthwhile=worthwhile), earlier)
+
+
+def _divide(varied: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What conditions differ in, and what the runs of one do."""
+    return [name for name in varied if name not in BLOCKS], [name for name in BLOCKS if name in varied]
 
 
 def _gather(members: Sequence[RunResult], compared: Sequence[str], blocks: Sequence[str]) -> Condition:
@@ -288,23 +293,85 @@ def find_earlier_noise(outputs: str | Path, grid_dir: str | Path, rows: Iterable
 
     None where there is none, or where the grid has no run that ended well.
     """
-    alike = next((_describe_task(record) for record in _read_ok(Path(grid_dir), [row.run for row in rows])), None)
-    if alike is None or None in alike:
-        return None
-    from seglib.evaluation.verdicts import Noise, measure_noise
+    finished = _read_ok(Path(grid_dir), [row.run for row in rows])
+    task = next((describe_task(record["params"], record.get("data_hash")) for record in finished), None)
+    return measure_earlier_noise(outputs, task, besides=Path(grid_dir))[0] if task else None
 
-    noise = Noise()
-    for folder in sorted(path for path in Path(outputs).glob("*") if path.is_dir() and path != Path(grid_dir)):
-        groups = _group_records(
-            (record for record in _read_all(folder) if _describe_task(record) == alike), within_split=True
-        )
+
+def measure_earlier_noise(outputs: str | Path, task: tuple, besides: Path | None = None) -> "tuple[Noise | None, int]":
+    """The noise between seeds and folds in the grids of `outputs` on a task (see `describe_task`); how many lent.
+
+    None where nothing is known; pandas is imported only where there is something to measure.
+    """
+    noise, grids = None, 0
+    for folder in sorted(path for path in Path(outputs).glob("*") if path.is_dir() and path != besides):
+        records = (each for each in _read_all(folder) if describe_task(each["params"], each.get("data_hash")) == task)
         several = {
             key: Condition(key, {}, len(scores), tuple(scores.items()), None, None)
-            for key, scores in groups.items()
-            if len(scores) > 1
+            for key, scores in _group_records(records, within_split=True).items()
+            if len(scores) > 1 and None not in task
         }
-        noise = noise.pool(measure_noise(_tabulate(several))) if several else noise
-    return noise if noise.df else None
+        if several:
+            from seglib.evaluation.verdicts import measure_noise
+
+            found = measure_noise(_tabulate(several))
+            noise, grids = noise.pool(found) if noise else found, grids + 1
+    return (noise, grids) if noise and noise.df else (None, 0)
+
+
+def describe_task(params: Mapping[str, Any], data_hash: str | None) -> tuple:
+    """What runs must share so that the noise of one says something of another's; None where it is not known."""
+    data = "synthetic" if params.get("data_dir") == "synthetic" else data_hash
+    return data, params.get("epochs"), params.get("image_size"), bool(params.get("debug"))
+
+
+def foresee(
+    parameters: Sequence[Mapping[str, Any]],
+    varied: Sequence[str],
+    baseline: Mapping[str, object],
+    earlier: "Callable[[], tuple[Noise | None, int]]",
+) -> str:
+    """One line for a planned grid: which differences it will be able to see; "" where it has one condition.
+
+    Parameters
+    ----------
+    parameters : of each run.
+    earlier : gives the noise that is known already, see `measure_earlier_noise`.
+    """
+    compared, blocks = _divide(varied)
+    places = [{name: values.get(name) for name in compared} for values in parameters]
+    counts = Counter(map(identify, places))
+    wanted = {name: value for name, value in baseline.items() if name in compared}
+    references = {identify(place | wanted) for place in places} & counts.keys()
+    others = [count for key, count in counts.items() if key not in references]
+    if len(counts) < 2:
+        return ""
+    usual, word = median_low(others or counts.values()), "block" if len(blocks) > 1 else (blocks or ["seed"])[0]
+    plan = f"{_count(usual, word.replace('_', ' '))} x {len(counts)} conditions"
+    if not wanted or not references:
+        return f"{plan}: no verdict will be possible without a `baseline`; name one"
+    noise, grids = earlier()
+    if noise is None and max(counts.values()) == 1:
+        return f"{plan}: no verdict will be possible, the noise is not known; two seeds of each would make it known"
+    if noise is None:
+        return f"{plan}: what they will see is not known; two seeds on this data, epochs and image size make it known"
+    from seglib.evaluation.verdicts import Noise, smallest_visible
+
+    df = _foresee_df(counts, usual, min(counts[key] for key in references), noise.df)
+    visible = smallest_visible(Noise(noise.variance, df), usual, len(others))
+    known = f"noise of {_count(grids, 'earlier grid')}, {noise.df:.0f} df"
+    return f"{plan}: differences from {visible:.3f} at 80 % power ({known})"
+
+
+def _foresee_df(counts: Mapping[str, int], usual: int, least: int, earlier: float = 0) -> float:
+    """Degrees of freedom of a usual comparison when all runs have a score, as `compare_conditions` counts them."""
+    cells = sum(counts.values())
+    if min(usual, least) > (2 if len(counts) == 2 else 1):  # paired
+        own, grid = usual - 1, cells - max(counts.values()) - len(counts) + 1
+    else:
+        own, grid = usual + least - 2, cells - len(counts)
+    df = own + min(6, max(0, grid - own))
+    return df if df >= ENOUGH else df + min(6, earlier)
 
 
 def compare_over_seeds(run_dir: str | Path, other_dir: str | Path) -> str:
@@ -362,11 +429,6 @@ def _read_ok(folder: Path, runs: Iterable[str]) -> Iterable[dict[str, Any]]:
         whole = record.get("status") == "ok" and isinstance(params, dict) and isinstance(metrics, dict)
         if whole and isinstance(metrics.get("miou"), float) and math.isfinite(metrics["miou"]):
             yield record
-
-
-def _describe_task(record: Mapping[str, Any]) -> tuple:
-    params = record["params"]
-    return (record.get("data_hash"), params.get("epochs"), params.get("image_size"))
 
 
 def identify(value: object) -> str:

@@ -15,6 +15,7 @@ from seglib.files import fingerprint_data, hash_files
 from seglib.parameters import read_schema
 from seglib.rules import check_parameters, resolve_paths
 from seglib.runs.check import compose_values, find_data_dirs, find_grid_problems, find_run_problems, is_further_run
+from seglib.runs.conditions import describe_task, foresee, measure_earlier_noise
 from seglib.runs.grid_file import GRID_DIR, GridFile, Step, name_runs, read_grid_file
 from seglib.runs.keys import compute_keys, explain_run, find_notebook, hash_code, hash_values, is_finished
 from seglib.runs.record import read_record
@@ -81,7 +82,7 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     schema = read_schema(notebook)
     if debug and "debug" not in schema:
         raise InputError(f"--debug: {notebook} must have a parameter `debug`, which makes its runs short")
-    file = _resolve_paths(_override(file, overrides))
+    file = _resolve_paths(_override(file, ({"seed": file.seeds} if file.seeds else {}) | overrides))
     varied = _combine(file)
     defaults = resolve_paths({name: each.default for name, each in schema.items()}, notebook.parent)
     base = defaults | file.fixed | ({"debug": True} if debug else {})
@@ -128,7 +129,8 @@ def _override(file: GridFile, overrides: Mapping[str, Any]) -> GridFile:
         for name, value in file.baseline.items()
         if name not in single and value in lists.get(name, [value])  # not what the command line took out of the grid
     }
-    return replace(file, fixed=fixed, axes=axes, listed=listed, baseline=baseline)
+    one_factor = file.one_factor and bool(baseline or not file.baseline)
+    return replace(file, fixed=fixed, axes=axes, listed=listed, baseline=baseline, one_factor=one_factor, seeds=[])
 
 
 def _resolve_paths(file: GridFile) -> GridFile:
@@ -188,6 +190,15 @@ def find_reasons(grid: Grid, chosen: list[Run], fresh: bool) -> dict[str, list[s
     """Why runs are to go, by name: those that are not done yet, and with --fresh all of them."""
     reasons = {run.name: explain_run(run.folder, grid.notebook, run.key) for run in chosen}
     return {name: words or ["fresh"] for name, words in reasons.items() if words or fresh}
+
+
+def foresee_verdicts(grid: Grid) -> str:
+    """One line: which differences the grid will be able to see, by the noise of what ran before on its task."""
+    wanted, runs = grid.file.baseline.items(), grid.runs
+    first = next((run for run in runs if wanted <= run.parameters.items()), runs[0])
+    task = describe_task(first.parameters, first.key["data"].get("data_dir"))
+    earlier = partial(measure_earlier_noise, grid.folder.parent, task)
+    return foresee([run.parameters for run in runs], grid.varied, grid.file.baseline, earlier)
 
 
 def find_neighbours(grid: Grid) -> dict[str, dict[str, Any]]:

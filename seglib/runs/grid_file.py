@@ -197,6 +197,9 @@ class GridFile:
     baseline: dict[str, Any]
     then: list[Step]
     worthwhile: float = 0.005
+    one_factor: bool = False
+    factors: list[list[str]] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
 
     def as_yaml(self) -> str:
         """The grid in the form of a grid file."""
@@ -204,13 +207,14 @@ class GridFile:
         spec = {"name": self.name, "notebook": self.notebook, "fixed": self.fixed, "grid": self.axes}
         spec |= {"runs": self.listed, "baseline": self.baseline, "then": then}
         spec |= {"worthwhile": self.worthwhile} if self.worthwhile != _WORTHWHILE else {}
+        spec |= {"one_factor": self.one_factor, "factors": self.factors}
         filled = {key: value for key, value in spec.items() if value}
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
 
-_EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "baseline": {}, "then": []}
+_EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "seeds": [], "baseline": {}, "factors": [], "then": []}
 _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
-_KEYS = ("notebook", "name", "worthwhile", *_EMPTY)
+_KEYS = ("notebook", "name", "worthwhile", "one_factor", *_EMPTY)
 _STEP_KEYS = ("notebook", "each", "fixed")
 _NAME = re.compile(r"[\w][\w.+,=@() -]{0,79}(?<! )")
 
@@ -240,6 +244,9 @@ def read_grid_file(path: str | Path) -> GridFile:
         listed=spec["runs"],
         baseline=spec["baseline"],
         worthwhile=float(spec.get("worthwhile", _WORTHWHILE)),
+        one_factor=spec.get("one_factor", False),
+        factors=spec["factors"],
+        seeds=spec["seeds"],
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 
@@ -269,6 +276,11 @@ def _find_problems(spec: Mapping) -> list[str]:
     worthwhile = spec.get("worthwhile", _WORTHWHILE)
     if not isinstance(worthwhile, int | float) or isinstance(worthwhile, bool) or not 0 <= worthwhile < 1:
         problems.append(f"`worthwhile` must be a difference of mIoU from 0 to below 1, got {_kind(worthwhile)}")
+    if not isinstance(one_factor := spec.get("one_factor", False), bool):
+        problems.append(f"`one_factor` must be true or false, got {_kind(one_factor)}")
+    problems += _find_seed_problems(spec)
+    if not _is_couplings(spec["factors"]):
+        problems.append(f"`factors` must be a list of lists of two or more parameters, got {_kind(spec['factors'])}")
     if not isinstance(spec["parts"], list) or not all(isinstance(name, str) for name in spec["parts"]):
         problems.append(f"`parts` must be a list of Python files, got {_kind(spec['parts'])}")
     for key in ("fixed", "grid", "baseline"):
@@ -285,6 +297,23 @@ def _find_problems(spec: Mapping) -> list[str]:
     for step in spec["then"] if isinstance(spec["then"], list) else ():
         problems += _find_step_problems(step) if isinstance(step, dict) else []
     return problems
+
+
+def _find_seed_problems(spec: Mapping) -> list[str]:
+    seeds = spec["seeds"]
+    if not isinstance(seeds, list) or any(type(seed) is not int for seed in seeds) or len({*seeds}) < len(seeds):
+        return [f"`seeds` must be a list of different whole numbers, got {_kind(seeds)}"]
+    runs = spec["runs"] if isinstance(spec["runs"], list) else []
+    named = any(isinstance(part, dict) and "seed" in part for part in (spec["fixed"], spec["grid"], *runs))
+    return ["`seeds` gives each run its seeds; take the parameter seed out"] if seeds and named else []
+
+
+def _is_couplings(value: object) -> bool:
+    """Whether it is a list of lists of names."""
+    lists = value if isinstance(value, list) else [None]
+    return all(
+        isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names) for names in lists
+    )
 
 
 def _find_mapping_problems(where: str, value: object) -> list[str]:

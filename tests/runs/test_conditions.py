@@ -7,8 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from seglib.evaluation.verdicts import compare_conditions, measure_noise, shrink_means
-from seglib.runs.conditions import compare_over_seeds, find_earlier_noise, summarise_conditions
+from seglib.evaluation.verdicts import Noise, compare_conditions, measure_noise, shrink_means, smallest_visible
+from seglib.runs.conditions import (
+    compare_over_seeds,
+    describe_task,
+    find_earlier_noise,
+    foresee,
+    measure_earlier_noise,
+    summarise_conditions,
+)
 from seglib.runs.leaderboard import collect_runs
 
 CE, FOCAL, DICE = {"cross_entropy": 1.0}, {"cross_entropy": 0.9, "focal": 0.1}, {"dice": 1}
@@ -157,6 +164,32 @@ def test_earlier_grids_on_the_same_task_lend_their_noise(tmp_path):
     )
     assert asked[0].earlier_df == 0
     assert find_earlier_noise(tmp_path, tmp_path / "longer", []) is None
+
+
+def test_a_plan_says_what_it_will_be_able_to_see(tmp_path):
+    def plan(*seeds, baseline={"loss": CE}, losses=SCORES):  # noqa: B006
+        runs = [{"loss": SCORES[name][0], "seed": seed} for name in losses for seed in seeds]
+        task = describe_task({"epochs": 3, "image_size": 64}, "d")
+        return foresee(runs, ["loss", "seed"], baseline, lambda: measure_earlier_noise(tmp_path, task))
+
+    assert plan(1, 2).endswith(
+        "2 seeds x 3 conditions: what they will see is not known; two seeds on this data, epochs and image size make it known"
+    )
+    assert "no verdict will be possible, the noise is not known; two seeds of each" in plan(1)
+    for name in ("a", "b"):
+        write_sweep(tmp_path / name, epochs=3, image_size=64)
+    write_sweep(tmp_path / "trial", epochs=3, image_size=64, debug=True)
+    noise, grids = measure_earlier_noise(tmp_path, ("d", 3, 64, False))
+    assert (noise.df, grids) == (8, 2)
+    size = smallest_visible(Noise(noise.variance, 2 + 2 + 6), 3, 2)  # own pairs, the rest of the grid, earlier ones
+    known = "at 80 % power (noise of 2 earlier grids, 8 df)"
+    assert plan(1, 2, 3) == f"3 seeds x 3 conditions: differences from {size:.3f} {known}"
+    size = smallest_visible(Noise(noise.variance, 6), 1, 2)
+    assert plan(1) == f"1 seed x 3 conditions: differences from {size:.3f} {known}"
+    assert (
+        plan(1, 2, baseline={}) == "2 seeds x 3 conditions: no verdict will be possible without a `baseline`; name one"
+    )
+    assert plan(1, 2, losses=["ce"]) == ""
 
 
 def test_more_seeds_that_would_tell_are_counted(tmp_path):

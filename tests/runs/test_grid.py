@@ -86,6 +86,61 @@ def test_a_baseline_that_the_command_line_takes_out_of_the_grid_is_let_go(load):
     assert load(text, weight=[0, 2]).file.baseline == {"weight": 0}
 
 
+def test_seeds_are_those_of_every_run_and_the_command_line_has_the_last_word(load):
+    text = "runs: [{weight: 0.5}, {weight: 1}]\nseeds: [1, 2]"
+    assert names(load(text)) == ["weight=0.5,seed=1", "weight=0.5,seed=2", "weight=1,seed=1", "weight=1,seed=2"]
+    assert (
+        names(load(text, seed=7)) == ["weight=0.5", "weight=1"] and load(text, seed=7).runs[0].parameters["seed"] == 7
+    )
+    assert names(load("seeds: [1, 2]")) == ["seed=1", "seed=2"]
+    assert names(load(text, seed=[3])) == ["weight=0.5,seed=3", "weight=1,seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seeds: [1, 1]", "`seeds` must be a list of different whole numbers, got a list"),
+        ("seeds: 3", "`seeds` must be a list of different whole numbers, got the number 3"),
+        ("seeds: [1]\ngrid: {seed: [1, 2]}", "`seeds` gives each run its seeds; take the parameter seed out"),
+        ("one_factor: yes please", "`one_factor` must be true or false, got the text 'yes please'"),
+        ("factors: [weight]", "`factors` must be a list of lists of two or more parameters, got a list"),
+        ("one_factor: true", "`one_factor` must have a `baseline`, from which each condition differs; name one"),
+        ("factors: [[weight, sead]]", "`factors`: unknown parameter 'sead'; did you mean 'seed'?"),
+    ],
+)
+def test_seeds_and_factors_are_checked(load, text, words):
+    with pytest.raises(InputError) as caught:
+        load(text)
+    assert words in str(caught.value)
+
+
+TWO = "runs: [{weight: 0}, {weight: 1, do: slow}, {weight: 1}, {weight: 1, do: slow, seed: 3}]\nbaseline: {weight: 0}\n"
+
+
+def test_one_factor_refuses_conditions_that_differ_in_two_and_names_them(load):
+    with pytest.raises(InputError) as caught:
+        load(TWO + "one_factor: true\nthen: [{notebook: none.ipynb}]")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2 and "there is no notebook" in lines[1]
+    assert lines[0].endswith(
+        "`one_factor` must have conditions that differ from the baseline in one factor, got weight=1,do=slow (do and weight);"
+        " take them out, or name what is meant to go together in `factors`: [[A, B]]"
+    )
+    assert len(load(TWO).runs) == len(load(TWO + "one_factor: true\nfactors: [[do, weight]]").runs) == 4
+
+
+def test_one_factor_goes_by_resolved_values_seeds_and_each_baseline(load):
+    same = (
+        "fixed: {do: slow}\nruns: [{weight: 0}, {weight: 0.0, seed: 3}, {weight: 1, do: slow}]\nbaseline: {weight: 0}\n"
+    )
+    assert len(load(same + "one_factor: true").runs) == 3
+    crossed = "grid: {weight: [0, 1], do: [ok, slow]}\nbaseline: {weight: 0}\none_factor: true"
+    assert len(load(crossed).runs) == 4  # within each `do`
+    with pytest.raises(InputError, match=r"got weight=1,do=slow \(do and weight\)"):
+        load(crossed.replace("{weight: 0}", "{weight: 0, do: ok}"))
+    assert not load(crossed, weight=1).file.one_factor  # the command line took the baseline out
+
+
 def test_a_baseline_may_name_a_value_that_a_run_has_by_default(load):
     assert load("runs: [{weight: 0.5}, {seed: 3}]\nbaseline: {weight: 0}").file.baseline == {"weight": 0}
 
@@ -239,7 +294,7 @@ def test_a_thousand_runs_are_planned_without_torch(tmp_path):
     command = [sys.executable, "-c", program, tmp_path / "grid.yaml", "--dry-run", "--outputs", tmp_path / "outputs"]
     result = subprocess.run(command, capture_output=True, text=True)
     lines = result.stdout.splitlines()
-    assert result.returncode == 0 and lines[-1] == "[]" and "1000 runs, 0 done before, 1000 to go" in lines[-2]
+    assert result.returncode == 0 and lines[-1] == "[]" and "1000 runs, 0 done before, 1000 to go" in lines[-3]
     assert len({line for line in lines if line.startswith("run ")}) == 1000 and not (tmp_path / "outputs").exists()
 
 
