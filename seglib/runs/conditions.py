@@ -101,6 +101,7 @@ class Comparison:
     earlier_df: float = 0
     visible: float | None = None
     worthwhile: float = 0.005
+    averages: Sequence[str] = ()  # sentences, of averages.explain_averages
 
     @property
     def is_judged(self) -> bool:

@@ -21,6 +21,7 @@ from seglib.files import PROJECT, find_free_folder, outputs_dir, write_text
 from seglib.parameters import read_schema
 from seglib.parts import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
+from seglib.runs.averages import explain_averages
 from seglib.runs.conditions import find_earlier_noise, summarise_conditions
 from seglib.runs.grid import Grid, Job, Run, find_neighbours, group_steps, plan_step
 from seglib.runs.keys import compare_keys, compute_keys, find_changes, is_finished
@@ -312,6 +313,7 @@ def write_results(grid: Grid, width: int = 100) -> str:
     earlier = partial(find_earlier_noise, grid.folder.parent, grid.folder, rows)
     baseline, worthwhile = grid.file.baseline, grid.file.worthwhile
     comparison = summarise_conditions(rows, grid.varied, baseline, worthwhile=worthwhile, earlier=earlier)
+    comparison = replace(comparison, averages=explain_averages(grid.folder, rows, grid.varied, worthwhile))
     table = write_leaderboard(grid.folder, rows)
     page = write_index(grid.folder, rows, comparison, grid.varied, grid.name, grid.notebook.stem)
     return f"{format_table(rows, comparison, grid.varied, width)}\n\nleaderboard  {table}\nlook here    {page}"

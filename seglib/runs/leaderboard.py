@@ -5,6 +5,7 @@ import json
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
 
@@ -92,6 +93,21 @@ def read_history(path: Path) -> list[dict[str, float]]:
     return [row for row in rows if "epoch" in row]
 
 
+def read_average_scores(run_dir: str | Path, params: Mapping[str, object]) -> dict[str, tuple[float, float]]:
+    """Name of each average of a run -> (its mIoU, that of the plain weights), each in its own best epoch.
+
+    From history.csv; an average without a score is left out.
+    """
+    averaging = params.get("averaging")
+    history = read_history(Path(run_dir) / "history.csv") if averaging and isinstance(averaging, dict) else []
+    best = {
+        name: max((row[name] for row in history if name in row), default=None)
+        for name in ("miou", *(f"{each}_miou" for each in (averaging if history else ())))
+    }
+    plain = best.pop("miou", None)
+    return {name.removesuffix("_miou"): (score, plain) for name, score in best.items() if None not in (score, plain)}
+
+
 def _parse(text: object) -> float | None:
     try:
         return _number(float(text))
@@ -142,7 +158,8 @@ def format_table(rows: list[RunResult], comparison: Comparison, varied: list[str
         cells = [place, *texts, row.status, *scores, format_number(row.best_epoch), format_seconds(row.seconds)]
         lines.append(cells + ([row.notes or ""] if noted else []))
     table = align(lines, set(range(1, len(names) + 1)), {*range(1, len(names) + 2)}, width)
-    return f"{table}\n\n{_format_comparison(comparison, width)}" if comparison.is_judged else table
+    table += f"\n\n{_format_comparison(comparison, width)}" if comparison.is_judged else ""
+    return "\n".join([table, *(line for text in comparison.averages for line in wrap(text, width))])
 
 
 def _read_row(run_dir: Path, run: str, varied: list[str]) -> RunResult:
@@ -161,16 +178,17 @@ def _read_row(run_dir: Path, run: str, varied: list[str]) -> RunResult:
         {name: _number(value) for name, value in _mapping(metrics.get("iou")).items()},
         **{name: _number(record.get(name)) for name in ("best_epoch", "seconds", "peak_memory_mb")},
         **{name: _text(record.get(name)) for name in ("key", "weights_sha256", "git_commit", "error")},
-        notes=_describe_conditions(record),
+        notes=_describe_conditions(record, read_average_scores(run_dir, params)),
     )
 
 
-def _describe_conditions(record: dict) -> str | None:
+def _describe_conditions(record: dict, averages: Mapping[str, tuple[float, float]]) -> str | None:
     """Memory that ran out, averaged weights, a run that other bits may come of: a few words each."""
     split, weights = _number(record.get("oom_split")) or 1, record.get("weights")
     notes = [
         f"memory ran out: batch cut into {split:g}" if split > 1 else "",
         f"{weights} weights" if isinstance(weights, str) and weights != "plain" else "",
+        *(f"{name} {score:.4f} against plain {plain:.4f}" for name, (score, plain) in averages.items()),
         "went on under other conditions" if record.get("conditions_changed") else "",
         "not deterministic" if record.get("deterministic") is False else "",
     ]

@@ -1,0 +1,84 @@
+"""Averages of weights against the plain weights of the same trainings: what is kept is the better, so it cannot tell."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, variance
+from typing import TYPE_CHECKING
+
+from seglib.runs.conditions import BLOCKS, RunResult, identify
+from seglib.runs.leaderboard import read_average_scores
+
+if TYPE_CHECKING:
+    from seglib.evaluation.verdicts import Noise
+
+
+def explain_averages(
+    grid_dir: str | Path, rows: Sequence[RunResult], varied: Sequence[str], worthwhile: float = 0.005
+) -> list[str]:
+    """A sentence that says what is compared, then a line per average: its mean difference from the plain weights.
+
+    The differences of one training are paired; their variance is shrunk toward that of the grid's other averages as in
+    `evaluation.verdicts`, and the intervals are for all averages together (Holm).
+    """
+    compared, found = [name for name in varied if name not in BLOCKS], {}
+    for row in (row for row in rows if row.miou is not None):
+        label = ", ".join(f"{name}={row.texts.get(name, '-')}" for name in compared)
+        place = identify({name: row.params.get(name) for name in compared})
+        for name, (score, plain) in read_average_scores(Path(grid_dir) / row.run, row.params).items():
+            found.setdefault((place, f"{name} ({label})" if label else name), []).append(score - plain)
+    if not found:
+        return []
+    return [
+        "Averages against the plain weights of the same trainings, each in its own best epoch by mIoU. A run keeps the better"
+        " of both, chosen on the validation images that score it, so its own score cannot show that an average lost.",
+        *_judge(found, worthwhile),
+    ]
+
+
+def _judge(differences: dict[tuple[str, str], list[float]], worthwhile: float) -> list[str]:
+    """For each average, by condition and label: mean difference, interval and verdict."""
+    from scipy import stats
+
+    from seglib.evaluation.verdicts import ALPHA, correct_holm
+
+    noises = {label: _measure(values) for label, values in differences.items()}
+    known = {label: noise.borrow(_pool(noises, label)) for label, noise in noises.items()}
+    means = [fmean(values) for values in differences.values()]
+    errors = [math.sqrt(known[label].variance / len(values)) for label, values in differences.items()]
+    dfs = [noise.df for noise in known.values()]
+    told = [df > 0 and error > 0 for df, error in zip(dfs, errors, strict=True)]
+    p = [
+        2 * stats.t.sf(abs(mean) / error, df) if tells else math.nan
+        for mean, error, df, tells in zip(means, errors, dfs, told, strict=True)
+    ]
+    corrected, steps = correct_holm(p)
+    lines = []
+    for label, mean, error, df, tells, each, step in zip(
+        differences, means, errors, dfs, told, corrected, steps, strict=True
+    ):
+        count = len(differences[label])
+        if not tells:
+            lines.append(f"{label[1]} {mean:+.4f} over {count}, can't tell yet")
+            continue
+        half = stats.t.isf(step / 2, df) * error
+        inside = -worthwhile <= mean - half and mean + half <= worthwhile
+        word = ("better" if mean > 0 else "worse") if each <= ALPHA else "equal" if inside else "can't tell yet"
+        lines.append(f"{label[1]} {mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}] over {count}, {word}")
+    return lines
+
+
+def _measure(values: Sequence[float]) -> "Noise":
+    from seglib.evaluation.verdicts import Noise
+
+    return Noise(variance(values), len(values) - 1) if len(values) > 1 else Noise()
+
+
+def _pool(noises: "dict[tuple[str, str], Noise]", besides: tuple[str, str]) -> "Noise":
+    """The noise of all others."""
+    from seglib.evaluation.verdicts import Noise
+
+    total = Noise()
+    for label, noise in noises.items():
+        total = total.pool(noise) if label != besides else total
+    return total
