@@ -30,18 +30,15 @@ Steps = tuple[dict[str, Any], ...]
 class Ensemble:
     """Members that vote on images: validation images, then those of a test set (`predict_test`).
 
-    Never changed: `try_views`, `weigh`, `set_vote`, `try_specialists`, `try_crf` and `try_components` return a new one, in
-    which the step is taken where it surely helps (the 95 % interval of its gain over other scenes is above 0), with a row
-    more in `tabulate_steps`.
+    Never changed: each step (`try_views`, `weigh`, ...) returns a new one, in which it is taken where it surely helps (the
+    95 % interval of its gain over other scenes is above 0), with a row more in `tabulate_steps`.
 
     Attributes
     ----------
     members, specialists : runs that know all classes, and those of some
     options : of `predict_run`: device, size, merge, sliding, tta
-    data_dir : where the runs' data is now; "" where it was
-    seed : of samples and searches
-    folder : where masks are kept
-    progress : what -> function of (done, total)
+    data_dir, seed : where the runs' data is now, "" where it was; of samples and searches
+    folder, progress : where masks are kept; what -> function of (done, total)
     stores, special_stores : one Store per member, of `images` in their order
     images : Subset; of validation images with masks
     weights : (M,) of the stores
@@ -97,15 +94,8 @@ class Ensemble:
     def predict(self, folder: Path, progress: Callable[[str], Progress | None] = lambda what: None) -> "Ensemble":
         """Predict the images that members are scored on, each by models that have not seen it; weights are equal.
 
-        Parameters
-        ----------
-        folder : where masks are kept.
-        progress : text -> function of (done, total), such as `partial(show_progress, folder=folder)`.
-
-        Raises
-        ------
-        InputError
-            Runs that cannot be opened or predicted, or that have other images.
+        folder : where masks are kept. progress : text -> function of (done, total), such as `partial(show_progress, folder=folder)`.
+        Raises InputError for runs that cannot be opened or predicted, or that have other images.
         """
         options = {**self.options, "data_dir": self.data_dir, "progress": progress("predicting: image")}
         stores, truth = predict_validation([*self.members, *self.specialists], **options)
@@ -128,9 +118,8 @@ class Ensemble:
     def predict_test(self, json_name: str, test_dir: str = "") -> "Ensemble":
         """The same decisions on other images, see `seglib.inference.predict.open_test_images`.
 
-        All runs of a member vote, each with an equal part of its weight; runs that were fitted to all images at the end
-        predict with these weights. Folds of a specialist are averaged: a threshold that was chosen on one prediction per
-        image is no threshold for the highest of five.
+        All runs of a member vote, each with an equal part of its weight, by their last fit where they have one. Folds of a
+        specialist are averaged: a threshold of one prediction per image is none for the highest of five.
         """
         options = {**self.options, "data_dir": self.data_dir, "progress": self.progress("predicting test: image")}
         predict = partial(predict_test, json_name=json_name, test_dir=test_dir, **options)
@@ -188,13 +177,8 @@ class Ensemble:
         return selection.trace_selection(self.survey, self.names)
 
     def weigh(self, choice: str | Mapping[str, float], judged: pd.DataFrame) -> "Ensemble":
-        """Set the weights.
-
-        Parameters
-        ----------
-        choice : "auto" (what is better than the plain mean on images not seen, else this), a row of `judged`, or
-            member -> weight.
-        judged : of `judge_weights`.
+        """Set the weights: "auto" (what is better than the plain mean on images not seen, else this), a row of `judged` (of
+        `judge_weights`), or member -> weight.
         """
         if isinstance(choice, Mapping):
             weights, name = np.zeros(len(self.members)), "given"
@@ -250,15 +234,13 @@ class Ensemble:
 
     @property
     def miou_held_out(self) -> float:
-        """What to expect of other images: the plain mean's mIoU and the gains of what is used, each measured on all
-        images, which it was not chosen on; never more than the masks have on images that the choices have seen."""
+        """What to expect of other images: the plain mean's mIoU and the held-out gains of what is used, capped at `miou`."""
         gains = [step["after"] - step["before"] for step in self.steps if step["used"] and step["held_out"]]
         return min(self.mean_miou + sum(gains), self.miou)
 
     def summarise(self) -> str:
         """One line: what is expected, and whether that is more than the best member has alone."""
-        scores = self.survey.confusions[self.best]
-        beside = measure_gain(scores, self.confusion, self.scenes)
+        beside = measure_gain(self.survey.confusions[self.best], self.confusion, self.scenes)
         return findings.describe_ensemble(self.miou_held_out, self.names[self.best], beside)
 
     def take_images(self, positions: Sequence[int] | np.ndarray) -> "Ensemble":
@@ -274,17 +256,14 @@ class Ensemble:
         if vote == "soft":
             return voted
         soft = votes.score_weighted(self.stores, self.images, self.weights)
-        return voted._add_step(
-            f"{vote} vote", measure_gain(soft, voted.confusion, self.scenes), True, "none: asked for", True
-        )
+        gain = measure_gain(soft, voted.confusion, self.scenes)
+        return voted._add_step(f"{vote} vote", gain, True, "none: asked for", True)
 
     def try_specialists(self, weight: float = 0.0, confidence: float = 0.0) -> "Ensemble":
         """Let specialists decide by their own classes, where the images surely gain.
 
-        Parameters
-        ----------
-        weight : of each in a soft vote, where a member has 1 on average.
-        confidence : a specialist decides where its class has a higher probability (0..1).
+        weight : of each in a soft vote, where a member has 1 on average. confidence : a specialist decides where its class
+        has a higher probability (0..1).
         """
         scale = float(np.mean(self.weights)) * weight
         if not (self.special_stores and (scale or confidence)):
@@ -293,10 +272,8 @@ class Ensemble:
         return self._choose("specialists", helped, self.confusion, helped.confusion)
 
     def try_crf(self, candidates: int, images: int) -> "Ensemble":
-        """Search a dense CRF's parameters on some images, spread evenly, see `search_crf`; 0 candidates: as it is.
-
-        Where these gain, all images are refined and judged, those of the search by what was not chosen on them.
-        """
+        """Search a dense CRF's parameters on some images, spread evenly, see `search_crf`; where these gain, all images are
+        refined and judged, those of the search by what was not chosen on them. 0 candidates: as it is."""
         if not candidates:
             return self
         positions = np.unique(np.linspace(0, len(self.images) - 1, images).astype(int))
@@ -335,9 +312,8 @@ class Ensemble:
         return cleaned._add_step("components", found, found["on"], "the other half of the scenes", True)
 
     def tabulate_steps(self) -> pd.DataFrame:
-        """One row per step: step, before, after (mIoU of the same images), points gained, and their 95 % interval low, high
-        over other scenes; used; chosen_on (which images chose it), held_out (whether it was measured on others).
-        """
+        """One row per step: step, before, after (mIoU of the same images), points gained, low, high (their 95 % interval over
+        other scenes), used, chosen_on (which images chose it), held_out (whether it was measured on others)."""
         return pd.DataFrame(self.steps, columns=["step", *GAIN, "used", "chosen_on", "held_out"])
 
     def compare_objects(self, before: "Ensemble") -> pd.DataFrame:
@@ -461,7 +437,7 @@ def open_ensemble(
     ----------
     members : folders of finished runs and of grids; "" is the grid of the newest run.
     top : only so many of the best by recorded mIoU; 0 is all.
-    data_dir : where the runs' data is now; "" where it was.
+    data_dir, seed : see `Ensemble`.
     size : side at which members are merged [px]; 0 is the largest input size among them.
     merge, sliding : see `predict_run`.
     device : "" is a GPU where there is one.

@@ -125,13 +125,22 @@ def search_crf(
             if progress:
                 progress(image * len(candidates) + len(preds) - 1, count * len(candidates))
         counts.append([count_mask(truth, pred, len(probabilities)) for pred in preds])
-    counts, scenes, second = np.array(counts), *_halve(count, scenes)
-    choices, chosen = [_best(counts[second != half].sum(0)) for half in (False, True)], _best(counts.sum(0))
+    counts, scenes = np.array(counts), np.arange(count) if scenes is None else scenes
+    chosen, held_out = choose_by_halves(counts, scenes)
     mious = [mean_iou(matrix) for matrix in counts.sum(0)]
     tried = [asdict(params) | {"miou": miou} for params, miou in zip(candidates, mious[1:], strict=True)]
-    held_out = counts[np.arange(count), np.where(second, choices[1], choices[0])]
     found = asdict(candidates[chosen - 1]) if chosen else None
     return _judge("crf", found, counts[:, 0], held_out, scenes, mious[chosen], tried)
+
+
+def choose_by_halves(counts: np.ndarray, scenes: np.ndarray) -> tuple[int, np.ndarray]:
+    """The best of K candidates by all images, and what it gives where each half of the scenes has what the other chose.
+
+    (images, K, C, C) counts and (images,) scenes -> place, and (images, C, C) counts. Of equals the first.
+    """
+    second = _halve(scenes)
+    choices = [_best(counts[second != half].sum(0)) for half in (False, True)]
+    return _best(counts.sum(0)), counts[np.arange(len(counts)), np.where(second, choices[1], choices[0])]
 
 
 def search_min_pixels(
@@ -157,7 +166,8 @@ def search_min_pixels(
     for image in range(count):
         counts.append(_count_each_class(*read(image), sizes, num_classes))
         progress(image + 1, 2 * count)
-    counts, scenes, second = np.array(counts), *_halve(count, scenes)
+    counts, scenes = np.array(counts), np.arange(count) if scenes is None else scenes
+    second = _halve(scenes)
     choices = [_best_sizes(counts[second != half].sum(0), sizes) for half in (False, True)]
     chosen = _best_sizes(counts.sum(0), sizes)
     cleaned = []
@@ -233,10 +243,10 @@ def _require_images(where: str, count: int) -> None:
         raise InputError(f"{where}: required at least one image, got none; check what was predicted")
 
 
-def _halve(count: int, scenes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(images,) int scenes from 0, and whether each is in the second half of them."""
-    scenes = np.arange(count) if scenes is None else np.unique(scenes, return_inverse=True)[1]
-    return scenes, scenes >= (scenes.max() + 1) // 2
+def _halve(scenes: np.ndarray) -> np.ndarray:
+    """(images,) bool: whether the scene of each is in the second half of them."""
+    numbers = np.unique(scenes, return_inverse=True)[1]
+    return numbers >= (numbers.max() + 1) // 2
 
 
 def _count_each_class(truth: np.ndarray, pred: np.ndarray, sizes: Sequence[int], num_classes: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from seglib.evaluation.compare import STRETCHES, compare_images, compare_noises
 from seglib.evaluation.metrics import mean_iou
+from seglib.inference.postprocess import choose_by_halves
 
 
 def draw_scenes(rng: np.random.Generator, frames: int, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +90,22 @@ def main() -> None:
             found, true = compare_noises(a, b, scenes), means[first] - means[second]
             held.append([found[f"{kind}low"] <= true <= found[f"{kind}high"] for kind in ("image_", "seed_", "")])
         print(f"{count:>6}  {seeds:>5}  {show(held, 11, 10, 3)}", flush=True)
+
+    print(
+        "useless steps that are kept, the best of 12 candidates on the other half of the scenes\nscenes  one step  of 12"
+    )
+    for count in (5, 8, 12, 20):
+        rng, kept = np.random.default_rng(count), []
+        for _ in range(options.trials):
+            places, scenes = draw_scenes(rng, frames, rng.integers(3, 21, size=count))
+            pair = [runs[name][places] for name in rng.choice(names, 2, replace=False)]
+            # All thirteen take each scene from one run or the other by the toss of a coin: none is better than another.
+            before, *after = (
+                np.where(coins[scenes][:, None, None], *pair) for coins in rng.integers(2, size=(13, count))
+            )
+            held_out = choose_by_halves(np.stack([before, *after], axis=1), scenes)[1]
+            kept.append([compare_images(each, before, scenes)[1] > 0 for each in (after[0], held_out)])
+        print(f"{count:>6}  {show(kept, 8, 5)}", flush=True)
 
 
 if __name__ == "__main__":
