@@ -5,7 +5,7 @@ A limit applies to a parameter of that name and annotation in any notebook, a ru
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -128,22 +128,44 @@ def check_parameters(schema: Schema, values: Mapping[str, Any]) -> tuple[dict[st
     -------
     The values, whole numbers as floats where floats are meant; and name -> what is wrong, one line each.
     """
+    return check_runs(schema, [values])[0]
+
+
+def check_runs(schema: Schema, runs: Sequence[Mapping[str, Any]]) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """`check_parameters` of each run of a grid; what many runs share is checked once."""
+    limits = {name: _LIMITS.get(parameter.annotation, {}).get(name) for name, parameter in schema.items()}
+    checks = [((name,), partial(check_type, name, schema[name], limits[name])) for name in schema]
+    checks += [(names, check) for names, check in _CHECKS if all(limits.get(name) for name in names)]
+    answers: dict[tuple, tuple[Any, str]] = {}
+    return [_check_run(schema, checks, values, answers) for values in runs]
+
+
+def _check_run(
+    schema: Schema, checks: Sequence[tuple[Sequence[str], Callable]], values: Mapping[str, Any], answers: dict
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """`answers`: of a check (by its place) to values (by their text): the value to be used and "", or what is wrong."""
     checked = dict(values)
     missing = "{} is missing; the notebook's parameters cell must set it"
     problems = {name: unknown_name("parameter", name, schema) for name in values if name not in schema}
     problems |= {name: missing.format(name) for name in schema if name not in values}
-    limits = {name: _LIMITS.get(parameter.annotation, {}).get(name) for name, parameter in schema.items()}
-    checks = [([name], partial(check_type, name, schema[name], limits[name])) for name in schema]
-    checks += [(names, check) for names, check in _CHECKS if all(limits.get(name) for name in names)]
-    for names, check in checks:
+    for place, (names, check) in enumerate(checks):
         if problems.keys().isdisjoint(names):
-            try:
-                answer = check(*(checked[name] for name in names))
-            except InputError as error:
-                problems[names[0]] = str(error)
-            else:
-                checked[names[0]] = checked[names[0]] if answer is None else answer
+            given = [checked[name] for name in names]
+            key = place, repr(given)
+            if key not in answers:
+                answers[key] = _ask(check, given)
+            checked[names[0]], problem = answers[key]
+            if problem:
+                problems[names[0]] = problem
     return checked, {name: problems[name] for name in (*values, *schema) if name in problems}
+
+
+def _ask(check: Callable, given: Sequence[Any]) -> tuple[Any, str]:
+    try:
+        answer = check(*given)
+    except InputError as error:
+        return given[0], str(error)
+    return given[0] if answer is None else answer, ""
 
 
 # What the builders of parts and the readers of data say of a value: an InputError, or the value that is to be used.

@@ -13,7 +13,7 @@ import seglib
 from seglib.errors import InputError, InputErrors
 from seglib.files import fingerprint_data, hash_files
 from seglib.parameters import read_schema
-from seglib.rules import check_parameters, resolve_paths
+from seglib.rules import check_runs, resolve_paths
 from seglib.runs.check import compose_values, find_data_dirs, find_grid_problems, find_run_problems, is_further_run
 from seglib.runs.conditions import describe_task, foresee, measure_earlier_noise
 from seglib.runs.grid_file import GRID_DIR, GridFile, Step, name_runs, read_grid_file
@@ -86,7 +86,7 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     varied = _combine(file)
     defaults = resolve_paths({name: each.default for name, each in schema.items()}, notebook.parent)
     base = defaults | file.fixed | ({"debug": True} if debug else {})
-    checked = [check_parameters(schema, base | values) for values in varied]
+    checked = check_runs(schema, [base | values for values in varied])
     parameters, problems = [values for values, _ in checked], [found for _, found in checked]
     if any("run_dir" in values for values in (file.fixed, *varied)):
         problems[0]["run_dir"] = "run_dir is set by the runner; leave it out"

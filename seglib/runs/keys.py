@@ -56,6 +56,7 @@ def _strip_layout(source: str) -> str:
 
 # Parameters of a training that leave every bit alone: where results go, what a run must equal to go on from it, speed.
 _WITHOUT_EFFECT = ("run_dir", "continue_from", "checkpoint_minutes", "track", "num_workers", "cache")
+_NO_PATHS = {*_WITHOUT_EFFECT, "extra_data", "parts"}  # or not by their name and value alone
 _FIRST_RESULTS = 1  # seglib.RESULTS of the runs whose records have no parts
 
 
@@ -71,13 +72,14 @@ def compute_keys(notebook: Path, parameters: Sequence[Mapping[str, Any]]) -> lis
     content: dict[str, str] = {}  # many runs read the same files
     return [
         {
-            "parameters": _hash_parameters(values),
-            "data": _hash_data(values, content),
+            "parameters": _hash_parameters(values, paths),
+            "data": _hash_data(values, paths, content),
             "notebook": code,
             "results": seglib.RESULTS,
         }
         | ({"parts": hash_parts(values["parts"])} if _uses_parts(values) else {})
         for values in parameters
+        for paths in [_find_paths(values)]
     ]
 
 
@@ -127,10 +129,11 @@ def compare_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 def _derive_key(notebook: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters and data of a finished run; parameters that the notebook has been given since have their defaults."""
     params = complete_params(read_defaults(notebook), record.get("params") or {})
-    data = {name: _hash_unchanged(params[name], record) for name in _find_paths(params)}
+    paths = _find_paths(params)
+    data = {name: _hash_unchanged(params[name], record) for name in paths}
     if "data_dir" in data and "data_hash" in record:
         data["data_dir"] = record["data_hash"]
-    return {"parameters": _hash_parameters(params), "data": data}
+    return {"parameters": _hash_parameters(params, paths), "data": data}
 
 
 def _hash_unchanged(paths: Any, record: Mapping[str, Any]) -> Any:
@@ -143,10 +146,10 @@ def _hash_unchanged(paths: Any, record: Mapping[str, Any]) -> Any:
         return None
 
 
-def _hash_parameters(values: Mapping[str, Any]) -> str:
+def _hash_parameters(values: Mapping[str, Any], paths: Sequence[str]) -> str:
     """Of the resolved values that decide something; paths and what is joined to the data count by their content."""
     trains = "data_dir" in values
-    left_out = {*((*_WITHOUT_EFFECT, "extra_data", "parts") if trains else ["run_dir"]), *_find_paths(values)}
+    left_out = {*((*_WITHOUT_EFFECT, "extra_data", "parts") if trains else ["run_dir"]), *paths}
     if "split" in values and find_split_seed(values) in (None, values.get("seed")):
         left_out.add("split_seed")  # nothing is drawn from it, or what was drawn from the seed before there was one
     return hash_values({name: value for name, value in values.items() if name not in left_out})
@@ -163,14 +166,13 @@ def _uses_parts(values: Mapping[str, Any]) -> bool:
 
 def _find_paths(values: Mapping[str, Any]) -> list[str]:
     """The parameters that name files which decide something."""
-    others = (*_WITHOUT_EFFECT, "extra_data", "parts")
-    paths = {name: _as_list(value) for name, value in values.items() if name not in others}
-    return [name for name, each in paths.items() if any(is_path(name, path) for path in each)]
+    texts = ((name, value) for name, value in values.items() if isinstance(value, str | list) and name not in _NO_PATHS)
+    return [name for name, value in texts if any(is_path(name, path) for path in _as_list(value))]
 
 
-def _hash_data(values: Mapping[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+def _hash_data(values: Mapping[str, Any], paths: Sequence[str], content: dict[str, Any]) -> dict[str, Any]:
     """Content behind the parameters that are paths; of `data_dir` it is what a training records as its data_hash."""
-    extra, names, data = values.get("extra_data") or [], _find_paths(values), {}
+    extra, names, data = values.get("extra_data") or [], [*paths], {}
     if extra and values.get("data_dir") == "synthetic":  # they join a set whose images are known
         names.append("extra_data")
     for name in names:
