@@ -376,10 +376,12 @@ def summarise_objects(objects: pd.DataFrame, by: str | list[str]) -> pd.DataFram
     rows = {}
     for group, members in objects[objects["visible"] > 0].groupby(by, observed=True):
         scenes = members["scene"].to_numpy()
-        share, found_low, found_high = _wilson(members["found"].to_numpy(bool), scenes)
         counts = np.stack([members["recall"], np.ones(len(members))], axis=1)
-        recall = members["recall"].mean()
-        low, high = np.clip(find_interval(recall, estimate_noise(_ratio, counts, scenes)), 0, 1)
+        recall, noise = members["recall"].mean(), estimate_noise(_ratio, counts, scenes)
+        low, high = np.clip(find_interval(recall, noise), 0, 1)
+        worth = members["recall"].var() / noise.variance if noise.variance else 0
+        worth = float(np.clip(worth, len(np.unique(scenes)), len(members)))
+        share, found_low, found_high = _wilson(members["found"].to_numpy(bool), scenes, worth)
         rows[group] = {
             "objects": len(members),
             "found": share,
@@ -399,9 +401,9 @@ def _ratio(total: np.ndarray) -> float:
     return float(total[0] / total[1])
 
 
-def _wilson(found: np.ndarray, scenes: np.ndarray) -> tuple[float, float, float]:
-    """A share and Wilson's 95 % interval; all found, or none, or one scene alone: each scene counts as one object."""
-    share, count, z = float(found.mean()), len(np.unique(scenes)), stats.norm.isf(0.025)
+def _wilson(found: np.ndarray, scenes: np.ndarray, count: float) -> tuple[float, float, float]:
+    """A share and Wilson's 95 % interval; all or none found: as many objects as their recall is worth, `count`."""
+    share, z = float(found.mean()), stats.norm.isf(0.025)
     noise = estimate_noise(_ratio, np.stack([found, np.ones(len(found))], axis=1), scenes)
     if noise.df and 0 < share < 1:
         count = min(len(found), share * (1 - share) / noise.variance) if noise.variance else len(found)
