@@ -6,10 +6,10 @@ where a model is trained or opened again.
 """
 
 import ast
-import importlib.util
 import inspect
 import shutil
 import sys
+import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, hash_text
-from seglib.parameters import NotNegative, Share, build_type, check_value
+from seglib.files import PROJECT, hash_text, write_text
+from seglib.parameters import NotNegative, Share, build_type, check_value, read_code_cells
 
 _GIVEN = {
     "model": ("num_classes",),
@@ -62,6 +62,7 @@ class Part:
     build: Callable | None = field(default=None, compare=False)
 
 
+CELLS = "registered_in_cells.py"  # in a run's `parts`
 _registered: dict[tuple[str, str], Part] = {}  # own parts
 _shipped: dict[tuple[str, str], Part] = {}  # those of the files above that were imported
 _loaded: dict[str, list[Part]] = {}  # by the hash of a file's text
@@ -133,7 +134,7 @@ def find_parts(kind: str, paths: Iterable[str | Path] = ()) -> dict[str, Part]:
 
 
 def read_parts(paths: Iterable[str | Path]) -> list[Part]:
-    """What files define by `@register(...)` at their top level, without running them.
+    """What files, or a notebook's cells, define by `@register(...)` at their top level, without running them.
 
     Raises
     ------
@@ -182,6 +183,30 @@ def load_parts(paths: Iterable[str | Path], keep_in: str | Path | None = None) -
             folder = Path(keep_in) / "parts"
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / path.name)
+
+
+def keep_cells(run_dir: str | Path, cells: Iterable[str]) -> None:
+    """Keep what the cells of a notebook that ran have registered in a run's `parts`, with which the run is opened again."""
+    if text := _compose_cells(cells):
+        folder = Path(run_dir) / "parts"
+        folder.mkdir(exist_ok=True)
+        write_text(folder / CELLS, text)
+
+
+def _compose_cells(cells: Iterable[str]) -> str:
+    """A file of parts: the imports of all cells, and the cells that register any, of those run again the last; "" for none."""
+    imports, kept = {}, {}
+    for cell in cells:
+        try:
+            tree = ast.parse(cell)
+        except (SyntaxError, ValueError):  # a magic: %matplotlib inline
+            continue
+        found = [node.name for node, _ in _find_registered(tree)]
+        nodes = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports |= dict.fromkeys(map(ast.unparse, nodes))
+        if found:
+            kept[tuple(found)] = cell
+    return "\n".join([*imports, *(f"\n\n{cell}" for cell in kept.values()), ""]) if kept else ""
 
 
 def find_kept_parts(run_dir: str | Path) -> list[str]:
@@ -353,11 +378,11 @@ def _read_definitions(path: Path, text: str) -> list[Part]:
 
 
 def _find_definitions(path: Path, text: str) -> list[tuple[ast.FunctionDef | ast.ClassDef, str]]:
-    found = [
-        (node, _find_kind(decorator))
-        for node in _parse(path, text).body
-        for decorator in getattr(node, "decorator_list", ())
-    ]
+    return _find_registered(_parse(path, text))
+
+
+def _find_registered(tree: ast.Module) -> list[tuple[ast.FunctionDef | ast.ClassDef, str]]:
+    found = [(node, _find_kind(decorator)) for node in tree.body for decorator in getattr(node, "decorator_list", ())]
     return [(node, kind) for node, kind in found if kind is not None]
 
 
@@ -409,11 +434,11 @@ def _read_type(annotation: Any) -> Any:
 
 
 def _run_file(path: Path, name: str) -> list[Part]:
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module  # as an import does: dataclasses look there
     try:
-        spec.loader.exec_module(module)
+        exec(compile(_read_text(path), str(path), "exec"), module.__dict__)
     except Exception as error:
         del sys.modules[name]
         if isinstance(error, InputError):
@@ -431,6 +456,9 @@ def _parse(path: Path, text: str) -> ast.Module:
 
 
 def _read_text(path: Path) -> str:
+    """A file's text; of a notebook what its cells register."""
+    if path.suffix == ".ipynb":
+        return _compose_cells(cell["source"] for cell in read_code_cells(path))
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

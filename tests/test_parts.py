@@ -1,11 +1,13 @@
 """Own losses and models: registered, checked before a grid starts, trained, kept with the run and opened again."""
 
+import ast
 import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -19,7 +21,7 @@ from seglib.evaluation.metrics import load_confusion
 from seglib.files import PROJECT
 from seglib.inference.runs import load_finished_run
 from seglib.models import build_model
-from seglib.parts import find_parts, hash_parts, load_parts, read_parts
+from seglib.parts import find_parts, hash_parts, keep_cells, load_parts, read_parts
 from seglib.runs.grid import load_grid
 from seglib.runs.grid_file import read_grid_file
 from seglib.training.losses import build_loss
@@ -287,7 +289,47 @@ def test_torch_losses_get_int64_targets():
     assert model.weight.grad.abs().sum() > 0
 
 
+def register_in_a_cell(folder: Path, name: str) -> None:
+    """Move a part of the file to a cell of a copy of the training notebook, above `read_parameters()`."""
+    (node,) = [node for node in ast.parse(MY_PARTS).body if getattr(node, "name", "") == name]
+    lines = MY_PARTS.splitlines(keepends=True)
+    source = "".join(lines[node.decorator_list[0].lineno - 1 : node.end_lineno])
+    change(folder, source, "")
+    notebook = nbformat.read(PROJECT / "notebooks" / "02_train.ipynb", as_version=4)
+    place = next(number for number, cell in enumerate(notebook.cells) if "read_parameters()" in cell.source)
+    imports = "import torch\nfrom torch import nn\nfrom seglib import register\n\n\n"
+    notebook.cells.insert(place, nbformat.v4.new_code_cell(imports + source))
+    nbformat.write(notebook, folder / "own_train.ipynb")
+    change(folder, "notebooks/02_train.ipynb", str(folder / "own_train.ipynb"), "grid.yaml")
+
+
+def test_a_part_of_a_cell_is_checked_before_the_grid_starts(folder):
+    register_in_a_cell(folder, "TinyNet")
+    (run,) = load(folder).runs
+    assert run.parameters["parts"] == [str(folder / "my_parts.py")]  # the cell is run by the notebook itself
+    change(folder, "width: 8", "widht: 8", "grid.yaml")
+    assert "unknown option of architecture.TinyNet 'widht'; did you mean 'width'" in refusal(folder)
+    change(folder, "widht: 8", "width: 8", "grid.yaml")
+    change(folder, "import torch\\nfrom torch import nn", "import torch", "own_train.ipynb")
+    assert "own_train.ipynb must run as Python, got NameError: name 'nn' is not defined" in refusal(folder)
+
+
+def test_what_cells_registered_is_kept_the_last_of_each(tmp_path):
+    cell = "@register('loss')\ndef zero(logits, target, weight): return {}"
+    keep_cells(
+        tmp_path,
+        ["%matplotlib inline", "import torch\nx = 1", cell.format(0), "from seglib import register", cell.format("x")],
+    )
+    text = (tmp_path / "parts" / "registered_in_cells.py").read_text()
+    assert text.startswith("import torch\nfrom seglib import register\n") and text.count("def zero") == 1
+    assert "return x" in text and "x = 1" not in text
+    keep_cells(tmp_path / "none", ["x = 1"])
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_grid_of_own_parts_trains_and_opens_again_without_the_file(folder, capsys):
+    register_in_a_cell(folder, "TinyNet")
+    my_parts = (folder / "my_parts.py").read_text()
     spec = importlib.util.spec_from_file_location("run_grid", PROJECT / "run_grid.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -305,7 +347,7 @@ def test_a_grid_of_own_parts_trains_and_opens_again_without_the_file(folder, cap
     assert (
         int((run_dir / "count.txt").read_text()) == len(history) * record["train_images"] // 2
     )  # a debug trial has batches of 2
-    assert (run_dir / "parts" / "my_parts.py").read_text() == MY_PARTS
+    assert (run_dir / "parts" / "my_parts.py").read_text() == my_parts
     (folder / "my_parts.py").unlink()
     parts._registered.clear()
     run = load_finished_run(run_dir)

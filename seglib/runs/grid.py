@@ -13,6 +13,7 @@ import seglib
 from seglib.errors import InputError, InputErrors
 from seglib.files import fingerprint_data, hash_files
 from seglib.parameters import read_schema
+from seglib.parts import read_parts
 from seglib.rules import check_runs, resolve_paths
 from seglib.runs.check import compose_values, find_data_dirs, find_grid_problems, find_run_problems, is_further_run
 from seglib.runs.conditions import describe_task, foresee, measure_earlier_noise
@@ -86,7 +87,8 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     varied = _combine(file)
     defaults = resolve_paths({name: each.default for name, each in schema.items()}, notebook.parent)
     base = defaults | file.fixed | ({"debug": True} if debug else {})
-    checked = check_runs(schema, [base | values for values in varied])
+    own = [str(notebook)] if "parts" in schema and read_parts([notebook]) else []  # registered in its cells
+    checked = check_runs(schema, [_add_parts(base | values, own) for values in varied])
     parameters, problems = [values for values, _ in checked], [found for _, found in checked]
     if any("run_dir" in values for values in (file.fixed, *varied)):
         problems[0]["run_dir"] = "run_dir is set by the runner; leave it out"
@@ -95,6 +97,8 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     lines += find_grid_problems(file, parameters, names)
     if lines:
         raise InputErrors(lines)
+    for values in parameters if own else ():
+        values["parts"] = [path for path in values["parts"] if path not in own]
     file = _resolve_steps(file)
     folder = outputs / (file.name + ("-debug" if debug else ""))
     if "run_dir" in schema:
@@ -103,6 +107,10 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     runs = [Run(name, folder / name, *rest) for name, *rest in zip(names, parameters, varied, keys, strict=True)]
     varied_names = list(dict.fromkeys(itertools.chain.from_iterable(varied)))
     return Grid(folder.name, folder, notebook, runs, varied_names, replace(file, notebook=str(notebook)))
+
+
+def _add_parts(values: dict[str, Any], paths: list[str]) -> dict[str, Any]:
+    return values | {"parts": [*values["parts"], *paths]} if paths and isinstance(values["parts"], list) else values
 
 
 def _override(file: GridFile, overrides: Mapping[str, Any]) -> GridFile:

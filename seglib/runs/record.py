@@ -22,7 +22,7 @@ import psutil
 from seglib.errors import InputError
 from seglib.files import PROJECT, clear_parts, hash_text, outputs_dir, write_json
 from seglib.parameters import Parameters
-from seglib.parts import load_parts
+from seglib.parts import keep_cells, load_parts
 
 # Processes of runs: which still live, and which belong to one run.
 
@@ -265,7 +265,7 @@ def update_record(run_dir: str | Path, **fields: Any) -> dict[str, Any]:
 def save_result(run_dir: str | Path, **fields: Any) -> None:
     """The last line of a notebook: write its results (metrics, best_epoch, ...) into the record.
 
-    Under the runner the status stays `running` until the executed notebook is on disk too; by hand a copy of the
+    Cells that registered parts are kept in the folder's `parts`. Under the runner the status stays `running` until the executed notebook is on disk too; by hand a copy of the
     notebook, as it was last saved, is laid beside the record.
 
     Raises
@@ -280,9 +280,11 @@ def save_result(run_dir: str | Path, **fields: Any) -> None:
         raise InputError(
             f"save_result: the results are of {made_in}, not of {run_dir}; run the cells that make them again"
         )
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        keep_cells(run_dir, shell.history_manager.input_hist_raw)
     status = "running" if os.environ.get(UNDER_RUNNER) else "ok"
     update_record(run_dir, status=status, error=None, finished_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields)
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if status == "ok" and hasattr(shell, "kernel"):
         print(
             _keep_notebook(Path(run_dir), os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__"))
