@@ -310,7 +310,7 @@ def test_a_part_of_a_cell_is_checked_before_the_grid_starts(folder):
     change(folder, "width: 8", "widht: 8", "grid.yaml")
     assert "unknown option of architecture.TinyNet 'widht'; did you mean 'width'" in refusal(folder)
     change(folder, "widht: 8", "width: 8", "grid.yaml")
-    change(folder, "import torch\\nfrom torch import nn", "import torch", "own_train.ipynb")
+    change(folder, '    "from torch import nn\\n",\n', "", "own_train.ipynb")
     assert "own_train.ipynb must run as Python, got NameError: name 'nn' is not defined" in refusal(folder)
 
 

@@ -277,6 +277,8 @@ class GridComparison:
         chosen = self._choose_alike()
         runs = {label: load_finished_run(self.root / run.run, self.data_dir) for label, run in chosen.items()}
         first = next(iter(runs.values()))
+        same = first.val_images.image_ids
+        runs = {label: run for label, run in runs.items() if np.array_equal(run.val_images.image_ids, same)}
         scores = np.array([[image_miou(image[None]) for image in run.confusion] for run in runs.values()])
         spread = np.nan_to_num(scores.max(axis=0) - scores.min(axis=0))
         order = _spread_scenes(np.argsort(-spread, kind="stable"), self._find_scenes(first.val_images.image_ids))[

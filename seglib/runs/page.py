@@ -66,6 +66,7 @@ def write_index(
         axis=axis,
         ticks=choose_ticks(*axis) if axis else (),
         broken=[row for row in rows if row.error],
+        steps=_find_steps(grid_dir),
         pictures=_find_pictures(grid_dir, ranked[0]) if ranked and ranked[0].miou is not None else {},
     )
     write_text(grid_dir / "index.html", page)
@@ -158,6 +159,12 @@ def _find_links(run_dir: Path, stem: str) -> dict[str, str]:
     pages = {other.lstrip("0123456789_").replace("_", " ") or other: f"{other}.html" for other in others}
     files = {"notebook": f"{stem}.ipynb", "record": "record.json", **pages}
     return {word: _link(run_dir.name, file) for word, file in files.items() if (run_dir / file).is_file()}
+
+
+def _find_steps(grid_dir: Path) -> dict[str, str]:
+    """The pages of the notebooks that followed the runs, such as 05_compare, each in the folder of its name."""
+    pages = {path.name: f"{path.name.partition('.then')[0]}.html" for path in sorted(grid_dir.glob("[0-9]*/"))}
+    return {name: _link(name, page) for name, page in pages.items() if (grid_dir / name / page).is_file()}
 
 
 def _find_pictures(grid_dir: Path, best: RunResult) -> dict[str, str]:

@@ -94,6 +94,21 @@ def test_links_lead_to_the_runs_files(tmp_path):
     ]
 
 
+def test_the_notebooks_that_followed_are_linked(tmp_path):
+    for folder, page in (
+        ("05_compare", "05_compare.html"),
+        ("04_ensemble.then2", "04_ensemble.html"),
+        ("03_none", "x"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / page).write_text("")
+    links = {text: attributes["href"] for _, attributes, text in render(tmp_path, ["seed=1"], ["seed"]).all("a")}
+    assert links == {
+        "04_ensemble.then2": "04_ensemble.then2/04_ensemble.html",
+        "05_compare": "05_compare/05_compare.html",
+    }
+
+
 def test_files_that_are_missing_are_not_linked(tmp_path):
     page = render(tmp_path, ["seed=1"], ["seed"])
     assert page.all("a") == page.all("img") == []
