@@ -22,6 +22,7 @@ from seglib.evaluation.verdicts import Noise, compare_conditions, correct_holm
 from seglib.files import write_text
 from seglib.inference.predict import open_predictions, take_images
 from seglib.inference.runs import BOARD, find_newest_run, load_finished_run, prepare_output_dir
+from seglib.runs.averages import explain_averages
 from seglib.runs.conditions import (
     BLOCKS,
     ELSEWHERE,
@@ -202,7 +203,8 @@ class GridComparison:
         """(seeds, images, C, C) counts, of the seeds that have all these folds, which are joined; and the images' ids."""
         by_seed: dict[Any, dict[Any, Path]] = {}
         for run in item.scored:
-            by_seed.setdefault(run.params.get("seed"), {})[self._fold(run)] = self.root / run.run / "confusion.npz"
+            seeds = tuple(run.params.get(name) for name in BLOCKS if name != "fold")
+            by_seed.setdefault(seeds, {})[self._fold(run)] = self.root / run.run / "confusion.npz"
         counts, seen = [], []
         for paths in (paths for paths in by_seed.values() if folds and folds <= paths.keys()):
             parts = [load_confusion(paths[fold]) for fold in sorted(folds, key=str)]
@@ -370,7 +372,8 @@ class GridComparison:
         told = [item for item in self.conditions if item.verdict in ("better", "worse", "equal")]
         words = [f"{item.label} is {item.verdict} ({item.difference:+.4f})" for item in told]
         lines = [f"Verdicts: {'; '.join(words)}." if words else "No difference can be told from the noise yet."]
-        return [*lines, *self.comparison.explain()]
+        averages = explain_averages(self.root, self.runs, self.varied, self.comparison.worthwhile)
+        return [*lines, *self.comparison.explain(), *averages]
 
     def save(self, lines: Sequence[str], **tables: pd.DataFrame) -> None:
         """Write tables as CSV, and the findings as findings.md."""

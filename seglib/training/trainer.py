@@ -1,13 +1,11 @@
 """The trainer: the epochs, batches, steps and evaluations of a training whose loop stands in the notebook."""
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -15,19 +13,16 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from seglib.data.dataset import choose_batch_size
-from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
 from seglib.evaluation.metrics import (
     compute_metrics,
-    confusion_per_image,
-    find_signs,
     load_confusion,
     save_confusion,
 )
 from seglib.files import replacing
 from seglib.parts import check_part, find_parts, hash_parts
 from seglib.runs.record import reopen_run, require_unchanged
-from seglib.training.averaging import AVERAGES, Averages, build_averages
+from seglib.training.averaging import Averages, build_averages
 from seglib.training.checkpoint import (
     Position,
     TrainingState,
@@ -37,7 +32,6 @@ from seglib.training.checkpoint import (
     save_checkpoint,
 )
 from seglib.training.device import (
-    autocast,
     choose_precision,
     describe_device,
     forget_peak_memory,
@@ -49,7 +43,8 @@ from seglib.training.device import (
 from seglib.training.estimate import Estimate, estimate_training
 from seglib.training.mixing import Mix, build_batch_mixing
 from seglib.training.optim import build_scheduler
-from seglib.training.step import ComputeLoss, EpochLoss, ForwardOnce, GradientStep, Targets, prepare_images
+from seglib.training.scoring import evaluate, find_best, order, require_falling_loss
+from seglib.training.step import ComputeLoss, EpochLoss, GradientStep, Targets
 
 SETTINGS = {  # what a trainer reads from the parameters, and what it does without them
     "seed": 0, "precision": "auto", "accumulate": 1, "clip_norm": 0.0, "freeze_epochs": 0, "on_oom": "fail",
@@ -544,77 +539,8 @@ def build_callbacks(callbacks: Mapping[str, Mapping[str, Any]]) -> list[object]:
     return [own[name].build(**options) for name, options in callbacks.items()]
 
 
-class Evaluation(NamedTuple):
-    """Predictions against truth: `confusion` (images, classes, classes) int64 with truth in rows, and the mean loss."""
-
-    confusion: np.ndarray
-    loss: float
-
-
-def evaluate(
-    model: nn.Module, loader: DataLoader, compute_loss: ComputeLoss, num_classes: int, precision: str = "float32"
-) -> Evaluation:
-    """Predict every image of a loader once.
-
-    The loss is the mean over batches weighted by their valid pixels.
-    """
-    device = next(model.eval().parameters()).device
-    confusions, total, pixels = [], torch.zeros((), device=device), 0
-    with torch.inference_mode():
-        for images, masks in loader:
-            valid = int((masks != IGNORE_INDEX).sum())
-            images, masks = prepare_images(model, move(images, device)), move(masks, device)
-            with autocast(device, precision), ForwardOnce(model, images):
-                total += compute_loss(images, masks.long()) * valid
-                logits = model(images)
-            confusions.append(confusion_per_image(masks, logits.argmax(dim=1), num_classes, IGNORE_INDEX).cpu())
-            pixels += valid
-    return Evaluation(torch.cat(confusions).numpy(), float(total) / max(1, pixels))
-
-
-def order(scores: Mapping[str, float], select_by: str) -> float:
-    """A score, higher is better; the worst where it is no number: nothing would ever be better than NaN."""
-    score = find_signs()[select_by] * scores[_column(select_by)]
-    return -math.inf if math.isnan(score) else score
-
-
-def find_best(history: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The best by each score: {"miou": {"epoch", "weights" ("plain", "ema", ...), "score"}, ...}."""
-    best = {}
-    for select_by, sign in find_signs().items():
-        column = _column(select_by)
-        averaged = {name: f"{name}_{column}" for name in AVERAGES if f"{name}_{column}" in history}
-        columns = {"plain": column} | averaged
-        scores = (sign * history[[*columns.values()]]).max().dropna() if column in history else ()
-        if len(scores):
-            weights = max(columns, key=lambda name: scores.get(columns[name], -math.inf))
-            value = sign * scores[columns[weights]]
-            row = history[columns[weights]].eq(value).idxmax()
-            best[select_by] = {"epoch": int(history.loc[row, "epoch"]), "weights": weights, "score": float(value)}
-    return best
-
-
-def require_falling_loss(history: pd.DataFrame) -> None:
-    """Fail loudly if training does not lower its own loss; what `--debug` is for.
-
-    Raises
-    ------
-    RuntimeError
-    """
-    first, last = history["train_loss"].iloc[0], history["train_loss"].iloc[-1]
-    if not last < first:
-        raise RuntimeError(
-            f"debug: the training loss must fall, but went from {first:.4f} (epoch 1) to {last:.4f}"
-            f" (epoch {len(history)}); look at the learning rate, the loss and the masks"
-        )
-
-
 def _find_referred(function: Callable | None) -> list[object]:
     """The objects that a function of the notebook names: its loss, its model."""
     code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     return cells + [names[name] for name in (code.co_names if code else ()) if name in names]
-
-
-def _column(select_by: str) -> str:
-    return "val_loss" if select_by == "loss" else select_by

@@ -27,7 +27,7 @@ from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 from seglib.training.device import describe_device, peak_memory_mb, seed_everything
 from seglib.training.losses import build_loss
-from seglib.training.trainer import evaluate, order
+from seglib.training.scoring import evaluate, order
 from seglib.viz.plots import show_progress
 
 Weights = dict[str, Tensor]

@@ -16,7 +16,7 @@ from seglib.models import build_model
 from seglib.parameters import read_defaults
 from seglib.training.checkpoint import hash_weights, save_checkpoint
 from seglib.training.losses import build_loss
-from seglib.training.trainer import evaluate
+from seglib.training.scoring import evaluate
 
 OVERRIDES = {"encoder_weights": "", "image_size": 64, "batch_size": 4}
 

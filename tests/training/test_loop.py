@@ -17,8 +17,8 @@ from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.device import choose_precision, seed_everything
 from seglib.training.losses import build_loss
 from seglib.training.optim import build_optimizer, build_scheduler
+from seglib.training.scoring import evaluate, require_falling_loss
 from seglib.training.step import EpochLoss, GradientStep
-from seglib.training.trainer import evaluate, require_falling_loss
 
 CPU = torch.device("cpu")
 

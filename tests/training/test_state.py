@@ -8,7 +8,7 @@ import torch
 from seglib.errors import InputError
 from seglib.files import write_json
 from seglib.training.checkpoint import hash_weights, load_checkpoint, name_differences
-from seglib.training.trainer import find_best
+from seglib.training.scoring import find_best
 
 OFTEN = 1e-9  # [min] between checkpoints: one after every step
 

@@ -21,7 +21,7 @@ from seglib.runs.leaderboard import collect_runs
 from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
 from seglib.training.losses import build_loss
-from seglib.training.trainer import Evaluation, evaluate
+from seglib.training.scoring import Evaluation, evaluate
 from seglib.zoo import soup
 from seglib.zoo.soup import describe_starts, main, make_soup
 
