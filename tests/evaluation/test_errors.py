@@ -433,3 +433,15 @@ def test_the_interval_of_a_share_holds_the_truth_where_objects_of_a_scene_are_al
         row = objects_of(np.repeat(range(12), 10), found.ravel())
         held.append(row["found_low"] < 0.5 < row["found_high"])
     assert 0.9 < np.mean(held) < 0.99
+
+
+@pytest.mark.parametrize(("alike", "worth"), [(False, 200), (True, 10)])
+def test_none_found_counts_as_many_objects_as_their_recall_is_worth(alike, worth):
+    """200 objects of 10 scenes: independent ones count as about 200, those alike within a scene as 10."""
+    rng = np.random.default_rng(3)
+    recall = np.repeat(rng.uniform(0, 0.4, 10), 20) if alike else rng.uniform(0, 0.4, 200)
+    table = pd.DataFrame({"bin": "a", "scene": np.repeat(np.arange(10), 20), "visible": 9, "missed": 5})
+    row = summarise_objects(table.assign(recall=recall, found=False), "bin").iloc[0]
+    high = stats.binomtest(0, worth).proportion_ci(0.95, method="wilson").high
+    assert row["found"] == 0 and row["found_low"] == pytest.approx(0, abs=1e-12)
+    assert high * 0.6 < row["found_high"] < high * 2.2  # nine degrees of freedom, and the jackknife's own noise
