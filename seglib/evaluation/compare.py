@@ -194,7 +194,7 @@ def compare_noises(
     Returns
     -------
     difference, low, high, df : of the mean mIoU of a minus that of b, and its 95 % interval over seeds and images; NaN
-        where one of the noises is not known, as with one run a side.
+        where one of the noises is not known, as with one run a side; never narrower than that of one noise.
     seed_std_error, seed_df, seed_low, seed_high : would other seeds change it, on these images?
     image_std_error, image_df, image_low, image_high : would other images change it, with these runs?
     """
@@ -214,6 +214,9 @@ def compare_noises(
     for name, noise in (("", joined), ("seed_", seeds), ("image_", images)):
         low, high = find_interval(difference, noise)
         found |= {f"{name}std_error": noise.std, f"{name}df": noise.df, f"{name}low": low, f"{name}high": high}
+    if joined.df:  # with its larger df it may be narrower than one noise's: what holds for both holds for each
+        found["low"] = min(found[f"{name}low"] for name in ("", "seed_", "image_"))
+        found["high"] = max(found[f"{name}high"] for name in ("", "seed_", "image_"))
     return found
 
 
