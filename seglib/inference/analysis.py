@@ -1,4 +1,4 @@
-"""The error analysis of a finished run: its tables, pictures and findings."""
+"""What the notebooks show of predictions: the error analysis of a finished run, a few examples after training."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,18 +9,20 @@ import pandas as pd
 import torch
 
 from seglib.evaluation import compare, errors, findings
-from seglib.evaluation.metrics import pooled_miou
+from seglib.evaluation.metrics import load_confusion, mean_iou, pooled_miou
 from seglib.files import write_text
 from seglib.inference.predict import (
     count_confusion,
     describe_agreement,
     open_predictions,
+    predict,
     probability_of_labels,
     take_images,
 )
 from seglib.inference.runs import find_newest_run, load_finished_run, prepare_output_dir, require_same_images
 from seglib.inference.votes import find_scenes_of
 from seglib.runs.conditions import compare_over_seeds
+from seglib.training.trainer import Trainer
 
 
 class ErrorAnalysis:
@@ -165,3 +167,29 @@ class ErrorAnalysis:
         for name, table in self.tables.items():
             write_text(self.folder / f"{name}.csv", table.to_csv(index=not isinstance(table.index, pd.RangeIndex)))
         write_text(self.folder / "findings.md", "\n".join(f"- {line}" for line in lines) + "\n")
+
+
+def choose_spread(confusion: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of images from the worst to the best by their own mIoU, evenly spread, and these mIoUs.
+
+    Images without a valid pixel are left out. confusion: (images, classes, classes).
+    """
+    scores = np.array([mean_iou(matrix) for matrix in confusion])
+    order = np.argsort(scores)[: np.isfinite(scores).sum()]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))]
+    return chosen, scores[chosen]
+
+
+def predict_examples(trainer: Trainer, count: int) -> tuple:
+    """What `plot_predictions` draws: validation images from the worst to the best, predicted by a trainer's best weights.
+
+    Returns
+    -------
+    images (N, S, S, 3) uint8 RGB, truths and preds (N, S, S) uint8, class names, titles.
+    """
+    trainer.load_best()
+    confusion, image_ids, class_names = load_confusion(trainer.run_dir / "confusion.npz")
+    chosen, scores = choose_spread(confusion, count)
+    images = trainer.val_loader.dataset.subset
+    titles = [f"image {image_ids[place]}\nmIoU {score:.3f}" for place, score in zip(chosen, scores, strict=True)]
+    return *predict(trainer.model, images, chosen, trainer.device, trainer.precision), class_names, titles

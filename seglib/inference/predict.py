@@ -22,7 +22,7 @@ from seglib.data.loader import build_loader
 from seglib.data.pixels import open_pixels
 from seglib.errors import InputError
 from seglib.evaluation.findings import summarise_probabilities
-from seglib.evaluation.metrics import confusion_per_image, load_confusion, mean_iou
+from seglib.evaluation.metrics import confusion_per_image
 from seglib.files import hash_images, hash_text
 from seglib.inference.runs import FinishedRun, Member, choose_weights, load_finished_run
 from seglib.inference.stores import (
@@ -39,7 +39,6 @@ from seglib.inference.views import Forward, View, check_request, compute_probabi
 from seglib.models import explain_refusal
 from seglib.training.device import autocast, describe_device, move, seed_everything
 from seglib.training.step import prepare_images
-from seglib.training.trainer import Trainer
 
 VERSION = 1  # of how probabilities are computed and stored: those of another one are made again
 NOTHING = MappingProxyType({})
@@ -281,32 +280,6 @@ def describe_agreement(run: FinishedRun, confusion: np.ndarray) -> str:
 def count_differing(confusion: np.ndarray, other: np.ndarray) -> int:
     """Fewest pixels that must be decided otherwise to turn one confusion matrix into the other."""
     return int(np.abs(confusion - other).sum() + 1) // 2
-
-
-def choose_spread(confusion: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of images from the worst to the best by their own mIoU, evenly spread, and these mIoUs.
-
-    Images without a valid pixel are left out. confusion: (images, classes, classes).
-    """
-    scores = np.array([mean_iou(matrix) for matrix in confusion])
-    order = np.argsort(scores)[: np.isfinite(scores).sum()]
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))]
-    return chosen, scores[chosen]
-
-
-def predict_examples(trainer: Trainer, count: int) -> tuple:
-    """What `plot_predictions` draws: validation images from the worst to the best, predicted by a trainer's best weights.
-
-    Returns
-    -------
-    images (N, S, S, 3) uint8 RGB, truths and preds (N, S, S) uint8, class names, titles.
-    """
-    trainer.load_best()
-    confusion, image_ids, class_names = load_confusion(trainer.run_dir / "confusion.npz")
-    chosen, scores = choose_spread(confusion, count)
-    images = trainer.val_loader.dataset.subset
-    titles = [f"image {image_ids[place]}\nmIoU {score:.3f}" for place, score in zip(chosen, scores, strict=True)]
-    return *predict(trainer.model, images, chosen, trainer.device, trainer.precision), class_names, titles
 
 
 def take_images(

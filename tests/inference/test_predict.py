@@ -16,8 +16,8 @@ from seglib.errors import InputError, InputErrors
 from seglib.evaluation.findings import summarise_probabilities
 from seglib.files import resolve_image, write_json
 from seglib.inference import predict as module
+from seglib.inference.analysis import choose_spread
 from seglib.inference.predict import (
-    choose_spread,
     count_confusion,
     count_differing,
     describe_agreement,
