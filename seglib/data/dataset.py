@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from seglib.data.class_names import IGNORE, refuse_class_map, refuse_focus
-from seglib.data.coco import CocoData, load_coco, refuse_errors, verify_coco
+from seglib.data.coco import CocoData, load_coco
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import Pair, Pixels, Progress, map_pixels, open_pixels
 from seglib.data.splits import drop_leaked, make_split
 from seglib.data.synthetic import open_synthetic
+from seglib.data.verify import refuse_errors, verify_coco
 from seglib.errors import InputError
 from seglib.files import hash_images
 

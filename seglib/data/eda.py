@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import jensenshannon
 
-from seglib.data.coco import CocoData, read_image, resolve_image
+from seglib.data.coco import CocoData
+from seglib.data.images import read_image
 from seglib.data.masks import PaintedCounts
 from seglib.data.pipeline_check import BLACK, CONSTANT
 from seglib.data.pixels import CHUNK, THREADS, resize_image
 from seglib.data.splits import hash_picture
 from seglib.errors import InputError
+from seglib.files import resolve_image
 
 SIZE_LIMITS = (8, 20, 32, 96)  # [px] of sqrt(area); 32 and 96 are COCO's bounds of small and medium
 FEW = 20  # annotations: a class with fewer is hardly learnt, and scored by luck

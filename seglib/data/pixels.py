@@ -17,7 +17,8 @@ import numpy as np
 from filelock import FileLock
 
 from seglib import RESULTS
-from seglib.data.coco import CocoData, read_image
+from seglib.data.coco import CocoData
+from seglib.data.images import read_image
 from seglib.data.masks import paint_mask
 from seglib.errors import InputError
 from seglib.files import (

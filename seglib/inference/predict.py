@@ -16,10 +16,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor, channels_last, nn
 
-from seglib.data.coco import load_coco, refuse_errors, verify_coco
+from seglib.data.coco import load_coco
 from seglib.data.dataset import Subset
 from seglib.data.loader import build_loader
 from seglib.data.pixels import open_pixels
+from seglib.data.verify import refuse_errors, verify_coco
 from seglib.errors import InputError
 from seglib.evaluation.findings import summarise_probabilities
 from seglib.evaluation.metrics import confusion_per_image

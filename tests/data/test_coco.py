@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seglib.data.coco import load_coco, read_header, read_image
+from seglib.data.coco import load_coco
+from seglib.data.images import read_header, read_image
 from seglib.errors import InputError
 from seglib.files import resolve_image
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seglib.data import coco
-from seglib.data.coco import FIXES, load_coco, refuse_errors, verify_coco
+from seglib.data.coco import load_coco
 from seglib.data.masks import PAINT_ORDERS, paint_mask
+from seglib.data.verify import FIXES, refuse_errors, verify_coco
+from seglib.data.verify import WARNINGS as WARNED
 from seglib.errors import InputError, InputErrors
 
 SHARED = Path(__file__).parents[2].parent / "shared/data"
@@ -172,9 +173,9 @@ def test_a_broken_input_has_its_row(folder, severity, change, problem, where, de
 
 
 def test_every_problem_is_tested_with_the_severity_that_it_has_and_each_warning_is_in_the_docstring():
-    assert {case[1] for case in ERRORS} == FIXES.keys() - coco.WARNINGS
-    assert {case[1] for case in WARNINGS} == coco.WARNINGS
-    assert set(re.findall(r"`([a-z]+-[a-z-]+)`", verify_coco.__doc__)) == coco.WARNINGS
+    assert {case[1] for case in ERRORS} == FIXES.keys() - WARNED
+    assert {case[1] for case in WARNINGS} == WARNED
+    assert set(re.findall(r"`([a-z]+-[a-z-]+)`", verify_coco.__doc__)) == WARNED
 
 
 def test_pixels_are_decoded_only_when_asked_for(folder):

@@ -10,8 +10,9 @@ import papermill
 import pytest
 from sklearn.metrics import jaccard_score
 
-from seglib.data.coco import load_coco, verify_coco
+from seglib.data.coco import load_coco
 from seglib.data.dataset import open_data
+from seglib.data.verify import verify_coco
 from seglib.files import PROJECT
 from seglib.submission import validate_submission
 

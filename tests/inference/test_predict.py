@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from seglib.data.coco import load_coco, read_image
+from seglib.data.coco import load_coco
+from seglib.data.images import read_image
 from seglib.data.pixels import resize_image
 from seglib.errors import InputError, InputErrors
 from seglib.evaluation.findings import summarise_probabilities

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from seglib.data.coco import load_coco, verify_coco
+from seglib.data.coco import load_coco
 from seglib.data.dataset import Subset, join_extra, open_data
+from seglib.data.verify import verify_coco
 from seglib.errors import InputError
 from seglib.inference.ensemble import Ensemble
 from seglib.inference.pseudo_labels import NEVER, choose_confidence, make_pseudo_labels
