@@ -47,7 +47,7 @@ _PUBLIC = {
     "build_scheduler": "seglib.training.optim",
     "choose_confidence": "seglib.inference.pseudo_labels",
     "count_pixels": "seglib.data.dataset",
-    "fingerprint_sets": "seglib.files",
+    "fingerprint_sets": "seglib.data.layouts",
     "join_extra": "seglib.data.dataset",
     "load_from_run": "seglib.training.checkpoint",
     "make_pseudo_labels": "seglib.inference.pseudo_labels",

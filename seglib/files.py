@@ -13,12 +13,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
 
 from seglib.errors import InputError
 
@@ -130,72 +129,6 @@ def hash_text(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def resolve_image(data_dir: str | Path, file_name: str) -> Path:
-    """The real path of an image, which need not exist.
-
-    Raises
-    ------
-    InputError
-        Where the name leaves the data folder: through `..`, as an absolute path, or by a symbolic link.
-    """
-    root = os.path.realpath(data_dir)
-    try:
-        path = Path(os.path.realpath(os.path.join(root, file_name)))
-    except ValueError:  # a NUL character
-        raise InputError(f"{file_name!r}: an image's file name must be a path, got a NUL character in it") from None
-    if os.path.isabs(file_name) or not path.is_relative_to(root):
-        raise InputError(
-            f"{file_name}: an image's path must stay inside the data folder, got one that leads to {path}; "
-            "make it relative to the data folder, and copy the image into it where a link leads out"
-        )
-    return path
-
-
-def hash_images(data_dir: str | Path, file_names: Iterable[str]) -> list[str]:
-    """Content hash of each image; "" where there is no such file, or its name leads out of the folder."""
-    paths = []
-    for name in file_names:
-        try:
-            paths.append(resolve_image(data_dir, name))
-        except InputError:
-            paths.append(data_dir)  # a folder has no hash
-    return hash_files(paths)
-
-
-def fingerprint_data(data_dir: str | Path, json_names: Sequence[str]) -> str:
-    """Hash the content of a data set: its JSON files and every image that they name.
-
-    Where the folder lies and when its files were written make no difference. An image that is missing, or whose path
-    leaves the folder and is therefore not read, counts as missing.
-
-    Parameters
-    ----------
-    data_dir : folder that the JSON files and their `file_name`s are relative to.
-    json_names : COCO files, such as ["train.json", "val.json"]; their order counts.
-
-    Returns
-    -------
-    32 hex digits.
-
-    Raises
-    ------
-    InputError : a JSON file is missing, is not JSON or lists no images; an image exists and cannot be read.
-    """
-    json_paths = [Path(data_dir) / name for name in json_names]
-    names = sorted({name for path in json_paths for name in _image_names(path)})
-    images = list(zip(names, hash_images(data_dir, names), strict=True))
-    return hash_text(json.dumps([hash_files(json_paths), images]))
-
-
-def fingerprint_sets(data_dir: str | Path, json_names: Sequence[str], extra_data: Sequence[Mapping[str, Any]]) -> str:
-    """Hash the content of a data set and of those that join it, with how they join; see `fingerprint_data`."""
-    hashes = [fingerprint_data(data_dir, json_names)]
-    for entry in extra_data:
-        options = {name: value for name, value in entry.items() if name not in ("data_dir", "json")}
-        hashes.append([fingerprint_data(entry.get("data_dir", data_dir), [entry["json"]]), options])
-    return hashes[0] if len(hashes) == 1 else hash_text(json.dumps(hashes, sort_keys=True))
-
-
 def hash_files(paths: Sequence[str | Path]) -> list[str]:
     """Hash the content of files, reading only those that changed since they were last hashed.
 
@@ -256,22 +189,6 @@ def _save_known(entries: dict[str, list]) -> None:
     except OSError as error:
         raise InputError(
             f"{_known_path()}: the cache folder must be writable, got {error.strerror}; set SEGLIB_CACHE to one that is"
-        ) from error
-
-
-def _image_names(path: Path) -> list[str]:
-    try:
-        images = json.loads(path.read_bytes())["images"]
-        return [str(image["file_name"]) for image in images]
-    except OSError as error:
-        raise InputError(
-            f"{path}: a COCO file was expected, got: {error.strerror}; check data_dir and the name"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: a COCO file in JSON was expected, got: {error}; mend or export it again") from error
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: `images` must be a list of objects with a `file_name`; export it again as COCO"
         ) from error
 
 

@@ -174,7 +174,8 @@ def _ask(check: Callable, given: Sequence[Any]) -> tuple[Any, str]:
 def _check_json(parameter: str, name: str, data_dir: str, split: str = "given") -> None:
     folder = Path(os.path.expanduser(data_dir))
     if name and data_dir != "synthetic" and split == "given" and not _is_file(str(folder / name)):
-        raise InputError(f"{parameter} must be a file in data_dir, got {name!r}; {folder} has {list_json(folder)}")
+        fix = "; without one, split: holdout validates on a part of train_json" if parameter == "val_json" else ""
+        raise InputError(f"{parameter} must be a file in data_dir, got {name!r}; {folder} has {list_json(folder)}{fix}")
 
 
 def _check_image_size(size: int, _: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from seglib import files
+from seglib.data.layouts import fingerprint_data
 from seglib.errors import InputError
-from seglib.files import fingerprint_data, hash_file, hash_files
+from seglib.files import hash_file, hash_files
 
 CAMVID = Path(__file__).parents[1].parent / "shared/data/camvid"
 

@@ -18,7 +18,7 @@ from seglib.data.pixels import open_pixels
 from seglib.data.splits import find_near_duplicates
 from seglib.data.synthetic import open_synthetic
 from seglib.data.verify import verify_coco
-from seglib.files import hash_images, write_text
+from seglib.files import hash_files, write_text
 
 
 class DataAnalysis:
@@ -56,7 +56,7 @@ class DataAnalysis:
         self.files = [load_coco(folder, name) for name in names]
         self.coco = pool_files(self.files)
         self.class_names = self.coco.class_names
-        self.content_hashes = hash_images(folder, self.coco.images["file_name"])
+        self.content_hashes = hash_files(self.coco.images["path"])
         self.has_pixels = any(self.content_hashes)
         self.objects = tabulate_objects(self.coco, self.size)
         self.counts = count_painted(self.coco, self.objects, self.size, p.paint_order, p.background)
@@ -78,7 +78,7 @@ class DataAnalysis:
     def _tabulate(self) -> dict[str, pd.DataFrame]:
         objects, names, pixels = self.objects, self.class_names, self.counts.class_pixels
         sizes = self.coco.images.value_counts(["width", "height"]).rename("images").reset_index()
-        problems = [verify_coco(file).assign(file=file.json_path.name) for file in self.files]
+        problems = [verify_coco(file).assign(file=file.name) for file in self.files]
         left, overlaps = self.counts.left.add_prefix("pixels at "), find_overlaps(objects)
         return {
             "files": eda.tabulate_files(self.files),

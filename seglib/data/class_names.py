@@ -76,9 +76,14 @@ def resolve_extra_data(sets: Any, folder: str | Path) -> Any:
     return [_resolve_set(options, folder) for options in sets] if isinstance(sets, list) else sets
 
 
+def find_jsons(folder: Path) -> list[str]:
+    """The JSON files of a folder and of the folders in it."""
+    return sorted(str(path.relative_to(folder)) for pattern in ("*.json", "*/*.json") for path in folder.glob(pattern))
+
+
 def list_json(folder: Path) -> str:
-    """The JSON files of a folder, for the words about one that is missing."""
-    return ", ".join(sorted(path.name for path in folder.glob("*.json"))[:8]) or "no JSON files"
+    """The same, for the words about one that is missing."""
+    return ", ".join(find_jsons(folder)[:8]) or "no JSON files"
 
 
 def _check_set(where: str, options: dict) -> dict:

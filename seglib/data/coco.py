@@ -2,17 +2,19 @@
 
 import json
 import math
+import re
 import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from seglib.data.class_names import BACKGROUND
+from seglib.data.class_names import BACKGROUND, find_jsons
 from seglib.data.images import read_header
+from seglib.data.layouts import ImageFinder
 from seglib.data.masks import MAX_SIDE
 from seglib.errors import InputError, unknown_name
-from seglib.files import resolve_image
 
 MAX_CATEGORIES = 254  # masks are uint8: 0 is the background, 255 the ignored pixels
 
@@ -24,16 +26,18 @@ class CocoData:
     Attributes
     ----------
     json_path, data_dir : Path
-        The file, and the folder that its file names are relative to.
+        The file, and the folder that its file names are looked up in; see `ImageFinder`.
     images : DataFrame
-        `image_id`, `file_name`, `width`, `height` [px], `group`; rows in the file's order. A size that the file leaves
-        out is read from the image's header, 0 where that cannot be read. `group`: the scene's number or name, or None.
+        `image_id`, `file_name`, `width`, `height` [px], `group`, `path`; rows in the file's order. Ids that are texts
+        or beyond 64 bits are numbered by their places, from 1. A size that the file leaves out is read from the image's
+        header, 0 where that cannot be read. `group`: the scene's number or name, or None. `path`: the file that was
+        found, or where it should be; "" where the name leads out of the folder.
     annotations : DataFrame
         `annotation_id`, `image_id`, `category_id`, `class_id` (-1: unknown category), `area` [px^2] (NaN: no number),
         `iscrowd` (0 or 1), `segmentation` (as in the file), `score` (0..1 of a predicted label, 1 without one, NaN: no
         number) and `ignore` (0 or 1), both for `join_extra`; rows in the file's order.
     class_names : tuple of str
-        "Background", then the categories by ascending id, whatever the ids are.
+        "Background", then the categories by ascending id, whatever the ids are; texts after numbers.
     category_ids : tuple of int
         Ascending; `class_id` is 1 + the rank in here.
     painted_class_names : tuple of str
@@ -47,6 +51,12 @@ class CocoData:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     painted_class_names: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The file as seen from its data folder, for words."""
+        inside = self.json_path.is_relative_to(self.data_dir)
+        return str(self.json_path.relative_to(self.data_dir)) if inside else self.json_path.name
 
     @property
     def num_classes(self) -> int:
@@ -68,13 +78,15 @@ def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
     json_path = data_dir / json_name
     content = _read_json(json_path)
     categories = _read_categories(content, json_path)
+    numbers = _number_ids([category_id for category_id, _ in categories])
+    category_ids = tuple(numbers[category_id] for category_id, _ in categories)
     return CocoData(
         json_path=json_path,
         data_dir=data_dir,
-        images=_read_images(content, json_path, data_dir),
-        annotations=_read_annotations(content, json_path, [category_id for category_id, _ in categories]),
+        images=_read_images(content, json_path, ImageFinder(data_dir, json_name)),
+        annotations=_read_annotations(content, json_path, numbers, category_ids),
         class_names=(BACKGROUND, *(name for _, name in categories)),
-        category_ids=tuple(category_id for category_id, _ in categories),
+        category_ids=category_ids,
     )
 
 
@@ -98,10 +110,10 @@ def _read_json(path: Path) -> dict:
 def _no_such_json(path: Path) -> str:
     if not path.parent.is_dir():
         return f"{path.parent}: the data folder must exist, got no such folder; check data_dir"
-    return f"{path.parent}: {unknown_name('JSON file', path.name, sorted(p.name for p in path.parent.glob('*.json')))}"
+    return f"{path.parent}: {unknown_name('JSON file', path.name, find_jsons(path.parent))}"
 
 
-def _read_categories(content: dict, json_path: Path) -> list[tuple[int, str]]:
+def _read_categories(content: dict, json_path: Path) -> list[tuple[int | str, str]]:
     """(id, name) by ascending id; a repeated id stays in, for the check to find."""
     if not content.get("annotations") and content.get("categories", []) == []:
         return []  # a test set's list of images
@@ -111,27 +123,42 @@ def _read_categories(content: dict, json_path: Path) -> list[tuple[int, str]]:
             f"{json_path} [categories]: must list 1 to {MAX_CATEGORIES} categories (masks are uint8, 255 is ignored), "
             f"got {len(entries)}; {'merge some' if entries else 'export them with the annotations'}"
         )
-    pairs = [(_integer(entry, "id", where), _text(entry, "name", where)) for where, entry in entries]
-    return sorted(pairs, key=lambda pair: pair[0])
+    pairs = [(_read_id(entry, "id", where), _text(entry, "name", where)) for where, entry in entries]
+    return sorted(pairs, key=lambda pair: (isinstance(pair[0], str), pair[0]))
 
 
-def _read_images(content: dict, json_path: Path, data_dir: Path) -> pd.DataFrame:
-    rows = []
+def _read_images(content: dict, json_path: Path, finder: ImageFinder) -> pd.DataFrame:
+    rows, numbers = [], _number_ids(_image_keys(content, json_path))
     for where, entry in _entries(content, "images", json_path):
-        image_id, file_name = _integer(entry, "id", where), _text(entry, "file_name", where)
+        image_id, file_name = numbers[_read_id(entry, "id", where)], _text(entry, "file_name", where)
+        path, _ = finder.find(file_name)
         sides = [_side(entry, name, where) for name in ("width", "height")]
         if 0 in sides:
-            sides = _stored_size(data_dir, file_name)
-        rows.append((image_id, file_name, *sides, _group(entry, where)))
+            sides = _stored_size(path)
+        rows.append((image_id, file_name, *sides, _group(entry, where), path))
     kinds = {"image_id": "int64", "file_name": "str", "width": "int64", "height": "int64", "group": "object"}
-    return _make_table(rows, kinds)
+    return _make_table(rows, kinds | {"path": "str"})
 
 
-def _read_annotations(content: dict, json_path: Path, category_ids: list[int]) -> pd.DataFrame:
+def _image_keys(content: dict, json_path: Path) -> list[int | str]:
+    return [_read_id(entry, "id", where) for where, entry in _entries(content, "images", json_path)]
+
+
+def _read_annotations(
+    content: dict, json_path: Path, category_numbers: Mapping[int | str, int], category_ids: Sequence[int]
+) -> pd.DataFrame:
     class_ids = {category_id: 1 + rank for rank, category_id in enumerate(category_ids)}
-    rows = []
-    for where, entry in _entries({"annotations": [], **content}, "annotations", json_path):
-        ids = [_integer(entry, name, where) for name in ("id", "image_id", "category_id")]
+    entries = _entries({"annotations": [], **content}, "annotations", json_path)
+    keys = [
+        f"#{n}" if entry.get("id") is None else _read_id(entry, "id", where) for n, (where, entry) in enumerate(entries)
+    ]
+    own_numbers, image_numbers, rows = _number_ids(keys), _number_ids(_image_keys(content, json_path)), []
+    for key, (where, entry) in zip(keys, entries, strict=True):
+        ids = [
+            own_numbers[key],
+            _refer(entry, "image_id", where, image_numbers),
+            _refer(entry, "category_id", where, category_numbers),
+        ]
         class_id, area = class_ids.get(ids[-1], -1), _number(entry.get("area"))
         score = 1.0 if entry.get("score") is None else _number(entry["score"])
         is_crowd, is_ignored = (int(entry.get(name) == 1) for name in ("iscrowd", "ignore"))
@@ -167,6 +194,32 @@ def _integer(entry: dict, name: str, where: str) -> int:
     return int(value)
 
 
+def _read_id(entry: dict, name: str, where: str) -> int | str:
+    """A whole number of any size, or a text; a text that spells a number is one."""
+    value = entry.get(name)
+    if isinstance(value, str) and value.strip():
+        return int(value) if re.fullmatch("0|-?[1-9][0-9]{0,99}", value) else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise InputError(f"{where}: `{name}` must be a whole number or a text, got {_got(entry, name)}; correct it")
+    return int(value)
+
+
+def _number_ids(keys: Sequence[int | str]) -> dict[int | str, int]:
+    """Ids -> themselves where all of them are numbers of 64 bits, else their places among one another, from 1."""
+    fit = all(isinstance(key, int) and -(2**63) <= key < 2**63 for key in keys)
+    return {key: key if fit else place for place, key in enumerate(dict.fromkeys(keys), 1)}
+
+
+def _refer(entry: dict, name: str, where: str, numbers: Mapping[int | str, int]) -> int:
+    """The number of the image or category that an annotation names; one that is none is for the check to report."""
+    key = _read_id(entry, name, where)
+    if key in numbers:
+        return numbers[key]
+    if all(number == each for each, number in numbers.items()) and _number_ids([key]) == {key: key}:
+        return key
+    raise InputError(f"{where}: `{name}` must be one of the file's, got {key!r}; correct it, or remove the annotation")
+
+
 def _side(entry: dict, name: str, where: str) -> int:
     """A width or height [px]; 0 where the file leaves it out."""
     side = 0 if entry.get(name) is None else _integer(entry, name, where)
@@ -195,9 +248,9 @@ def _number(value: object) -> float:
     return float(value)
 
 
-def _stored_size(data_dir: Path, file_name: str) -> tuple[int, int]:
+def _stored_size(path: str) -> tuple[int, int]:
     try:
-        return read_header(resolve_image(data_dir, file_name))[:2]
+        return read_header(path)[:2]
     except InputError:
         return 0, 0  # the check reports the image itself
 

@@ -1,6 +1,6 @@
 """Data sets of images and masks: opened at one size, divided, joined with others, narrowed to some classes."""
 
-import os
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from seglib.data.splits import drop_leaked, make_split
 from seglib.data.synthetic import open_synthetic
 from seglib.data.verify import refuse_errors, verify_coco
 from seglib.errors import InputError
-from seglib.files import hash_images
+from seglib.files import hash_files
 
 DEBUG_SHARE = 0.05
 
@@ -82,7 +82,7 @@ class Subset:
                 raise InputError(
                     f"{other.data.json_path}: required the {what} of {self.data.json_path}, {ours}, got {theirs}"
                 )
-        own, theirs = (_take_tables(subset, self.data.data_dir) for subset in (self, other))
+        own, theirs = _take_tables(self), _take_tables(other)
         theirs = _move_ids(own[0]["image_id"], *theirs)
         images, annotations = (pd.concat(pair, ignore_index=True) for pair in zip(own, theirs, strict=True))
         ids = images["image_id"].to_numpy(np.int64)
@@ -100,14 +100,10 @@ def _read_joined(first: Subset, second: Subset, index: int) -> Pair:
     return first.read(index) if index < len(first) else second.read(index - len(first))
 
 
-def _take_tables(subset: Subset, data_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The subset's images, in its order, and their annotations; file names are seen from `data_dir`."""
+def _take_tables(subset: Subset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The subset's images, in its order, and their annotations."""
     images = subset.data.images.iloc[subset.indices]
-    annotations = subset.data.annotations[subset.data.annotations["image_id"].isin(images["image_id"])]
-    if subset.data.data_dir != data_dir:
-        names = [os.path.join(subset.data.data_dir, name) for name in images["file_name"]]
-        images = images.assign(file_name=np.array(names, object))
-    return images, annotations
+    return images, subset.data.annotations[subset.data.annotations["image_id"].isin(images["image_id"])]
 
 
 def _move_ids(taken: pd.Series, images: pd.DataFrame, annotations: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -115,6 +111,10 @@ def _move_ids(taken: pd.Series, images: pd.DataFrame, annotations: pd.DataFrame)
     if not images["image_id"].isin(taken).any():
         return images, annotations
     shift = 10 ** len(str(taken.max())) - min(0, int(images["image_id"].min()))
+    if shift + int(images["image_id"].max()) >= 2**63:  # ids that a hash gave
+        free = (number for number in itertools.count(1) if number not in set(taken))
+        moved = {image_id: next(free) for image_id in images["image_id"]}
+        return tuple(table.assign(image_id=table["image_id"].map(moved)) for table in (images, annotations))
     return images.assign(image_id=images["image_id"] + shift), annotations.assign(
         image_id=annotations["image_id"] + shift
     )
@@ -178,7 +178,7 @@ def open_data(
     painted = [open_pixels(file, image_size, paint_order, background, cache, progress) for file in files]
     pixels = [_fold_pixels(*pair) for pair in zip(painted, folded, strict=True)]
     if split == "given":
-        hashes = [hash_images(folder, file.images["file_name"]) for file in files]
+        hashes = [hash_files(file.images["path"]) for file in files]
         train, val = drop_leaked(*hashes), np.arange(len(val_data.images))
         if len(train) < len(data.images):
             copies = len(data.images) - len(train)
@@ -186,7 +186,7 @@ def open_data(
     else:
         # All classes count, those of no interest to a specialist too: it must hold out the images that the other models
         # of the same split hold out, or the ensemble of both would be scored on images that one was trained on.
-        hashes, present = hash_images(folder, data.images["file_name"]), find_classes_present(data)
+        hashes, present = hash_files(data.images["path"]), find_classes_present(data)
         train, val = make_split(split, hashes, data.images["group"].tolist(), present, folds, fold, seed, data.images)
     opened = {"data_dir": data_dir, "train_json": train_json, "split": split, "image_size": image_size}
     opened |= {"paint_order": paint_order, "background": background, "focus_classes": list(focus_classes)}
@@ -202,7 +202,7 @@ def load_verified(folder: Path, json_name: str) -> CocoData:
     problems = verify_coco(data)
     refuse_errors(problems, data.json_path)
     for problem, count in problems["problem"].value_counts().items():
-        print(f"{data.json_path.name}: warning: {problem} ({count} times)")
+        print(f"{data.name}: warning: {problem} ({count} times)")
     return data
 
 
@@ -245,7 +245,7 @@ def assign_subsets(
     Parameters
     ----------
     data : of `pool_files`
-    content_hashes : N texts, of `hash_images`
+    content_hashes : N texts, of `hash_files`
     present : (N, C) bool, of `find_present`
     """
     if split == "given":
@@ -347,7 +347,7 @@ def join_extra(
         sets = [subset.take_debug_share() for subset in sets]
     for subset, entry in zip(sets, extra_data, strict=True):
         often = f"each {entry.get('weight', 1.0):g} times an epoch"
-        print(f"{subset.data.json_path.name}: {len(subset)} more images to train on, {often}")
+        print(f"{subset.data.name}: {len(subset)} more images to train on, {often}")
     if not sets:
         return train_images
     joined = sum(sets, start=train_images)
@@ -404,9 +404,9 @@ def _paint(data: CocoData, class_ids: np.ndarray, num_classes: int, image_size: 
 
 
 def _leave_out_copies(subset: Subset, val_images: Subset) -> Subset:
-    hashes = [hash_images(each.data.data_dir, each.data.images["file_name"]) for each in (subset, val_images)]
+    hashes = [hash_files(each.data.images["path"]) for each in (subset, val_images)]
     kept = drop_leaked(hashes[0], np.array(hashes[1])[val_images.indices])
     if len(kept) < len(subset):
-        name, count = subset.data.json_path.name, len(subset) - len(kept)
+        name, count = subset.data.name, len(subset) - len(kept)
         print(f"{name}: {count} images are copies of validation images; left out of training")
     return subset.take(kept)

@@ -14,7 +14,6 @@ from seglib.data.pipeline_check import BLACK, CONSTANT
 from seglib.data.pixels import CHUNK, THREADS, resize_image
 from seglib.data.splits import hash_picture
 from seglib.errors import InputError
-from seglib.files import resolve_image
 
 SIZE_LIMITS = (8, 20, 32, 96)  # [px] of sqrt(area); 32 and 96 are COCO's bounds of small and medium
 FEW = 20  # annotations: a class with fewer is hardly learnt, and scored by luck
@@ -27,7 +26,7 @@ def tabulate_files(files: Sequence[CocoData]) -> pd.DataFrame:
     rows = {}
     for data in files:
         annotations, images = data.annotations, data.images
-        rows[data.json_path.name] = {
+        rows[data.name] = {
             "images": len(images),
             "annotations": len(annotations),
             "categories": len(data.category_ids),
@@ -192,7 +191,7 @@ def measure_images(data: CocoData, image_size: int) -> pd.DataFrame:
 
 def _measure(data: CocoData, row: tuple, image_size: int) -> tuple:
     try:
-        image = read_image(resolve_image(data.data_dir, row.file_name), (row.width, row.height))
+        image = read_image(row.path, (row.width, row.height))
     except InputError as error:
         return (str(error), *[0.0] * 6, False, False, np.uint64(0))
     image = resize_image(image, image_size)

@@ -25,10 +25,8 @@ from seglib.files import (
     array_header,
     cache_dir,
     hash_files,
-    hash_images,
     hash_text,
     require_space,
-    resolve_image,
     write_json,
 )
 
@@ -132,7 +130,7 @@ def _decode(
     data: CocoData, rows_of_image: Mapping, image_size: int, paint_order: str, background: str, index: int
 ) -> Pair:
     row = data.images.iloc[index]
-    image = read_image(resolve_image(data.data_dir, row["file_name"]), (row["width"], row["height"]))
+    image = read_image(row["path"], (row["width"], row["height"]))
     annotations = data.annotations.iloc[rows_of_image.get(row["image_id"], [])]
     try:
         mask = paint_mask(annotations, row["height"], row["width"], paint_order, background)
@@ -160,7 +158,7 @@ def _key(data: CocoData, about: Mapping[str, Any]) -> str:
     images = data.images[["image_id", "file_name", "width", "height"]]
     parts = [
         [*about.values()],
-        hash_images(data.data_dir, images["file_name"]),
+        hash_files(data.images["path"]),
         images.to_dict("list"),
         data.annotations.to_dict("list"),
         _PAINTERS.get(RESULTS, RESULTS),

@@ -10,9 +10,9 @@ import pandas as pd
 from seglib.data.class_names import BACKGROUND
 from seglib.data.coco import CocoData
 from seglib.data.images import read_header, read_image
+from seglib.data.layouts import ImageFinder
 from seglib.data.masks import PAINTS_LESS, segmentation_problems
 from seglib.errors import InputError, InputErrors
-from seglib.files import resolve_image
 
 FIXES = {
     "no-images": "export the file with its images",
@@ -22,6 +22,7 @@ FIXES = {
     "duplicate-image-id": "give each image an id of its own",
     "duplicate-file-name": "merge the entries: each has a part of the objects, and both sides of a split see the image",
     "outside-folder": "write a path relative to the data folder; copy the image where a link leads out of it",
+    "ambiguous-image": "write the folder of the one that is meant into file_name",
     "missing-image": "check data_dir and file_name, or remove the entry",
     "unreadable-image": "copy the image again, or remove the entry",
     "size-differs": "use the image that was annotated, or correct the JSON",
@@ -113,7 +114,8 @@ def _image_problems(data: CocoData, read_pixels: bool) -> Iterator[Problem]:
     if data.images.empty:
         yield "no-images", "images", "must list an image or more, got an empty list"
     first_place, first_use = {}, {}  # by image id, by path
-    for place, (image_id, file_name, *size, _) in enumerate(data.images.itertuples(index=False, name=None)):
+    finder = ImageFinder(data.data_dir, data.json_path)
+    for place, (image_id, file_name, *size, _, path) in enumerate(data.images.itertuples(index=False, name=None)):
         where = f"image {image_id} ({file_name})"
         if (first := first_place.setdefault(image_id, place)) != place:
             yield (
@@ -121,21 +123,19 @@ def _image_problems(data: CocoData, read_pixels: bool) -> Iterator[Problem]:
                 where,
                 f"ids must be unique, got this one at images[{first}] and images[{place}]",
             )
-        try:
-            path = resolve_image(data.data_dir, file_name)
-        except InputError as error:
-            yield "outside-folder", where, _without_fix(error)
-            continue
+        if not os.path.isfile(path):
+            problem = finder.find(file_name)[1] or "missing-image"
+            yield problem, where, finder.explain(file_name)
+            if problem != "missing-image":
+                continue
         if (first := first_use.setdefault(path, place)) != place:
             yield "duplicate-file-name", where, f"a file must have one entry, got images[{first}] and images[{place}]"
-        yield from ((problem, where, detail) for problem, detail in _file_problems(path, tuple(size), read_pixels))
+        if os.path.isfile(path):
+            yield from ((problem, where, detail) for problem, detail in _file_problems(path, tuple(size), read_pixels))
 
 
 def _file_problems(path: Path, size: tuple[int, int], read_pixels: bool) -> Iterator[tuple[str, str]]:
     """(problem, detail) of one image file; `size` is the JSON's (width, height)."""
-    if not os.path.isfile(path):  # Path.is_file raises for a name too long
-        yield "missing-image", f"the file must exist, got none at {path}"
-        return
     try:
         *stored, orientation = read_header(path)
         turned = orientation >= 5 and tuple(stored) == size[::-1] != size

@@ -24,7 +24,7 @@ from seglib.data.verify import refuse_errors, verify_coco
 from seglib.errors import InputError
 from seglib.evaluation.findings import summarise_probabilities
 from seglib.evaluation.metrics import confusion_per_image
-from seglib.files import hash_images, hash_text
+from seglib.files import hash_files, hash_text
 from seglib.inference.runs import FinishedRun, Member, choose_weights, load_finished_run
 from seglib.inference.stores import (
     Progress,
@@ -411,7 +411,7 @@ def _name_request(folder: Path) -> str:
 def _hash_images(images: Subset) -> str:
     """Hash of the images' files, in order, and of what the JSON says of them."""
     rows = images.data.images.iloc[images.indices]
-    files = hash_images(images.data.data_dir, rows["file_name"])
+    files = hash_files(rows["path"])
     return hash_text(json.dumps([files, rows[["image_id", "file_name", "width", "height"]].to_dict("list")]))
 
 

@@ -1,6 +1,7 @@
 """Pseudo-labels: what an ensemble is sure of in unlabelled images, as a COCO file for `extra_data`."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -155,7 +156,8 @@ def _write_coco(path: Path, labelled: Iterable[Labelled], images: CocoData, info
         for row, labels, probability in labelled:
             if (labels == IGNORE_INDEX).all():
                 continue
-            kept.append({"id": row.image_id, "file_name": row.file_name, "width": row.width, "height": row.height})
+            name = _name_image(row, images.data_dir)
+            kept.append({"id": row.image_id, "file_name": name, "width": row.width, "height": row.height})
             for annotation in _annotate(row, labels, probability, images.category_ids):
                 count += 1
                 file.write((",\n" if count > 1 else "\n") + json.dumps({"id": count, **annotation}))
@@ -164,6 +166,12 @@ def _write_coco(path: Path, labelled: Iterable[Labelled], images: CocoData, info
         rest = {"images": kept, "categories": categories, "info": info}
         file.write("\n], " + json.dumps(rest, ensure_ascii=False)[1:] + "\n")
     return len(kept)
+
+
+def _name_image(row: Any, data_dir: Path) -> str:
+    """Its name as seen from the data folder, from where another file's images are looked up."""
+    name = row.file_name
+    return name if (data_dir / name).is_file() else os.path.relpath(row.path, os.path.realpath(data_dir))
 
 
 def _annotate(

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import seglib
+from seglib.data.layouts import fingerprint_data
 from seglib.errors import InputError, InputErrors
-from seglib.files import fingerprint_data, hash_files
+from seglib.files import hash_files
 from seglib.parameters import read_schema
 from seglib.parts import read_parts
 from seglib.rules import check_runs, resolve_paths

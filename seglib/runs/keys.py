@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import seglib
+from seglib.data.layouts import fingerprint_data, fingerprint_sets
 from seglib.errors import InputError
-from seglib.files import PROJECT, fingerprint_data, fingerprint_sets, hash_files, hash_text, outputs_dir
+from seglib.files import PROJECT, hash_files, hash_text, outputs_dir
 from seglib.parameters import read_code_cells, read_defaults
 from seglib.parts import hash_parts
 from seglib.rules import is_path

@@ -110,7 +110,7 @@ def test_own_images_come_first_and_unchanged(small_data, write_set):
     assert np.array_equal(joined.image_ids[: len(train)], train.image_ids)
     for position in range(len(train)):
         assert all(map(np.array_equal, joined.read(position), train.read(position)))
-    written = cv2.imread(str(joined.data.images["file_name"].iloc[-4]))[..., ::-1]
+    written = cv2.imread(joined.data.images["path"].iloc[-4])[..., ::-1]
     assert np.array_equal(joined.read(len(train))[0], written)
 
 

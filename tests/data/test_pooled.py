@@ -10,7 +10,7 @@ from seglib.data.dataset import assign_subsets, open_data, pool_files
 from seglib.data.eda import find_present
 from seglib.data.masks import tabulate_objects
 from seglib.errors import InputError
-from seglib.files import hash_images
+from seglib.files import hash_files
 
 
 def write(folder, name, image_ids, categories=("a", "b")):
@@ -50,7 +50,7 @@ def test_missing_files_and_names_that_lead_out_have_no_hash(tmp_path):
     data = write(tmp_path, "train", [1, 2])
     (tmp_path / "train1.jpg").write_bytes(b"content")
     data.images.loc[1, "file_name"] = "../outside.jpg"
-    first, second = hash_images(tmp_path, data.images["file_name"])
+    first, second = hash_files(data.images["path"])
     assert len(first) == 32
     assert second == ""
 
@@ -59,9 +59,7 @@ def test_missing_files_and_names_that_lead_out_have_no_hash(tmp_path):
 def test_subsets_are_those_that_training_makes(small_data, split):
     data = pool_files([load_coco(small_data, "train.json")])
     present = find_present(tabulate_objects(data, 32), len(data.images), data.num_classes)
-    subset = assign_subsets(
-        data, hash_images(small_data, data.images["file_name"]), present, split, folds=4, fold=1, seed=3
-    )
+    subset = assign_subsets(data, hash_files(data.images["path"]), present, split, folds=4, fold=1, seed=3)
     options = {"paint_order": "class_id", "background": "class", "image_size": 32, "cache": False}
     train, val = open_data(str(small_data), "train.json", "", split=split, folds=4, fold=1, seed=3, **options)
     assert np.array_equal(np.flatnonzero(subset == "train"), train.indices)

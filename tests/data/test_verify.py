@@ -93,6 +93,13 @@ def link_out(content, folder):
     (folder / "images/a.jpg").symlink_to(folder.parent / "a.jpg")
 
 
+def two_of_one_name(content, folder):
+    for name in ("left", "right"):
+        (folder / name).mkdir()
+        (folder / name / "z.jpg").write_bytes(b"")
+    content["images"][0]["file_name"] = "z.jpg"
+
+
 def rle(**values):
     return segmentation({"size": [48, 64], "counts": [100, 20, 2952]} | values)
 
@@ -109,7 +116,9 @@ ERRORS = [
     (image(file_name="../a.jpg"), "outside-folder", "image 12 (../a.jpg)", "inside the data folder"),
     (image(file_name="/etc/hostname"), "outside-folder", "image 12 (/etc/hostname)", "inside the data folder"),
     (link_out, "outside-folder", A, "inside the data folder, got one that leads to"),
-    (image(file_name="images/A.jpg"), "missing-image", "image 12 (images/A.jpg)", "must exist, got none at"),
+    (two_of_one_name, "ambiguous-image", "image 12 (z.jpg)", "got 2: left/z.jpg, right/z.jpg"),
+    (image(file_name="images/a.png"), "missing-image", "image 12 (images/a.png)", "must exist, got none at"),
+    (image(file_name="a.jpeg"), "missing-image", "image 12 (a.jpeg)", "; the nearest is images/a.jpg"),
     (image(file_name="images"), "missing-image", "image 12 (images)", "must exist, got none at"),
     (image(file_name="a" * 300), "missing-image", "image 12 (aaa", "must exist, got none at"),
     (image(file_name="images/\nc.jpg", width=None), "missing-image", "image 12 (images/ c.jpg)", "must exist"),

@@ -15,7 +15,7 @@ from seglib.data.images import read_image
 from seglib.data.pixels import resize_image
 from seglib.errors import InputError, InputErrors
 from seglib.evaluation.findings import summarise_probabilities
-from seglib.files import resolve_image, write_json
+from seglib.files import write_json
 from seglib.inference import predict as module
 from seglib.inference.analysis import choose_spread
 from seglib.inference.predict import (
@@ -292,7 +292,7 @@ def test_test_images_are_opened_as_training_opened_its_own(run, own_data):
     assert len(images) == len(data.images) > 0
     row = data.images.iloc[1]
     image, mask = images.read(1)
-    expected = resize_image(read_image(resolve_image(own_data, row["file_name"]), (row["width"], row["height"])), 64)
+    expected = resize_image(read_image(row["path"], (row["width"], row["height"])), 64)
     np.testing.assert_array_equal(image, expected)
     assert (mask == 0).all()
     store = predict_run(run, images, device=CPU)
@@ -413,9 +413,7 @@ def test_sliding_windows_see_the_image_at_its_larger_size(run):
     assert store.size == 64
     large = load_finished_run(run.folder).val_images.data
     row = large.images.iloc[int(run.val_images.indices[2])]
-    image = resize_image(
-        read_image(resolve_image(large.data_dir, row["file_name"]), (row["width"], row["height"])), 128
-    )
+    image = resize_image(read_image(row["path"], (row["width"], row["height"])), 128)
     corner = predict_logits(run.model, image[:64, 64:], CPU, "float32").softmax(0).numpy()
     np.testing.assert_allclose(store.read_probabilities(2)[:, :32, 32:], corner[:, ::2, ::2], atol=1e-3)
 

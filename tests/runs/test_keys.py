@@ -9,7 +9,8 @@ import sys
 import pytest
 
 import seglib
-from seglib.files import PROJECT, fingerprint_data, write_json
+from seglib.data.layouts import fingerprint_data
+from seglib.files import PROJECT, write_json
 from seglib.parameters import read_defaults
 from seglib.runs import record as records_module
 from seglib.runs.keys import hash_code, hash_values
