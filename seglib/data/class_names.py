@@ -25,6 +25,11 @@ EXTRA_SET: dict[str, Any] = {
 }
 
 
+def is_background(category: str) -> bool:
+    """Whether a category is plainly the background by its name: `background`, `_background_`, `__background__`."""
+    return category.strip(" _-").casefold() == BACKGROUND.casefold()
+
+
 def refuse_focus(focus_classes: Sequence[str], known: Sequence[str] | None = None) -> str:
     """Say what is wrong with the classes to focus on, "" where nothing is.
 

@@ -6,12 +6,13 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
-from seglib.data.class_names import BACKGROUND, find_jsons
-from seglib.data.images import read_header
+from seglib.data.class_names import BACKGROUND, find_jsons, is_background
+from seglib.data.images import EXIF, choose_turn, read_header
 from seglib.data.layouts import ImageFinder
 from seglib.data.masks import MAX_SIDE
 from seglib.errors import InputError, unknown_name
@@ -28,20 +29,28 @@ class CocoData:
     json_path, data_dir : Path
         The file, and the folder that its file names are looked up in; see `ImageFinder`.
     images : DataFrame
-        `image_id`, `file_name`, `width`, `height` [px], `group`, `path`; rows in the file's order. Ids that are texts
-        or beyond 64 bits are numbered by their places, from 1. A size that the file leaves out is read from the image's
-        header, 0 where that cannot be read. `group`: the scene's number or name, or None. `path`: the file that was
-        found, or where it should be; "" where the name leads out of the folder.
+        `image_id`, `file_name`, `width`, `height` [px], `group`, `exif`, `path`; rows in the file's order. Ids that are
+        texts or beyond 64 bits are numbered by their places, from 1. A size that the file leaves out is read from the
+        image's header, 0 where that cannot be read. `group`: the scene's number or name, or None. `exif`: "apply" or
+        "ignore", the file's policy for images of which the size does not tell how they are turned. `path`: the file that
+        was found, or where it should be; "" where the name leads out of the folder.
     annotations : DataFrame
-        `annotation_id`, `image_id`, `category_id`, `class_id` (-1: unknown category), `area` [px^2] (NaN: no number),
-        `iscrowd` (0 or 1), `segmentation` (as in the file), `score` (0..1 of a predicted label, 1 without one, NaN: no
-        number) and `ignore` (0 or 1), both for `join_extra`; rows in the file's order.
+        `annotation_id`, `image_id`, `category_id`, `class_id` (-1:
+        unknown category), `area` [px^2] (as in the file, which nothing trusts; NaN: no number), `iscrowd` (0 or 1),
+        `segmentation` (as in the file; points that stand as pairs are made flat lists), `score` (0..1 of a predicted
+        label, 1 without one, NaN: no number) and `ignore` (0 or 1), both for `join_extra`; rows in the file's order.
+        `load_verified` adds `mask_area` [px]: what each one paints at the image's size.
     class_names : tuple of str
-        "Background", then the categories by ascending id, whatever the ids are; texts after numbers.
+        "Background", then the categories by ascending id, whatever the ids are; texts after numbers. One that is called
+        background is class 0.
     category_ids : tuple of int
-        Ascending; `class_id` is 1 + the rank in here.
+        Ascending, without those of background; `class_id` is 1 + the rank in here.
     painted_class_names : tuple of str
         The classes that masks are painted with, where some of them were folded into background; else empty.
+    background_names : tuple of str
+        The categories that are background by their names; their annotations have class 0.
+    phantom_names : tuple of str
+        The categories that no annotation uses and that look like a super-category: id 0, or the parent of others.
     """
 
     json_path: Path
@@ -51,6 +60,8 @@ class CocoData:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     painted_class_names: tuple[str, ...] = ()
+    background_names: tuple[str, ...] = ()
+    phantom_names: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,14 +90,18 @@ def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
     content = _read_json(json_path)
     categories = _read_categories(content, json_path)
     numbers = _number_ids([category_id for category_id, _ in categories])
-    category_ids = tuple(numbers[category_id] for category_id, _ in categories)
+    objects = [(numbers[category_id], name) for category_id, name in categories if not is_background(name)]
+    class_ids = dict.fromkeys(numbers.values(), 0) | {each[0]: 1 + rank for rank, each in enumerate(objects)}
+    annotations = _read_annotations(content, json_path, numbers, class_ids)
     return CocoData(
         json_path=json_path,
         data_dir=data_dir,
         images=_read_images(content, json_path, ImageFinder(data_dir, json_name)),
-        annotations=_read_annotations(content, json_path, numbers, category_ids),
-        class_names=(BACKGROUND, *(name for _, name in categories)),
-        category_ids=category_ids,
+        annotations=annotations,
+        class_names=(BACKGROUND, *(name for _, name in objects)),
+        category_ids=tuple(category_id for category_id, _ in objects),
+        background_names=tuple(name for _, name in categories if is_background(name)),
+        phantom_names=_find_phantoms(content, objects, {*annotations["category_id"]}),
     )
 
 
@@ -118,26 +133,36 @@ def _read_categories(content: dict, json_path: Path) -> list[tuple[int | str, st
     if not content.get("annotations") and content.get("categories", []) == []:
         return []  # a test set's list of images
     entries = _entries(content, "categories", json_path)
-    if not 1 <= len(entries) <= MAX_CATEGORIES:
+    pairs = [(_read_id(entry, "id", where), _text(entry, "name", where)) for where, entry in entries]
+    number = sum(not is_background(name) for _, name in pairs)
+    if not 1 <= number <= MAX_CATEGORIES:
         raise InputError(
             f"{json_path} [categories]: must list 1 to {MAX_CATEGORIES} categories (masks are uint8, 255 is ignored), "
-            f"got {len(entries)}; {'merge some' if entries else 'export them with the annotations'}"
+            f"got {number}; {'merge some' if number else 'export them with the annotations'}"
         )
-    pairs = [(_read_id(entry, "id", where), _text(entry, "name", where)) for where, entry in entries]
     return sorted(pairs, key=lambda pair: (isinstance(pair[0], str), pair[0]))
 
 
+def _find_phantoms(content: dict, categories: list[tuple[int, str]], used: set[int]) -> tuple[str, ...]:
+    pairs = [(each["name"], each.get("supercategory")) for each in content.get("categories", [])]
+    parents = [parent for name, parent in pairs if parent != name]
+    unused = [(category_id, name) for category_id, name in categories if used and category_id not in used]
+    return tuple(name for category_id, name in unused if category_id == 0 or name in parents)
+
+
 def _read_images(content: dict, json_path: Path, finder: ImageFinder) -> pd.DataFrame:
-    rows, numbers = [], _number_ids(_image_keys(content, json_path))
+    exif, rows, numbers = content.get("exif", EXIF[0]), [], _number_ids(_image_keys(content, json_path))
+    if exif not in EXIF:
+        raise InputError(f"{json_path}: {unknown_name('exif', exif, EXIF)}")
     for where, entry in _entries(content, "images", json_path):
         image_id, file_name = numbers[_read_id(entry, "id", where)], _text(entry, "file_name", where)
         path, _ = finder.find(file_name)
         sides = [_side(entry, name, where) for name in ("width", "height")]
         if 0 in sides:
-            sides = _stored_size(path)
-        rows.append((image_id, file_name, *sides, _group(entry, where), path))
+            sides = _find_size(path, exif)
+        rows.append((image_id, file_name, *sides, _group(entry, where), exif, path))
     kinds = {"image_id": "int64", "file_name": "str", "width": "int64", "height": "int64", "group": "object"}
-    return _make_table(rows, kinds | {"path": "str"})
+    return _make_table(rows, kinds | {"exif": "str", "path": "str"})
 
 
 def _image_keys(content: dict, json_path: Path) -> list[int | str]:
@@ -145,9 +170,8 @@ def _image_keys(content: dict, json_path: Path) -> list[int | str]:
 
 
 def _read_annotations(
-    content: dict, json_path: Path, category_numbers: Mapping[int | str, int], category_ids: Sequence[int]
+    content: dict, json_path: Path, category_numbers: Mapping[int | str, int], class_ids: Mapping[int, int]
 ) -> pd.DataFrame:
-    class_ids = {category_id: 1 + rank for rank, category_id in enumerate(category_ids)}
     entries = _entries({"annotations": [], **content}, "annotations", json_path)
     keys = [
         f"#{n}" if entry.get("id") is None else _read_id(entry, "id", where) for n, (where, entry) in enumerate(entries)
@@ -162,10 +186,26 @@ def _read_annotations(
         class_id, area = class_ids.get(ids[-1], -1), _number(entry.get("area"))
         score = 1.0 if entry.get("score") is None else _number(entry["score"])
         is_crowd, is_ignored = (int(entry.get(name) == 1) for name in ("iscrowd", "ignore"))
-        rows.append((*ids, class_id, area, is_crowd, entry.get("segmentation"), score, is_ignored))
+        rows.append((*ids, class_id, area, is_crowd, _flatten(entry.get("segmentation")), score, is_ignored))
     kinds = dict.fromkeys(["annotation_id", "image_id", "category_id", "class_id"], "int64")
     kinds |= {"area": "float64", "iscrowd": "int64", "segmentation": "object", "score": "float64", "ignore": "int64"}
     return _make_table(rows, kinds)
+
+
+def _flatten(segmentation: object) -> object:
+    """Points that stand as pairs [[x, y], ...], alone or in a list of polygons, as the flat lists that COCO has."""
+    if not isinstance(segmentation, list):
+        return segmentation
+    if len(segmentation) >= 3 and all(map(_is_pair, segmentation)):
+        return [[*chain.from_iterable(segmentation)]]
+    is_paired = [isinstance(each, list) and len(each) > 0 and all(map(_is_pair, each)) for each in segmentation]
+    return [
+        [*chain.from_iterable(each)] if paired else each for each, paired in zip(segmentation, is_paired, strict=True)
+    ]
+
+
+def _is_pair(point: object) -> bool:
+    return isinstance(point, list) and len(point) == 2 and all(type(each) in (int, float) for each in point)
 
 
 def _make_table(rows: list[tuple], kinds: dict[str, str]) -> pd.DataFrame:
@@ -248,11 +288,13 @@ def _number(value: object) -> float:
     return float(value)
 
 
-def _stored_size(path: str) -> tuple[int, int]:
+def _find_size(path: str, exif: str) -> tuple[int, int]:
+    """Of the image as it is read: turned by its EXIF orientation, unless that is to be ignored."""
     try:
-        return read_header(path)[:2]
+        width, height, orientation = read_header(path)
     except InputError:
         return 0, 0  # the check reports the image itself
+    return (height, width) if choose_turn((width, height), orientation, None, exif) >= 5 else (width, height)
 
 
 def _got(entry: dict, name: str) -> str:

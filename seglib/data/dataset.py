@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from seglib.data.class_names import IGNORE, refuse_class_map, refuse_focus
-from seglib.data.coco import CocoData, load_coco
+from seglib.data.coco import CocoData
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import Pair, Pixels, Progress, map_pixels, open_pixels
 from seglib.data.splits import drop_leaked, make_split
 from seglib.data.synthetic import open_synthetic
-from seglib.data.verify import refuse_errors, verify_coco
-from seglib.errors import InputError
+from seglib.data.verify import describe_unpainted, find_areas, load_verified, refuse_unpainted, tabulate_painted
+from seglib.errors import InputError, InputErrors
 from seglib.files import hash_files
 
 DEBUG_SHARE = 0.05
@@ -64,6 +64,10 @@ class Subset:
         """Five percent of the images, evenly spread, at least eight: enough to see whether a loss falls."""
         count = min(len(self), max(8, round(DEBUG_SHARE * len(self))))
         return self.take(np.linspace(0, len(self) - 1, count).astype(np.int64))
+
+    def count_painted(self) -> dict[str, dict[str, int]]:
+        """Of each class its annotations, those that paint a pixel (objects), and these pixels at the images' own sizes."""
+        return tabulate_painted(self.data, self.image_ids).to_dict("index")
 
     def choose_batch_size(self, batch_size: int, debug: bool) -> int:
         """The batch size of a run that trains on these images, see the function of this name."""
@@ -170,16 +174,72 @@ def open_data(
     InputErrors
         One line for each error that `verify_coco` finds.
     """
-    folder = open_synthetic() if data_dir == "synthetic" else Path(data_dir).expanduser()
-    files = [load_verified(folder, name) for name in ([train_json, val_json] if split == "given" else [train_json])]
-    data, val_data = files[0], files[-1]
-    _require_same_classes(data, val_data)
-    folded = [fold_classes(file, focus_classes) for file in files]
+    names = [train_json, val_json] if split == "given" else [train_json]
+    files = _read_files(data_dir, names)
+    folded, indices = _divide(files, split, folds, fold, seed, focus_classes)
     painted = [open_pixels(file, image_size, paint_order, background, cache, progress) for file in files]
     pixels = [_fold_pixels(*pair) for pair in zip(painted, folded, strict=True)]
+    opened = {"data_dir": data_dir, "train_json": train_json, "split": split, "image_size": image_size}
+    opened |= {"paint_order": paint_order, "background": background, "focus_classes": list(focus_classes)}
+    opened |= {"val_json": val_json} if split == "given" else {"folds": folds, "fold": fold, "split_seed": seed}
+    return tuple(
+        Subset(folded[i], pixels[i], each, built_from=opened) for i, each in zip((0, -1), indices, strict=True)
+    )
+
+
+def find_refusal(
+    data_dir: str,
+    train_json: str,
+    val_json: str,
+    split: str,
+    folds: int,
+    fold: int,
+    split_seed: int,
+    focus_classes: Sequence[str],
+    extra_data: Sequence[Mapping[str, Any]],
+) -> str:
+    """What `open_data` and `join_extra` would refuse, a line each, without decoding images; "" where nothing is.
+
+    What they print is printed. The parameters are those of 02_train.ipynb.
+    """
+    try:
+        files = _read_files(data_dir, [train_json, val_json] if split == "given" else [train_json])
+        folded, _ = _divide(files, split, folds, fold, split_seed, focus_classes)
+        for place, entry in enumerate(extra_data):
+            _read_set(place, folded[0], entry)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _read_files(data_dir: str, json_names: Sequence[str]) -> list[CocoData]:
+    """Verified files of the same classes; the errors of all of them are refused together."""
+    folder, files, lines = open_synthetic() if data_dir == "synthetic" else Path(data_dir).expanduser(), [], []
+    for name in dict.fromkeys(json_names):
+        try:
+            files.append(load_verified(folder, name))
+        except InputError as error:
+            lines += str(error).splitlines()
+    if lines:
+        raise InputErrors(lines)
+    _require_same_classes(files[0], files[-1])
+    return files
+
+
+def _divide(
+    files: Sequence[CocoData], split: str, folds: int, fold: int, seed: int, focus_classes: Sequence[str]
+) -> tuple[list[CocoData], tuple[np.ndarray, np.ndarray]]:
+    """The files with the classes in focus, and the rows of the first and of the last that train and validate."""
+    data, val_data = files[0], files[-1]
+    folded = [fold_classes(file, focus_classes) for file in files]
     if split == "given":
-        hashes = [hash_files(file.images["path"]) for file in files]
+        hashes = [hash_files(file.images["path"]) for file in (data, val_data)]
         train, val = drop_leaked(*hashes), np.arange(len(val_data.images))
+        if not len(train):
+            raise InputError(
+                f"{data.json_path}: must have images that are no copies of validation images, got {len(data.images)} that"
+                f" all are in {val_data.json_path.name}; validate on others, or set split to holdout"
+            )
         if len(train) < len(data.images):
             copies = len(data.images) - len(train)
             print(f"{copies} training images are copies of validation images; left out of training")
@@ -188,29 +248,29 @@ def open_data(
         # of the same split hold out, or the ensemble of both would be scored on images that one was trained on.
         hashes, present = hash_files(data.images["path"]), find_classes_present(data)
         train, val = make_split(split, hashes, data.images["group"].tolist(), present, folds, fold, seed, data.images)
-    opened = {"data_dir": data_dir, "train_json": train_json, "split": split, "image_size": image_size}
-    opened |= {"paint_order": paint_order, "background": background, "focus_classes": list(focus_classes)}
-    opened |= {"val_json": val_json} if split == "given" else {"folds": folds, "fold": fold, "split_seed": seed}
-    return Subset(folded[0], pixels[0], train, built_from=opened), Subset(
-        folded[-1], pixels[-1], val, built_from=opened
-    )
+    _require_painted(folded[0], train, "training", may_be_empty=False)
+    _require_painted(folded[-1], val, "validation")
+    return folded, (train, val)
 
 
-def load_verified(folder: Path, json_name: str) -> CocoData:
-    """Read a COCO file, refuse its errors, one line each, and print how many warnings there are."""
-    data = load_coco(folder, json_name)
-    problems = verify_coco(data)
-    refuse_errors(problems, data.json_path)
-    for problem, count in problems["problem"].value_counts().items():
-        print(f"{data.name}: warning: {problem} ({count} times)")
-    return data
+def _require_painted(data: CocoData, indices: np.ndarray, use: str, may_be_empty: bool = True) -> None:
+    """Refuse annotations that paint nothing, and say how many do where others paint."""
+    table, where = tabulate_painted(data, data.images["image_id"].iloc[indices]), f"{data.json_path} ({use})"
+    if not (may_be_empty or table["annotations"].any()):
+        raise InputError(f"{where}: must have annotations of objects, got none; export them, or check train_json")
+    refuse_unpainted(table, where)
+    if line := describe_unpainted(table):
+        print(f"{where}: warning: {line}")
+    if not table["objects"].any():
+        print(f"{where}: warning: no object is annotated")
 
 
 def find_classes_present(data: CocoData) -> np.ndarray:
-    """(images, classes) bool: which classes are annotated in each image."""
+    """(images, classes) bool: which classes are annotated in each image, by annotations that paint a pixel."""
     present = np.zeros((len(data.images), data.num_classes), bool)
-    rows = pd.Index(data.images["image_id"]).get_indexer(data.annotations["image_id"])
-    present[rows, data.annotations["class_id"]] = True
+    painted = data.annotations[find_areas(data) > 0]
+    rows = pd.Index(data.images["image_id"]).get_indexer(painted["image_id"])
+    present[rows, painted["class_id"]] = True
     return present
 
 
@@ -356,18 +416,25 @@ def join_extra(
 
 def _open_set(place: int, train_images: Subset, entry: Mapping[str, Any], *policy: Any) -> Subset:
     """An extra set in the classes of the training images, its focus included; `policy` as `open_pixels` takes it."""
-    ours = train_images.data
+    data, class_ids, folded = _read_set(place, train_images.data, entry)
+    num_classes = len(train_images.data.painted_class_names or train_images.data.class_names)
+    pixels = _paint(data, class_ids, num_classes, train_images.image_size, *policy)
+    weights = np.full(len(data.images), float(entry.get("weight", 1.0)))
+    return Subset(folded, _fold_pixels(pixels, folded), np.arange(len(data.images)), weights)
+
+
+def _read_set(place: int, ours: CocoData, entry: Mapping[str, Any]) -> tuple[CocoData, np.ndarray, CocoData]:
+    """An extra set as it is, what each of its annotations is in our classes, and its objects in our classes in focus."""
     painted_names = ours.painted_class_names or ours.class_names
     data = load_verified(Path(entry.get("data_dir", ours.data_dir)).expanduser(), entry["json"])
     class_ids = _translate(f"extra_data[{place}]", data, entry, painted_names)
-    pixels = _paint(data, class_ids, len(painted_names), train_images.image_size, *policy)
     is_object = (class_ids > 0) & (class_ids != IGNORE_INDEX)
     objects = data.annotations[is_object].assign(class_id=class_ids[is_object]).reset_index(drop=True)
     category_ids = tuple(range(1, len(painted_names)))
-    data = replace(data, annotations=objects, class_names=painted_names, category_ids=category_ids)
-    folded = fold_classes(data, ours.class_names[1:] if ours.painted_class_names else ())
-    weights = np.full(len(data.images), float(entry.get("weight", 1.0)))
-    return Subset(folded, _fold_pixels(pixels, folded), np.arange(len(data.images)), weights)
+    own = replace(data, annotations=objects, class_names=painted_names, category_ids=category_ids)
+    folded = fold_classes(own, ours.class_names[1:] if ours.painted_class_names else ())
+    _require_painted(folded, np.arange(len(data.images)), f"extra_data[{place}]")
+    return data, class_ids, folded
 
 
 def _translate(where: str, data: CocoData, entry: Mapping[str, Any], class_names: Sequence[str]) -> np.ndarray:

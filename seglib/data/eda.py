@@ -85,7 +85,7 @@ def tabulate_sizes(objects: pd.DataFrame, limits: Sequence[float] = SIZE_LIMITS)
 
 
 def tabulate_vanished(objects: pd.DataFrame, left: pd.DataFrame) -> pd.DataFrame:
-    """Objects of whose mask no pixel is left, by class and size [px]; masks that were empty before are not counted.
+    """Objects of whose mask no pixel is left, by class and size [px].
 
     Parameters
     ----------
@@ -96,9 +96,8 @@ def tabulate_vanished(objects: pd.DataFrame, left: pd.DataFrame) -> pd.DataFrame
     DataFrame, index: "(all)" and class names, most objects first
         `objects`, and for each size `vanish at 256`, `share at 256` (0..1).
     """
-    painted = objects["mask_area"] > 0
-    gone = left[painted].eq(0).astype("int64").assign(objects=1)
-    by_class = gone.groupby(objects.loc[painted, "class_name"], sort=False).sum()
+    gone = left.eq(0).astype("int64").assign(objects=1)
+    by_class = gone.groupby(objects["class_name"], sort=False).sum()
     by_class = by_class.sort_values("objects", ascending=False, kind="stable")
     counts = pd.concat([pd.DataFrame({ALL: gone.sum()}).T, by_class])
     table = counts[["objects"]].rename_axis("class_name")
@@ -191,7 +190,7 @@ def measure_images(data: CocoData, image_size: int) -> pd.DataFrame:
 
 def _measure(data: CocoData, row: tuple, image_size: int) -> tuple:
     try:
-        image = read_image(row.path, (row.width, row.height))
+        image = read_image(row.path, (row.width, row.height), row.exif)
     except InputError as error:
         return (str(error), *[0.0] * 6, False, False, np.uint64(0))
     image = resize_image(image, image_size)

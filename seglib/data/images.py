@@ -1,5 +1,6 @@
-"""Image files: their headers, their pixels as RGB, and how they are turned by their EXIF orientation."""
+"""Image files: their headers, their pixels as RGB of eight bits, and how they are turned by their EXIF orientation."""
 
+import io
 import os
 import struct
 from pathlib import Path
@@ -10,7 +11,13 @@ from PIL import Image
 
 from seglib.errors import InputError
 
+EXIF = (
+    "apply",
+    "ignore",
+)  # whether images are turned where the size in the JSON does not tell; the first is the default
+FULL_RANGE = 2**14  # images of 16 bits whose values all lie below this hold 10, 12 or 14 bits
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
+_EIGHT_BITS = ("JPEG", "MPO", "WEBP", "GIF", "BMP")  # formats of nothing else
 
 
 def read_header(path: str | Path) -> tuple[int, int, int]:
@@ -24,33 +31,56 @@ def read_header(path: str | Path) -> tuple[int, int, int]:
     _require_file(path)
     try:
         with Image.open(path) as image:
-            return *image.size, _orientation(image.info.get("exif", b""))
+            return *image.size, _find_orientation(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise InputError(f"{path}: must be an image that can be read, got: {reason}; copy the file again") from None
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None) -> np.ndarray:
-    """Decode an image to (height, width, 3) uint8 RGB, whatever its format, depth and channels.
+def choose_turn(stored: tuple[int, int], orientation: int, size: tuple[int, int] | None, exif: str) -> int:
+    """The EXIF orientation by which an image is to be turned; 1 leaves it as it is.
 
-    Pixels are read as stored, ignoring the EXIF orientation, since annotations usually are drawn on these; only where
-    `size`, the JSON's (width, height), is that of the turned image are they turned.
+    Parameters
+    ----------
+    stored : (width, height) of the pixels in the file [px].
+    size : what the JSON says; None where it says nothing.
+    exif : {"apply", "ignore"}, what is done where the size does not tell: it is missing, the image is square, or it is
+        mirrored or upside down. Browsers, and with them most annotation tools, apply it.
+    """
+    if size is not None and orientation >= 5 and stored[0] != stored[1]:
+        return orientation if tuple(size) == stored[::-1] else 1
+    return orientation if exif == "apply" else 1
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None, exif: str = EXIF[0]) -> np.ndarray:
+    """Decode an image to (height, width, 3) uint8 RGB.
+
+    One channel becomes three equal ones; of four, the last (transparency) is left out; of 16 bits the upper eight are
+    taken. It is turned as `choose_turn` says, all eight orientations as `PIL.ImageOps.exif_transpose` does.
+
+    Parameters
+    ----------
+    size, exif : as in `choose_turn`
 
     Raises
     ------
     InputError
-        Where the file is missing, unreadable or truncated, or its size is not `size`.
+        Where the file is missing, unreadable or truncated, holds floats or 32 bits, or its size is not `size`.
     """
     _require_file(path)
     try:
         data = Path(path).read_bytes()
-        image = _decode(data, cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is not None and size is not None and image.shape[:2] == tuple(size) != image.shape[1::-1]:
-            image = _decode(data, 0)  # turned by its EXIF orientation
+        image = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        kind = "" if image is not None and image.ndim == 3 else _find_type(data)
     except (OSError, cv2.error) as error:
         raise InputError(f"{path}: must be an image that can be read, got: {error}; copy the file again") from None
+    if kind not in ("", "uint8", "uint16"):
+        raise InputError(
+            f"{path}: must hold 8 or 16 bits per channel, got {kind}; scale the values to 0..255 and save them"
+        )
     if image is None:
         raise InputError(f"{path}: must be a whole image, got a file that is truncated or no image; copy it again")
+    image = turn_image(image, choose_turn(image.shape[1::-1], _read_orientation(data), size, exif))
     height, width = image.shape[:2]
     if size is not None and (width, height) != tuple(size):
         raise InputError(
@@ -60,10 +90,45 @@ def read_image(path: str | Path, size: tuple[int, int] | None) -> np.ndarray:
     return image
 
 
+def turn_image(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W, 3) as `PIL.ImageOps.exif_transpose` does for an EXIF orientation from 1 to 8."""
+    image = image.swapaxes(0, 1) if orientation >= 5 else image
+    image = image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+    return np.ascontiguousarray(image[::-1] if orientation in (3, 4, 7, 8) else image)
+
+
+def find_largest(path: str | Path) -> int | None:
+    """The largest value in an image of 16 bits per channel; None for one of eight bits.
+
+    Raises
+    ------
+    InputError
+        For floats and 32 bits, which have no range that is known.
+    """
+    with Image.open(path) as image:
+        if image.format in _EIGHT_BITS:
+            return None
+    data = Path(path).read_bytes()
+    if data.startswith(b"\x89PNG") and data[24] != 16:
+        return None
+    image = _decode(data, cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype == np.uint8:
+        return None  # what cannot be decoded is found where pixels are read
+    if image.dtype != np.uint16:
+        raise InputError(f"must hold 8 or 16 bits per channel, got {image.dtype}; scale the values to 0..255")
+    return int(image.max())
+
+
 def _decode(data: bytes, flags: int) -> np.ndarray | None:
     if data.startswith(b"\xff\xd8") and not _has_end_marker(data):
         return None  # a download that stopped in a file of full length: libjpeg makes the zeros grey, and only warns
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | flags)
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def _find_type(data: bytes) -> str:
+    """The type of the values in a file, "" where it cannot be decoded."""
+    image = _decode(data, cv2.IMREAD_UNCHANGED)
+    return "" if image is None else str(image.dtype)
 
 
 def _has_end_marker(jpeg: bytes) -> bool:
@@ -74,10 +139,23 @@ def _has_end_marker(jpeg: bytes) -> bool:
     return jpeg.find(b"\xff\xd9", at) >= 0
 
 
-def _orientation(exif: bytes) -> int:
-    tags = Image.Exif()
+def _read_orientation(data: bytes) -> int:
     try:
-        tags.load(exif)
+        with Image.open(io.BytesIO(data)) as image:
+            return _find_orientation(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 1  # a format that OpenCV alone reads
+
+
+def _find_orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1  # both decoders turn it by themselves
+    try:
+        if image.format == "PNG":  # its `getexif` would decode the pixels to look behind them
+            tags = Image.Exif()
+            tags.load(image.info.get("exif", b""))
+        else:
+            tags = image.getexif()
         orientation = tags.get(_ORIENTATION, 1)
     except (OSError, ValueError, SyntaxError, TypeError, struct.error):
         return 1  # decoders ignore an EXIF block that they cannot parse

@@ -36,13 +36,13 @@ def paint_mask(annotations: pd.DataFrame, height: int, width: int, paint_order: 
     height, width : the image's [px]
     paint_order : {"class_id", "longest", "area"}
         Who wins where objects overlap: the highest class id; the longest first polygon, in coordinates (an RLE has
-        none); or the smallest area (the file's, the mask's where it has none). The later row wins between equals.
+        none); or the smallest mask in pixels, whatever the file's `area` says. The later row wins between equals.
     background : {"class", "ignore"}
         Pixels that no annotation covers are 0, or 255.
 
     Returns
     -------
-    (height, width) uint8, class ids from 1, or the background
+    (height, width) uint8, class ids (0 of a category that is background), or the background
 
     Raises
     ------
@@ -161,8 +161,8 @@ def _annotation_rles(annotations: pd.DataFrame, height: int, width: int) -> list
     rles = []
     columns = (annotations[name] for name in ("annotation_id", "class_id", "segmentation"))
     for annotation_id, class_id, segmentation in zip(*columns, strict=True):
-        if not 1 <= class_id < IGNORE_INDEX:
-            raise InputError(f"annotation {annotation_id}: class_id must be 1 to 254, got {class_id}; add the category")
+        if not 0 <= class_id < IGNORE_INDEX:
+            raise InputError(f"annotation {annotation_id}: class_id must be 0 to 254, got {class_id}; add the category")
         try:
             rles.append(segmentation_to_rle(segmentation, height, width))
         except InputError as error:
@@ -179,8 +179,7 @@ def _sort_for_painting(annotations: pd.DataFrame, rles: list[Rle], paint_order: 
             [len(each[0]) if isinstance(each, list) and each else 0 for each in annotations["segmentation"]]
         )
     else:
-        area = annotations["area"].to_numpy()
-        keys = -np.where((area > 0) & (area < np.inf), area, _count_pixels(rles))
+        keys = -_count_pixels(rles)  # the file's `area` is often that of the box or the image
     return np.argsort(keys, kind="stable")
 
 
@@ -262,38 +261,60 @@ def _decompress(counts: object) -> np.ndarray | None:
 # The objects of a data set one by one: sizes, overlaps, and what of them is left in the masks that training sees.
 
 
+def measure_masks(data: "CocoData") -> np.ndarray:
+    """(annotations,) int64: pixels that each one paints at its image's size, one by one; 0 where it cannot be painted."""
+    areas = np.zeros(len(data.annotations), np.int64)
+    painted = _paintable_rles(data)
+    areas[[*painted]] = _count_pixels([*painted.values()])
+    return areas
+
+
+def _paintable_rles(data: "CocoData") -> dict[int, Rle]:
+    """Row of `data.annotations` -> its mask, by image, without those that are broken or of unknown class, image or size."""
+    of_image = _find_images(data)
+    sizes = data.images[["height", "width"]].to_numpy()
+    class_ids, segmentations = (data.annotations[name].to_numpy() for name in ("class_id", "segmentation"))
+    painted: dict[int, Rle] = {}
+    for row in np.argsort(of_image, kind="stable").tolist():
+        if of_image[row] >= 0 and class_ids[row] >= 0 and sizes[of_image[row]].all():
+            with suppress(InputError):
+                painted[row] = segmentation_to_rle(segmentations[row], *sizes[of_image[row]].tolist())
+    return painted
+
+
+def _find_images(data: "CocoData") -> np.ndarray:
+    """(annotations,) row of the first image with the annotation's image id, -1 where there is none."""
+    first = np.flatnonzero(~data.images["image_id"].duplicated())
+    rows = pd.Index(data.images["image_id"].iloc[first]).get_indexer(data.annotations["image_id"])
+    return np.append(first, -1)[rows]
+
+
 def tabulate_objects(data: "CocoData", image_size: int) -> pd.DataFrame:
-    """Measure every annotation that can be painted; those that cannot are left out (`verify_coco` names them).
+    """Measure every annotation that paints a pixel; the others count nowhere (`verify_coco` names those that cannot).
 
     Returns
     -------
     DataFrame
         Index: row of `data.annotations`, grouped by image. `image`: row of `data.images`; `annotation_id`, `class_id`,
-        `class_name`; `area` [px^2] (the file's, the mask's where it has none) and `mask_area` [px^2], both of the
-        original; `scale`: px^2 of the training image for one of the original; `size`: sqrt(area) [px] in the training
-        image; `x`, `y`: the box's middle, 0..1 of the image; `aspect`: the box's width / height [original px], NaN
-        where the mask is empty; `rle`: compressed, as `pycocotools.mask` takes it.
+        `class_name`; `area` [px^2] (the file's, the mask's where it has none) and `mask_area` [px^2], measured, both of
+        the original; `scale`: px^2 of the training image for one of the original; `size`: sqrt(mask_area) [px] in the
+        training image; `x`, `y`: the box's middle, 0..1 of the image; `aspect`: the box's width / height [original px];
+        `rle`: compressed, as `pycocotools.mask` takes it.
     """
-    of_image = pd.Index(data.images["image_id"]).get_indexer(data.annotations["image_id"])
-    sizes = data.images[["height", "width"]].to_numpy()
-    class_ids, segmentations = (data.annotations[name].to_numpy() for name in ("class_id", "segmentation"))
-    painted: dict[int, Rle] = {}
-    for row in np.argsort(of_image, kind="stable"):
-        if of_image[row] >= 0 and class_ids[row] > 0 and sizes[of_image[row]].all():
-            with suppress(InputError):
-                painted[row] = segmentation_to_rle(segmentations[row], *sizes[of_image[row]].tolist())
-    rows, rles = [*painted], [*painted.values()]
-    objects = data.annotations.iloc[rows][["annotation_id", "class_id", "area"]].assign(image=of_image[rows])
-    height, width = sizes[of_image[rows]].reshape(-1, 2).T
+    masks = {row: rle for row, rle in _paintable_rles(data).items() if mask_api.area(rle)}
+    rows, rles = [*masks], [*masks.values()]
+    images = _find_images(data)[rows]
+    objects = data.annotations.iloc[rows][["annotation_id", "class_id", "area"]].assign(image=images)
+    height, width = data.images[["height", "width"]].to_numpy()[images].reshape(-1, 2).T
     objects["class_name"] = np.array(data.class_names, object)[objects["class_id"]]
     objects["mask_area"] = _count_pixels(rles)
     known = objects["area"].gt(0) & np.isfinite(objects["area"])
     objects["area"] = objects["area"].where(known, objects["mask_area"])
     objects["scale"] = (image_size / width) * (image_size / height)
-    objects["size"] = np.sqrt(objects["area"] * objects["scale"])
+    objects["size"] = np.sqrt(objects["mask_area"] * objects["scale"])
     left, top, box_width, box_height = np.array(mask_api.toBbox(rles) if rles else [], float).reshape(-1, 4).T
     objects["x"], objects["y"] = (left + box_width / 2) / width, (top + box_height / 2) / height
-    objects["aspect"] = np.divide(box_width, box_height, out=np.full(len(rles), np.nan), where=box_height > 0)
+    objects["aspect"] = box_width / box_height
     objects["rle"] = rles
     return objects
 

@@ -18,8 +18,9 @@ from filelock import FileLock
 
 from seglib import RESULTS
 from seglib.data.coco import CocoData
-from seglib.data.images import read_image
+from seglib.data.images import EXIF, read_image
 from seglib.data.masks import paint_mask
+from seglib.data.verify import find_turns
 from seglib.errors import InputError
 from seglib.files import (
     array_header,
@@ -38,6 +39,17 @@ CHANNELS = {"images.npy": (3,), "masks.npy": ()}
 _PAINTERS = {
     1: ["cae44a098467cbbe3d5596ea3c08eb03", "b0a3aeec5b000631ccd82b209ded3c6a", "adea8753b4eafdefc7bc3763d72f02c5"]
 }
+_IN_FILE = [
+    "annotation_id",
+    "image_id",
+    "category_id",
+    "class_id",
+    "area",
+    "iscrowd",
+    "segmentation",
+    "score",
+    "ignore",
+]
 Pair = tuple[np.ndarray, np.ndarray]  # image (S, S, 3) uint8 RGB and mask (S, S) uint8
 Progress = Callable[[int, int], None]  # called with (images done, images in all)
 
@@ -130,7 +142,7 @@ def _decode(
     data: CocoData, rows_of_image: Mapping, image_size: int, paint_order: str, background: str, index: int
 ) -> Pair:
     row = data.images.iloc[index]
-    image = read_image(row["path"], (row["width"], row["height"]))
+    image = read_image(row["path"], (row["width"], row["height"]), row.get("exif", EXIF[0]))
     annotations = data.annotations.iloc[rows_of_image.get(row["image_id"], [])]
     try:
         mask = paint_mask(annotations, row["height"], row["width"], paint_order, background)
@@ -160,10 +172,14 @@ def _key(data: CocoData, about: Mapping[str, Any]) -> str:
         [*about.values()],
         hash_files(data.images["path"]),
         images.to_dict("list"),
-        data.annotations.to_dict("list"),
+        data.annotations[_IN_FILE].to_dict("list"),
         _PAINTERS.get(RESULTS, RESULTS),
         [cv2.__version__, version("pycocotools")],
     ]
+    if about["paint_order"] == "area":  # earlier caches were painted by the areas that the file gave
+        parts.append("by mask")
+    if any(turns := find_turns(data)):  # and had these images as they are stored
+        parts.append(turns)
     return hash_text(json.dumps(parts))
 
 

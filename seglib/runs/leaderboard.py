@@ -189,10 +189,21 @@ def _describe_conditions(record: dict, averages: Mapping[str, tuple[float, float
         f"memory ran out: batch cut into {split:g}" if split > 1 else "",
         f"{weights} weights" if isinstance(weights, str) and weights != "plain" else "",
         *(f"{name} {score:.4f} against plain {plain:.4f}" for name, (score, plain) in averages.items()),
+        *(_describe_unpainted(name, classes) for name, classes in _mapping(record.get("painted")).items()),
         "went on under other conditions" if record.get("conditions_changed") else "",
         "not deterministic" if record.get("deterministic") is False else "",
     ]
     return ", ".join(note for note in notes if note) or None
+
+
+def _describe_unpainted(subset: str, classes: object) -> str:
+    counts = [_mapping(counts) for counts in _mapping(classes).values()]
+    annotations, objects = (sum(_number(each.get(name)) or 0 for each in counts) for name in ("annotations", "objects"))
+    return (
+        f"{annotations - objects:,} of {annotations:,} {subset} annotations paint nothing"
+        if annotations > objects
+        else ""
+    )
 
 
 def _why_unreadable(path: Path) -> str:

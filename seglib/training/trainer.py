@@ -303,6 +303,10 @@ class Trainer:
             "conditions_changed": len(set(history["conditions"])) > 1,
             "train_images": len(self.train_loader.dataset.subset),
             "val_images": len(self.val_loader.dataset.subset),
+            "painted": {
+                name: loader.dataset.subset.count_painted()
+                for name, loader in (("train", self.train_loader), ("val", self.val_loader))
+            },
         }
 
     @property

@@ -51,6 +51,7 @@ def plot_class_counts(classes: pd.DataFrame) -> Figure:
         bars = axis.barh(range(len(order)), np.maximum(values - 0.5, 0), left=0.5, color=colours)
         axis.bar_label(bars, [write_count(value) for value in values], padding=2, color=INK)
         axis.set(xscale="log", xlim=(0.5, max(10, values.max(initial=0)) * 12), title=what)
+        axis.xaxis.set_major_formatter(lambda count, _: write_count(count))
     return figure
 
 

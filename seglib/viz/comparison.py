@@ -115,6 +115,8 @@ def plot_score_by(runs: pd.DataFrame, name: str) -> Figure:
     sns.scatterplot(runs, x=name, y="miou", color=LINES[1], edgecolor="white", label="a run", ax=axis)
     if runs[name].min() > 0 and runs[name].max() / runs[name].min() >= WIDE:
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
     axis.set(xlabel=name, ylabel="validation mIoU")
     axis.grid(True)
     put_legend_above(axis)

@@ -35,6 +35,7 @@ STYLE = {
     "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "figure.titlesize": MEDIUM, "figure.labelsize": SMALL,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "grid.alpha": 0.25,
     "legend.frameon": False, "legend.borderpad": 0.1,
+    "text.parse_math": False,  # class and file names have dollars in them; no text of ours is a formula
 }  # fmt: skip
 TRAIN, VAL, PALE = "#0072b2", "#d55e00", "#bbbbbb"
 MAX_CLASSES = 12  # of a matrix with legible numbers

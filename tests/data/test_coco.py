@@ -10,10 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from seglib.data.coco import load_coco
-from seglib.data.images import read_header, read_image
+from seglib.data.images import choose_turn, read_header, read_image
 from seglib.errors import InputError
 
 CONTENT = {
@@ -97,6 +97,43 @@ def test_a_size_that_the_file_leaves_out_is_read_from_the_image(tmp_path):
     save(tmp_path / "images/b.jpg", photograph(30, 40))
     images = load_coco(write(tmp_path, content), "train.json").images
     assert images[["width", "height"]].to_numpy().tolist() == [[40, 30], [0, 0]]  # the second image is missing
+
+
+PAIRS = [[1, 2], [9, 2], [9, 8]]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "polygons"),
+    [
+        (PAIRS, [[1, 2, 9, 2, 9, 8]]),
+        ([PAIRS, PAIRS[::-1]], [[1, 2, 9, 2, 9, 8], [9, 8, 9, 2, 1, 2]]),
+        ([PAIRS, [0, 0, 4, 0, 4, 4]], [[1, 2, 9, 2, 9, 8], [0, 0, 4, 0, 4, 4]]),
+        (PAIRS[:2], PAIRS[:2]),  # two points are no polygon, in either way to write them
+        ([[1, 2, 3, 4]], [[1, 2, 3, 4]]),
+        ([["1", "2"]] * 3, [["1", "2"]] * 3),
+    ],
+)
+def test_points_as_pairs_are_the_polygon_that_they_are(tmp_path, segmentation, polygons):
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][0]["segmentation"] = segmentation
+    assert load_coco(write(tmp_path, content), "train.json").annotations["segmentation"][0] == polygons
+
+
+@pytest.mark.parametrize("name", ["background", "_background_", "__Background__", " BACKGROUND "])
+def test_a_category_that_is_background_by_its_name_is_class_0(tmp_path, name):
+    content = copy.deepcopy(CONTENT)
+    content["categories"].append({"id": -1, "name": name})
+    content["annotations"][0]["category_id"] = -1
+    data, plain = (load_coco(write(tmp_path, each), "train.json") for each in (content, CONTENT))
+    assert (data.class_names, data.category_ids) == (plain.class_names, plain.category_ids)
+    assert data.annotations["class_id"].tolist() == [0, *plain.annotations["class_id"].tolist()[1:]]
+    assert data.background_names == (name,)
+
+
+def test_254_categories_and_a_background_fit(tmp_path):
+    content = copy.deepcopy(CONTENT)
+    content["categories"] = [{"id": i, "name": f"c{i}"} for i in range(254)] + [{"id": 254, "name": "background"}]
+    assert load_coco(write(tmp_path, content), "train.json").num_classes == 255
 
 
 def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path):
@@ -197,6 +234,7 @@ BROKEN = [
         r"`category_id` must be one of the file's, got 'a'",
     ),
     (broken(lambda c: c["annotations"][0].update(image_id=10**40)), r"`image_id` must be one of the file's, got 1000"),
+    (broken(lambda c: c.update(exif="aply")), "unknown exif 'aply'; did you mean 'apply'"),
 ]
 
 
@@ -255,20 +293,52 @@ def test_sixteen_bits_become_eight(tmp_path):
     assert np.abs(read[..., 0].astype(int) - grey // 256).max() <= 1
 
 
-def test_exif_orientation_is_ignored_unless_only_the_turned_image_fits_the_json(tmp_path):
-    image = photograph()
-    path = save(tmp_path / "a.jpg", image, exif=oriented(6), quality=95)
-    assert read_header(path) == (64, 48, 6)
-    stored, turned = read_image(path, (64, 48)), read_image(path, (48, 64))
-    assert np.abs(stored.astype(int) - image).mean() < 4
-    assert np.array_equal(turned, np.rot90(stored, k=-1))  # 6: to be turned clockwise
-    assert np.array_equal(read_image(path, None), stored)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp"])
+def test_an_image_is_turned_as_pillow_turns_it(tmp_path, extension, orientation):
+    options = {"exif": oriented(orientation), "lossless": True, "quality": 95}
+    path = save(tmp_path / f"a.{extension}", photograph(), **options)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    read = read_image(path, None)
+    assert read.shape == expected.shape
+    assert np.abs(read.astype(int) - expected).mean() < 2
+    assert np.array_equal(read_image(path, expected.shape[1::-1]), read)
 
 
-def test_a_square_image_is_read_as_stored_whatever_its_orientation(tmp_path):
-    image = photograph(64, 64)
-    path = save(tmp_path / "a.jpg", image, exif=oriented(6), quality=95)
-    assert np.abs(read_image(path, (64, 64)).astype(int) - image).mean() < 4
+@pytest.mark.parametrize(
+    ("stored", "orientation", "size", "exif", "turn"),
+    [
+        ((64, 48), 6, (64, 48), "apply", 1),
+        ((64, 48), 6, (48, 64), "ignore", 6),
+        ((64, 48), 6, None, "apply", 6),
+        ((64, 48), 6, None, "ignore", 1),
+        ((64, 64), 6, (64, 64), "apply", 6),
+        ((64, 64), 6, (64, 64), "ignore", 1),
+        ((64, 48), 3, (64, 48), "apply", 3),
+        ((64, 48), 3, (64, 48), "ignore", 1),
+        ((64, 48), 1, (64, 48), "apply", 1),
+    ],
+)
+def test_the_size_decides_and_the_policy_where_it_does_not_tell(stored, orientation, size, exif, turn):
+    assert choose_turn(stored, orientation, size, exif) == turn
+
+
+@pytest.mark.parametrize(("exif", "size"), [(None, [30, 40]), ("ignore", [40, 30])])
+def test_a_missing_size_is_that_of_the_image_as_it_is_read(tmp_path, exif, size):
+    content = copy.deepcopy(CONTENT) | ({"exif": exif} if exif else {})
+    del content["images"][0]["width"]
+    save(tmp_path / "images/b.jpg", photograph(30, 40), exif=oriented(6))
+    images = load_coco(write(tmp_path, content), "train.json").images
+    assert images.loc[0, ["width", "height"]].tolist() == size
+    assert images["exif"].tolist() == [exif or "apply"] * 2
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.float32, "a.tif"), (np.int32, "a.tif"), (np.float32, "a.pfm")])
+def test_floats_and_32_bits_are_refused_by_their_type(tmp_path, dtype, name):
+    path = save(tmp_path / name, (photograph()[..., 0] / 255).astype(dtype))
+    with pytest.raises(InputError, match=f"must hold 8 or 16 bits per channel, got {np.dtype(dtype)}; scale"):
+        read_image(path, None)
 
 
 def test_an_image_of_another_size_than_the_json_says_is_refused(tmp_path):

@@ -121,9 +121,16 @@ def test_an_area_that_the_file_lacks_is_the_masks(area):
         assert paint_mask(rows, HEIGHT, WIDTH, "area", "class")[15, 15] == 1
 
 
-def test_the_files_area_counts_even_where_it_is_wrong():
-    rows = table((1, 9999.0, [box(10, 10, 20, 20)]), (2, 5.0, [box(0, 0, 30, 30)]))
-    assert paint_mask(rows, HEIGHT, WIDTH, "area", "class")[15, 15] == 2
+@pytest.mark.parametrize("areas", [(9999.0, 5.0), (5.0, 9999.0), (np.nan, 0.0)])
+def test_the_smallest_mask_is_on_top_whatever_the_files_area_says(areas):
+    rows = table((1, areas[0], [box(10, 10, 20, 20)]), (2, areas[1], [box(0, 0, 30, 30)]))
+    assert paint_mask(rows, HEIGHT, WIDTH, "area", "class")[15, 15] == 1
+
+
+def test_an_annotation_of_background_hides_what_it_is_painted_over():
+    rows = table((1, 1, [box(0, 0, 30, 30)]), (0, 1, [box(10, 10, 20, 20)]))
+    mask = paint_mask(rows, HEIGHT, WIDTH, "area", "ignore")
+    assert (mask[15, 15], mask[5, 5], mask[-1, -1]) == (0, 1, IGNORE_INDEX)
 
 
 def test_the_longest_is_measured_on_the_first_polygon():
@@ -213,9 +220,9 @@ def test_names_that_are_no_policy_are_refused():
         paint_mask(table(), HEIGHT, WIDTH, "area", "void")
 
 
-@pytest.mark.parametrize("class_id", [-1, 0, 255])
+@pytest.mark.parametrize("class_id", [-1, 255])
 def test_an_unknown_category_is_not_painted(class_id):
-    with pytest.raises(InputError, match=f"annotation 0: class_id must be 1 to 254, got {class_id}"):
+    with pytest.raises(InputError, match=f"annotation 0: class_id must be 0 to 254, got {class_id}"):
         paint_mask(table((class_id, 1, [box(0, 0, 9, 9)])), HEIGHT, WIDTH, "area", "class")
 
 

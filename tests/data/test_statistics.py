@@ -29,7 +29,7 @@ def objects() -> pd.DataFrame:
     frame = pd.DataFrame(
         {"image": [0, 0, 2, 2], "class_id": [1, 2, 1, 1], "size": [4.0, 20.0, 8.0, 33.0]}, [7, 8, 9, 4]
     )
-    return frame.assign(class_name=np.array(NAMES, object)[frame["class_id"]], mask_area=[9, 400, 64, 0])
+    return frame.assign(class_name=np.array(NAMES, object)[frame["class_id"]], mask_area=[9, 400, 64, 1089])
 
 
 PIXELS = np.array([[80, 10, 10, 0, 0], [100, 0, 0, 0, 0], [0, 90, 0, 0, 10]])  # 3 images; the last column is ignored
@@ -52,14 +52,14 @@ def test_an_object_of_the_limit_is_at_or_under_it(objects):
     assert table.loc["Paper", ["objects", "median", "<=8"]].tolist() == [3, 8, pytest.approx(2 / 3)]
 
 
-def test_objects_that_were_empty_before_do_not_vanish(objects):
-    left = pd.DataFrame({256: [3, 100, 1, 0], 128: [0, 25, 0, 0]}, objects.index)
+def test_objects_without_a_pixel_left_have_vanished(objects):
+    left = pd.DataFrame({256: [3, 100, 1, 9], 128: [0, 25, 0, 2]}, objects.index)
     table = tabulate_vanished(objects, left)
     assert table.index.tolist() == [ALL, "Paper", "Glass"]
-    assert table["objects"].tolist() == [3, 2, 1]
+    assert table["objects"].tolist() == [4, 3, 1]
     assert table["vanish at 128"].tolist() == [2, 2, 0]
     assert table["vanish at 256"].tolist() == [0, 0, 0]
-    assert table["share at 128"].tolist() == pytest.approx([2 / 3, 1, 0])
+    assert table["share at 128"].tolist() == pytest.approx([1 / 2, 2 / 3, 0])
 
 
 def test_cooccurrence_counts_images(objects):

@@ -13,7 +13,16 @@ from PIL import Image
 
 from seglib.data.coco import load_coco
 from seglib.data.masks import PAINT_ORDERS, paint_mask
-from seglib.data.verify import FIXES, refuse_errors, verify_coco
+from seglib.data.verify import (
+    FIXES,
+    describe_unpainted,
+    find_turns,
+    load_verified,
+    refuse_errors,
+    refuse_unpainted,
+    tabulate_painted,
+    verify_coco,
+)
 from seglib.data.verify import WARNINGS as WARNED
 from seglib.errors import InputError, InputErrors
 
@@ -88,6 +97,22 @@ def store(height: int, width: int, orientation: int = 1):
     return change
 
 
+def store_array(array: np.ndarray):
+    def change(content, folder):
+        content["images"][0]["file_name"] = "images/a.tif"
+        Image.fromarray(array).save(folder / "images/a.tif")
+
+    return change
+
+
+def shares(content, folder):
+    content["annotations"][0]["segmentation"] = [[0.1, 0.1, 0.4, 0.1, 0.4, 1.0]]
+
+
+def super_category(content, folder):
+    content["categories"].append({"id": 0, "name": "Litter", "supercategory": "none"})
+
+
 def link_out(content, folder):
     (folder / "images/a.jpg").rename(folder.parent / "a.jpg")
     (folder / "images/a.jpg").symlink_to(folder.parent / "a.jpg")
@@ -104,12 +129,11 @@ def rle(**values):
     return segmentation({"size": [48, 64], "counts": [100, 20, 2952]} | values)
 
 
-A, ANNOTATION = "image 12 (images/a.jpg)", "annotation 7 (image 12)"
+A, TIFF, ANNOTATION = "image 12 (images/a.jpg)", "image 12 (images/a.tif)", "annotation 7 (image 12)"
 ERRORS = [
     (lambda content, folder: content.update(images=[], annotations=[]), "no-images", "images", "an image or more"),
     (repeat("categories", name="Metal"), "duplicate-category-id", "category 1", "got 2 of this one"),
     (category(name="Paper"), "duplicate-category-name", "category Paper", "got 2 of this one"),
-    (category(name="background "), "background-category", "category 2", "may be called Background, got 'background '"),
     (repeat("images", file_name="images/c.jpg"), "duplicate-image-id", "image 12 (images/c.jpg)", "images[0] and"),
     (repeat("images", id=99), "duplicate-file-name", "image 99 (images/a.jpg)", "got images[0] and images[3]"),
     (image(file_name="images/../images/b.jpg"), "duplicate-file-name", "image 13 (images/b.jpg)", "images[0] and"),
@@ -137,6 +161,14 @@ ERRORS = [
     (segmentation([[1, 2, 3, float("inf"), 5, 6]]), "non-finite-coordinates", ANNOTATION, "got inf"),
     (segmentation([SQUARE[:-1]]), "odd-coordinates", ANNOTATION, "x and y of each point, got 7 coordinates"),
     (segmentation([[0, 0, 1e9, 0, 5, 5]]), "far-coordinates", ANNOTATION, "got x 0 to 1e+09, y 0 to 5"),
+    (shares, "normalised-coordinates", ANNOTATION, "must be in px, got shares of the image, all within 0 to 1"),
+    (store_array(np.full((48, 64), 0.5, np.float32)), "unknown-depth", TIFF, "8 or 16 bits per channel, got float32"),
+    (
+        store_array(np.full((48, 64), 4000, np.uint16)),
+        "unused-range",
+        TIFF,
+        "got 12 bits: no value of 1 such images is above 4,000",
+    ),
     (rle(size=[64, 48]), "rle-size", ANNOTATION, "must be [48, 64], the image's height and width, got [64, 48]"),
     (rle(size=None), "rle-size", ANNOTATION, "got None"),
     (rle(size=[2**40, 2**40]), "rle-size", ANNOTATION, "got [1099511627776, 1099511627776]"),
@@ -148,8 +180,11 @@ ERRORS = [
     (rle(counts="T3d0"), "rle-sum", ANNOTATION, "= 3072, got 120"),
 ]
 WARNINGS = [
-    (store(48, 64, orientation=6), "exif-rotated", A, "must be 1 (upright), got 6; read as stored"),
-    (store(64, 48, orientation=6), "exif-rotated", A, "must be 1 (upright), got 6; turned when read"),
+    (store(48, 64, orientation=6), "exif-rotated", A, "got 6; read as stored, as width and height say"),
+    (store(64, 48, orientation=6), "exif-rotated", A, "got 6; turned when read, as width and height say"),
+    (store(48, 64, orientation=3), "exif-rotated", A, "turned when read, by exif: apply, which they do not say"),
+    (category(name="_background_"), "background-category", "category _background_", "this one is read as class 0"),
+    (super_category, "unused-category", "category 0 (Litter)", "it looks like a super-category, and is class 1"),
     (repeat("annotations"), "duplicate-annotation-id", ANNOTATION, "got this one before"),
     (segmentation(None), "empty-segmentation", ANNOTATION, "must hold a polygon or an RLE, got nothing"),
     (segmentation([]), "empty-segmentation", ANNOTATION, "must hold a polygon or an RLE, got nothing"),
@@ -181,6 +216,21 @@ def test_a_broken_input_has_its_row(folder, severity, change, problem, where, de
         refuse_errors(problems, folder / "train.json")
 
 
+def test_a_polygon_in_the_corner_among_many_is_no_share(folder):
+    content = copy.deepcopy(CONTENT)
+    content["annotations"] += [content["annotations"][0] | {"id": 100 + i} for i in range(200)]
+    shares(content, folder)
+    assert len(verify(folder, content)) == 0
+
+
+def test_images_of_16_bits_of_which_one_uses_them_are_sound(folder):
+    content = copy.deepcopy(CONTENT)
+    for name, value in (("a", 4000), ("b", 60000)):
+        Image.fromarray(np.full((48, 64), value, np.uint16)).save(folder / f"images/{name}.png")
+        content["images"]["ab".index(name)]["file_name"] = f"images/{name}.png"
+    assert len(verify(folder, content)) == 0
+
+
 def test_every_problem_is_tested_with_the_severity_that_it_has_and_each_warning_is_in_the_docstring():
     assert {case[1] for case in ERRORS} == FIXES.keys() - WARNED
     assert {case[1] for case in WARNINGS} == WARNED
@@ -196,11 +246,51 @@ def test_pixels_are_decoded_only_when_asked_for(folder):
     assert "truncated" in problems["detail"][0]
 
 
-def test_a_square_image_is_never_turned(folder):
-    content = copy.deepcopy(CONTENT) | {"annotations": []}
+@pytest.mark.parametrize(("exif", "done"), [("apply", "turned when read"), ("ignore", "read as stored")])
+def test_a_square_image_is_turned_by_the_policy(folder, exif, done):
+    content = copy.deepcopy(CONTENT) | {"annotations": [], "exif": exif}
     content["images"][0]["width"] = 48
     store(48, 48, orientation=6)(content, folder)
-    assert verify(folder, content)["detail"].str.endswith("read as stored").tolist() == [True]
+    assert verify(folder, content)["detail"].str.endswith(
+        f"{done}, by exif: {exif}, which they do not say"
+    ).tolist() == [True]
+    assert find_turns(load_coco(folder, "train.json")) == [6 if exif == "apply" else 0, 0, 0]
+
+
+BOX = {"id": 1, "image_id": 12, "category_id": 1, "segmentation": []}
+
+
+def paint_nothing(folder: Path, *annotations: dict):
+    content = CONTENT | {"annotations": [BOX | {"id": i} | each for i, each in enumerate(annotations)]}
+    folder.joinpath("train.json").write_text(json.dumps(content), encoding="utf-8")
+    return tabulate_painted(load_verified(folder, "train.json"))
+
+
+def test_what_annotations_paint_is_counted_by_class(folder, capsys):
+    table = paint_nothing(folder, {}, {"segmentation": [SQUARE]}, {"segmentation": [[1, 1, 5, 9]]}, {"category_id": 2, "segmentation": [SQUARE]})  # fmt: skip
+    assert table.loc["Paper"].tolist() == [3, 1, 225]
+    assert table.loc["Glass"].tolist() == [1, 1, 225]
+    assert describe_unpainted(table) == "2 of 4 annotations paint nothing (Paper 2 of 3)"
+    refuse_unpainted(table, "train.json")
+    assert "train.json: warning: empty-segmentation: annotation 0 (image 12)" in capsys.readouterr().out
+
+
+def test_a_set_or_a_class_that_paints_nothing_is_refused_by_name(folder):
+    with pytest.raises(
+        InputErrors, match=r"^here: must have .*, got 2 that paint none; were only boxes exported\? export"
+    ):
+        refuse_unpainted(paint_nothing(folder, {}, {"category_id": 2}), "here")
+    with pytest.raises(InputErrors, match=r"^here \[Glass\]: a class must have .* pixels, got 1 that paint none"):
+        refuse_unpainted(paint_nothing(folder, {"segmentation": [SQUARE]}, {"category_id": 2}), "here")
+
+
+def test_what_was_found_is_remembered_until_file_or_images_change(folder, monkeypatch):
+    table = paint_nothing(folder, {"segmentation": [SQUARE]})
+    monkeypatch.setattr("seglib.data.verify.verify_coco", lambda data: 1 / 0)
+    assert tabulate_painted(load_verified(folder, "train.json")).equals(table)
+    (folder / "images/a.jpg").unlink()
+    with pytest.raises(ZeroDivisionError):
+        load_verified(folder, "train.json")
 
 
 def test_an_image_of_unknown_size_is_reported_once_and_not_its_annotations(folder):
