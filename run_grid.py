@@ -10,11 +10,12 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from seglib.errors import InputError
 from seglib.files import outputs_dir
-from seglib.runs.engine import StatusLine, keep_finished, repeat_run, run_grid, write_results
+from seglib.runs.engine import StatusLine, find_next, keep_finished, repeat_run, run_grid, write_results
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid
 from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.record import only_runner
@@ -60,7 +61,7 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         keep_finished(grid)
         reasons = find_reasons(grid, chosen, options.fresh)
         waiting = [run for run in chosen if run.name in reasons]
-        line.keep(describe_plan(grid, len(chosen), len(waiting)))
+        line.keep(describe_plan(grid, chosen, reasons))
         try:
             ok = run_grid(grid, waiting, options.workers, options.fail_fast, line.keep, line.show)
         finally:
@@ -72,20 +73,24 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
 def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
     """List the runs, and what varies; which are done already, and why the others are to go."""
     reasons = find_reasons(grid, chosen, fresh)
-    for run in chosen:
+    soon = {*find_next(grid, [run.name for run in chosen])}
+    for run in (run for run in chosen if run.name in soon):
         print(f"run   {run.name}  ({', '.join(reasons[run.name])})" if run.name in reasons else f"skip  {run.name}")
     for name in grid.varied:
         values = list(dict.fromkeys(shorten(run.varied[name]) for run in chosen if name in run.varied))
         rest = f", ... ({len(values)} values)" if len(values) > 12 else ""
         print(f"{name}: {', '.join(values[:12])}{rest}")
-    print(describe_plan(grid, len(chosen), len(reasons)))
+    print(describe_plan(grid, chosen, reasons))
     if outlook := foresee_verdicts(grid):
         print(outlook)
 
 
-def describe_plan(grid: Grid, chosen: int, waiting: int) -> str:
+def describe_plan(grid: Grid, chosen: list[Run], reasons: Collection[str]) -> str:
     """How much there is to do, and where it goes."""
-    return f"{grid.name}: {chosen} runs, {chosen - waiting} done before, {waiting} to go -> {grid.folder}"
+    soon = {*find_next(grid, [run.name for run in chosen])}
+    waiting, later = len(soon & {*reasons}), len({*reasons} - soon)
+    more = f", up to {later} more where further seeds can tell" if later else ""
+    return f"{grid.name}: {len(soon)} runs, {len(soon) - waiting} done before, {waiting} to go{more} -> {grid.folder}"
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

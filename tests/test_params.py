@@ -14,8 +14,8 @@ from seglib.files import PROJECT
 from seglib.models import ARCHITECTURES
 from seglib.parts import find_parts
 from seglib.runs.check import ask_builders
-from seglib.runs.conditions import foresee
 from seglib.runs.grid import load_grid
+from seglib.runs.planning import foresee
 
 GRIDS = sorted((PROJECT / "params").glob("*.yaml"))
 

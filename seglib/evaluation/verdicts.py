@@ -49,7 +49,13 @@ def measure_noise(scores: pd.DataFrame) -> Noise:
 
 
 def compare_conditions(
-    scores: pd.DataFrame, baseline: Hashable | Mapping, *, worthwhile: float = 0.005, earlier: Noise | None = None
+    scores: pd.DataFrame,
+    baseline: Hashable | Mapping,
+    *,
+    worthwhile: float = 0.005,
+    earlier: Noise | None = None,
+    looks: Mapping[Hashable, int] | None = None,
+    max_looks: int = 0,
 ) -> pd.DataFrame:
     """Compare each condition with its baseline.
 
@@ -64,32 +70,86 @@ def compare_conditions(
     baseline : one of the columns, or a mapping of each condition that is compared to its own.
     worthwhile : smallest difference worth having: where the verdict's interval lies within it, both are equal.
     earlier : noise of earlier grids, of one score, for where this grid's has under 5 degrees of freedom.
+    looks, max_looks : where conditions get seeds until they are told: how many each has so far, and may get. Each look
+        spends a share of the level (`share_level`), so that all of them together are wrong no more often than one.
 
     Returns
     -------
-    One row per comparison, by the condition's name: `difference`; `low`, `high` (its 95 % interval, for this comparison alone);
-    `family_low`, `family_high` (that of the verdict, by Holm's step); `df`, `p`, `p_holm`, `paired`, `verdict`,
-    `more_blocks` (how many more would probably tell, NaN where told or more than 50). Where nothing is known of the
-    noise, all but `difference` are NaN and the verdict is "can't tell yet".
+    One row per comparison, by the condition's name: `difference`, `error`, `df`, `paired`, `blocks`, and the columns of
+    `judge_differences`. With `max_looks` also `chance`: that it is told better or worse once it has all its seeds.
 
-    Source: simulated in tests/evaluation/test_verdicts.py; Holm (1979), Scandinavian Journal of Statistics 6.
+    Source: simulated in tests/evaluation/test_verdicts.py.
     """
     table, names = scores.to_numpy(float), list(scores.columns)
     grid = _Grid(table, earlier or Noise())
     pairs = baseline if isinstance(baseline, Mapping) else {name: baseline for name in names if name != baseline}
     rows = {name: grid.compare(names.index(name), names.index(other)) for name, other in pairs.items()}
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "error", "df", "paired", "blocks"])
+    if not max_looks:
+        return judge_differences(frame, worthwhile)
+    taken = np.array([looks[name] for name in frame.index])
+    shares = np.array([share_level(count, max_looks) for count in taken])
+    frame = judge_differences(frame, worthwhile, shares)
+    last = frame["level"].to_numpy() / shares * share_level(max_looks, max_looks)
+    return frame.assign(chance=_foresee(frame, max_looks / np.clip(taken, 1, max_looks), last))
+
+
+def judge_differences(
+    differences: pd.DataFrame, worthwhile: float = 0.005, shares: np.ndarray | float = 1.0
+) -> pd.DataFrame:
+    """Verdicts of differences for all of them together (Holm).
+
+    Parameters
+    ----------
+    differences : one row each: `difference`, its standard `error` (NaN: not known), `df`, `blocks` (how many made it).
+    shares : of the level that each may use now.
+
+    Returns
+    -------
+    The rows with `low`, `high` (95 % interval of this difference alone), `p` (divided by its share), `p_holm`, `level`,
+    `family_low`, `family_high` (the interval that the verdict goes by, of 1 - `level`), `verdict` and `more_blocks` (how
+    many more would probably tell; NaN where it is told, or more than 50). Where nothing is known of the noise, these are
+    NaN and the verdict is "can't tell yet".
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6.
+    """
+    frame = differences.copy()
     with np.errstate(invalid="ignore", divide="ignore"):
-        frame["p"] = 2 * stats.t.sf((frame["difference"] / frame["error"]).abs().to_numpy(), frame["df"].to_numpy())
-    frame["p_holm"], alpha = correct_holm(frame["p"])
-    for names, level in ((("low", "high"), ALPHA), (("family_low", "family_high"), alpha)):
-        half = stats.t.isf(np.asarray(level) / 2, frame["df"].to_numpy()) * frame["error"]
+        p = 2 * stats.t.sf((frame["difference"] / frame["error"]).abs().to_numpy(), frame["df"].to_numpy())
+    frame["p"] = np.minimum(1, p / shares)
+    frame["p_holm"], level = correct_holm(frame["p"])
+    frame["level"] = level * shares
+    for names, each in ((("low", "high"), ALPHA), (("family_low", "family_high"), frame["level"])):
+        half = stats.t.isf(np.asarray(each) / 2, frame["df"].to_numpy()) * frame["error"]
         frame[names[0]], frame[names[1]] = frame["difference"] - half, frame["difference"] + half
     frame["verdict"] = [_word(row, worthwhile) for row in frame.itertuples()]
-    frame["more_blocks"] = [
-        _count_more(row, level, worthwhile) for row, level in zip(frame.itertuples(), alpha, strict=True)
-    ]
-    return frame.drop(columns=["error", "blocks"])
+    frame["more_blocks"] = [_count_more(row, worthwhile) for row in frame.itertuples()]
+    return frame
+
+
+def share_level(looks: int, max_looks: int) -> float:
+    """The share of the level that may be used after `looks` seeds of `max_looks`; the first look is after two.
+
+    The last look has 0.65, those before it a half together. As looks see each other's seeds, that is less than the whole:
+    0.78 to 0.99 of it for 3 to 10 seeds and levels from 0.05 to 0.0025, of normal scores.
+
+    Source: simulated in tests/evaluation/test_verdicts.py; the idea is that of alpha spending, Lan and DeMets (1983).
+    """
+    if max_looks <= 2:
+        return 1.0
+    return 0.65 if looks >= max_looks else 0.5 / (max_looks - 2)
+
+
+def _foresee(frame: pd.DataFrame, growth: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Chance that each is told at a last look of that level, with `growth` times the blocks of now.
+
+    The blocks to come are expected to differ as those of now do, by a mean that is known as well as it is now.
+    """
+    difference, error, df, blocks = frame[["difference", "error", "df", "blocks"]].to_numpy(float).T
+    last = error / np.sqrt(growth)
+    bar, spread = stats.t.isf(level / 2, df + blocks * (growth - 1)) * last, np.sqrt(error**2 - last**2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return stats.t.cdf((difference - bar) / spread, df) + stats.t.cdf((-difference - bar) / spread, df)
 
 
 def correct_holm(p: pd.Series, alpha: float = ALPHA) -> tuple[np.ndarray, np.ndarray]:
@@ -199,13 +259,13 @@ def _word(row: tuple, worthwhile: float) -> str:
     return "equal" if inside else UNKNOWN
 
 
-def _count_more(row: tuple, alpha: float, worthwhile: float) -> float:
+def _count_more(row: tuple, worthwhile: float) -> float:
     """Further blocks after which this difference would be told with a power of 80 %, or shown to be none."""
     if row.verdict != UNKNOWN or not np.isfinite(row.error) or not row.blocks:
         return math.nan
     more = np.arange(1, MOST_BLOCKS - row.blocks + 1)
     df, error = row.df + more, row.error * np.sqrt(row.blocks / (row.blocks + more))
-    visible = (stats.t.isf(alpha / 2, df) + stats.t.ppf(POWER, df)) * error
+    visible = (stats.t.isf(row.level / 2, df) + stats.t.ppf(POWER, df)) * error
     enough = more[visible <= max(abs(row.difference), worthwhile)]
     return float(enough[0]) if len(enough) else math.nan
 

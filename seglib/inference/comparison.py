@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from seglib.runs.conditions import (
     find_earlier_noise,
     identify,
     summarise_conditions,
+    tabulate_scores,
 )
 from seglib.runs.grid_file import read_grid_file, shorten
 from seglib.runs.leaderboard import collect_runs, read_history
@@ -90,8 +90,9 @@ class GridComparison:
             raise InputError(f"baseline: {unknown_name('varied parameter', missing[0], self.varied)}")
         self._first, self._alone = first, len(grids) == 1
         self.comparison: Comparison = summarise_conditions(
-            self.runs, self.varied, wanted, worthwhile=worthwhile or file.worthwhile, earlier=self._lend
-        )
+            self.runs, self.varied, wanted, worthwhile=worthwhile or file.worthwhile, earlier=self._lend,
+            max_seeds=max(read_grid_file(folder / "grid.yaml").max_seeds for folder in grids),
+        )  # fmt: skip
         self.baseline = next((item for item in self.conditions if item.verdict == "baseline"), None)
         if baseline and self.baseline is None:
             raise InputError(f"baseline: required values that runs with a score have, got {shorten(wanted)}")
@@ -99,8 +100,8 @@ class GridComparison:
 
     def _lend(self) -> Noise | None:
         """The noise of earlier grids; none to several grids, one of which could be lent to itself."""
-        rows = [replace(run, run=Path(run.run).name) for run in self.runs]
-        return find_earlier_noise(self.root, self._first, rows) if self._alone else None
+        runs = [Path(run.run).name for run in self.runs]
+        return find_earlier_noise(self.root, self._first, runs) if self._alone else None
 
     def __repr__(self) -> str:
         scored = sum(run.miou is not None for run in self.runs)
@@ -143,9 +144,10 @@ class GridComparison:
         if self.baseline is None:
             return pd.DataFrame(columns=columns)
         pairs, rows = {item.label: item.baseline for item in self.conditions if item.baseline}, []
+        looks = {"looks": {item.label: item.seeds for item in self.conditions}, "max_looks": self.comparison.max_seeds}
         for name in self.class_names if pairs else ():
             table = self._tabulate(lambda run, name=name: run.iou.get(name))
-            judged = compare_conditions(table, pairs, worthwhile=self.comparison.worthwhile)
+            judged = compare_conditions(table, pairs, worthwhile=self.comparison.worthwhile, **looks)
             rows.append(
                 judged.assign(**{"class": name, "baseline": [table[pairs[label]].mean() for label in judged.index]})
             )
@@ -162,15 +164,9 @@ class GridComparison:
         """Background first."""
         return list(next((run.iou for run in self.runs if run.iou), {}))
 
-    def _tabulate(self, score: Callable[[RunResult], float | None]) -> pd.DataFrame:
-        """(blocks, conditions) of a score."""
-        places = dict.fromkeys(place for item in self.conditions for place, _ in item.scores)
-        numbers = {place: number for number, place in enumerate(places)}
-        columns = {
-            item.label: {numbers[place]: score(run) for (place, _), run in zip(item.scores, item.scored, strict=True)}
-            for item in self.conditions
-        }
-        return pd.DataFrame(columns, index=range(len(places)), dtype=float)
+    def _tabulate(self, score: Callable[[RunResult], float | None] | None = None) -> pd.DataFrame:
+        """(blocks, conditions) of a score; of mIoU by default."""
+        return tabulate_scores({item.label: item for item in self.conditions}, score)
 
     def compare_noises(self) -> pd.DataFrame:
         """One row per condition: what other seeds, other images, and both could do to its difference from the baseline.
@@ -186,13 +182,14 @@ class GridComparison:
         items, rows = {item.label: item for item in self.conditions}, []
         pairs = {item.label: item.baseline for item in self.conditions if item.baseline}
         earlier = self._lend() if pairs and self.comparison.earlier_df else None
-        judged = compare_conditions(self._tabulate(lambda run: run.miou), pairs, earlier=earlier) if pairs else None
+        judged = compare_conditions(self._tabulate(), pairs, earlier=earlier) if pairs else pd.DataFrame()
+        noises = {row.Index: Noise(row.error**2, row.df) if row.error > 0 else Noise() for row in judged.itertuples()}
         for label, baseline in pairs.items():
             pair = items[label], items[baseline]
             folds = set.intersection(*({self._fold(run) for run in item.scored} for item in pair))
             (ours, ids), (theirs, other_ids) = (self._read_confusions(item, folds) for item in pair)
             if len(ours) and len(theirs) and np.array_equal(ids, other_ids):
-                found = compare_noises(ours, theirs, self._find_scenes(ids), _to_noise(judged.loc[label]))
+                found = compare_noises(ours, theirs, self._find_scenes(ids), noises[label])
                 rows.append({"condition": label, **found})
         return pd.DataFrame(rows)
 
@@ -419,13 +416,6 @@ def _require_same_images(grids: Sequence[Path], runs: Sequence[RunResult], root:
                 raise InputError(
                     f"more_grids {folder}: required the {what} of {grids[0]}, got others; compare grids of one data set"
                 )
-
-
-def _to_noise(row: pd.Series) -> Noise:
-    """What a row of `compare_conditions` knows of the noise of its difference."""
-    known = math.isfinite(row["df"]) and math.isfinite(row["high"])
-    half = (row["high"] - row["low"]) / 2
-    return Noise((half / stats.t.isf(0.025, row["df"])) ** 2, row["df"]) if known else Noise()
 
 
 def _spread_scenes(order: np.ndarray, scenes: np.ndarray) -> list[int]:

@@ -38,33 +38,21 @@ def explain_averages(
 
 def _judge(differences: dict[tuple[str, str], list[float]], worthwhile: float) -> list[str]:
     """For each average, by condition and label: mean difference, interval and verdict."""
-    from scipy import stats
+    import pandas as pd
 
-    from seglib.evaluation.verdicts import ALPHA, correct_holm
+    from seglib.evaluation.verdicts import judge_differences
 
-    noises = {label: _measure(values) for label, values in differences.items()}
-    known = {label: noise.borrow(_pool(noises, label)) for label, noise in noises.items()}
-    means = [fmean(values) for values in differences.values()]
-    errors = [math.sqrt(known[label].variance / len(values)) for label, values in differences.items()]
-    dfs = [noise.df for noise in known.values()]
-    told = [df > 0 and error > 0 for df, error in zip(dfs, errors, strict=True)]
-    p = [
-        2 * stats.t.sf(abs(mean) / error, df) if tells else math.nan
-        for mean, error, df, tells in zip(means, errors, dfs, told, strict=True)
-    ]
-    corrected, steps = correct_holm(p)
+    noises, rows = {label: _measure(values) for label, values in differences.items()}, {}
+    for label, values in differences.items():
+        noise = noises[label].borrow(_pool(noises, label))
+        error = math.sqrt(noise.variance / len(values)) or math.nan  # trainings that all agree say nothing of noise
+        rows[label] = fmean(values), error, noise.df, len(values)
+    frame = pd.DataFrame(rows.values(), columns=["difference", "error", "df", "blocks"])
     lines = []
-    for label, mean, error, df, tells, each, step in zip(
-        differences, means, errors, dfs, told, corrected, steps, strict=True
-    ):
-        count = len(differences[label])
-        if not tells:
-            lines.append(f"{label[1]} {mean:+.4f} over {count}, can't tell yet")
-            continue
-        half = stats.t.isf(step / 2, df) * error
-        inside = -worthwhile <= mean - half and mean + half <= worthwhile
-        word = ("better" if mean > 0 else "worse") if each <= ALPHA else "equal" if inside else "can't tell yet"
-        lines.append(f"{label[1]} {mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}] over {count}, {word}")
+    for (_, label), row in zip(rows, judge_differences(frame, worthwhile).itertuples(), strict=True):
+        known = math.isfinite(row.family_low)
+        interval = f" [{row.family_low:+.4f}, {row.family_high:+.4f}]" if known else ""
+        lines.append(f"{label} {row.difference:+.4f}{interval} over {row.blocks}, {row.verdict}")
     return lines
 
 

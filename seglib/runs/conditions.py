@@ -56,7 +56,8 @@ class Condition:
     `std` is the sample's, None for n < 2. `difference` is the mean of the shared blocks' differences, or the difference of
     means; [`low`, `high`] the interval that its verdict goes by; `p_holm` the corrected p; `shrunk` what the mean is
     expected to be once the luck of the best is taken out; `hint` says what would make a verdict possible: `more` blocks.
-    `baseline` is the label of what it is compared with; `scored` the runs of `scores`.
+    `chance`, where a grid chooses its seeds: that the verdict is told once it has all that it may get. `baseline` is the
+    label of what it is compared with; `scored` the runs of `scores`.
     """
 
     label: str
@@ -77,6 +78,7 @@ class Condition:
     verdict: str = ""
     hint: str = ""
     more: int | None = None
+    chance: float | None = None
     baseline: str = ""
     scored: tuple[RunResult, ...] = ()
 
@@ -85,13 +87,19 @@ class Condition:
         """Number of runs with a score."""
         return len(self.scores)
 
+    @property
+    def seeds(self) -> int:
+        """Number of seeds with a score."""
+        return len({row.params.get("seed") for row in self.scored})
+
 
 @dataclass(frozen=True)
 class Comparison:
     """The conditions of a grid, best mean first, and what is known of the noise between their blocks.
 
     `noise` is the standard deviation of mIoU between blocks, `df` its degrees of freedom, of which `earlier_df` are of
-    earlier grids; `visible` the smallest difference that is seen in 8 of 10 grids like this one.
+    earlier grids; `visible` the smallest difference that is seen in 8 of 10 grids like this one. `max_seeds`: of a
+    grid that chooses its seeds, 0 of any other.
     """
 
     conditions: tuple[Condition, ...] = ()
@@ -101,6 +109,7 @@ class Comparison:
     earlier_df: float = 0
     visible: float | None = None
     worthwhile: float = 0.005
+    max_seeds: int = 0
     averages: Sequence[str] = ()  # sentences, of averages.explain_averages
 
     @property
@@ -134,9 +143,10 @@ class Comparison:
         paired = sum(item.paired for item in tested)
         how = f"paired by {self.blocks}" if paired == len(tested) else f"{paired} of {len(tested)} paired"
         how = how if paired else "not paired"
+        looks = f"; looks after 2 to {self.max_seeds} seeds share the 5 %" if self.max_seeds > 2 else ""
         return (
-            f"The interval is the one that the verdict goes by: 95 % for {_count(len(tested), 'comparison')} together"
-            f" (Holm), {how}. Equal: it lies within ±{self.worthwhile:g}."
+            f"The interval is the one that the verdict goes by: 95 % for {count_noun(len(tested), 'comparison')} together"
+            f" (Holm{looks}), {how}. Equal: it lies within ±{self.worthwhile:g}."
         )
 
     def _explain_best(self) -> str:
@@ -157,6 +167,7 @@ def summarise_conditions(
     *,
     worthwhile: float = 0.005,
     earlier: "Callable[[], Noise | None] | None" = None,
+    max_seeds: int = 0,
 ) -> Comparison:
     """Gather runs that differ only in seed and fold, and judge each condition against its baseline.
 
@@ -169,8 +180,9 @@ def summarise_conditions(
     worthwhile : smallest difference of mIoU worth having.
     earlier : gives the noise of earlier grids, see `find_earlier_noise`; asked where this grid's has under 5 degrees of
         freedom.
+    max_seeds : of a grid that chooses its seeds (`planning.find_needed`); its looks share the level.
     """
-    compared, blocks = _divide(varied)
+    compared, blocks = divide_varied(varied)
     groups: dict[str, list[RunResult]] = {}
     for row in rows:
         if row.params:
@@ -181,10 +193,10 @@ def summarise_conditions(
     words = " and ".join(f"{name}s" for name in blocks).replace("_", " ") or "seeds"
     if sum(item.n > 0 for item in conditions.values()) == 0:
         return Comparison(tuple(conditions.values()), words, worthwhile=worthwhile)
-    return _judge(conditions, references, Comparison(blocks=words, worthwhile=worthwhile), earlier)
+    return _judge(conditions, references, Comparison(blocks=words, worthwhile=worthwhile, max_seeds=max_seeds), earlier)
 
 
-def _divide(varied: Sequence[str]) -> tuple[list[str], list[str]]:
+def divide_varied(varied: Sequence[str]) -> tuple[list[str], list[str]]:
     """What conditions differ in, and what the runs of one do."""
     return [name for name in varied if name not in BLOCKS], [name for name in BLOCKS if name in varied]
 
@@ -219,7 +231,7 @@ def _judge(
 ) -> Comparison:
     from seglib.evaluation.verdicts import Noise, compare_conditions, measure_noise, shrink_means, smallest_visible
 
-    table = _tabulate(conditions)
+    table = tabulate_scores(conditions)
     noise = measure_noise(table)
     lent = (earlier() if earlier is not None and noise.df < ENOUGH else None) or Noise()
     known = noise.borrow(lent)
@@ -228,7 +240,9 @@ def _judge(
         for key, reference in references.items()
         if reference != key and conditions[key].n and reference in conditions and conditions[reference].n
     }
-    judged = compare_conditions(table, pairs, worthwhile=comparison.worthwhile, earlier=lent) if pairs else None
+    options = {"worthwhile": comparison.worthwhile, "earlier": lent, "max_looks": comparison.max_seeds}
+    looks = {key: item.seeds for key, item in conditions.items()}
+    judged = compare_conditions(table, pairs, looks=looks, **options) if pairs else None
     shrunk = shrink_means(table, known)
     results = [
         replace(
@@ -249,17 +263,22 @@ def _judge(
     )
 
 
-def _tabulate(conditions: Mapping[str, Condition]) -> "pd.DataFrame":  # noqa: F821
-    """(blocks, conditions) of mIoU, NaN where a run has no score."""
+def tabulate_scores(
+    conditions: Mapping[Any, Condition], score: Callable[[RunResult], float | None] | None = None
+) -> "pd.DataFrame":  # noqa: F821
+    """(blocks, conditions) of the runs' mIoU, or of what `score` gives for a run; NaN where there is none."""
     import pandas as pd
 
-    columns = {key: pd.Series(dict(item.scores), dtype=float) for key, item in conditions.items()}
-    places = list(dict.fromkeys(place for item in conditions.values() for place, _ in item.scores))
-    numbers = {place: number for number, place in enumerate(places)}
-    return pd.DataFrame(
-        {key: pd.Series({numbers[place]: score for place, score in item.scores}) for key, item in conditions.items()},
-        index=range(len(places)), columns=list(columns), dtype=float,
-    )  # fmt: skip
+    numbers: dict[Any, int] = {}
+    for item in conditions.values():
+        for place, _ in item.scores:
+            numbers.setdefault(place, len(numbers))
+    columns = {}
+    for key, item in conditions.items():
+        places = [numbers[place] for place, _ in item.scores]
+        values = map(score, item.scored) if score else (miou for _, miou in item.scores)
+        columns[key] = pd.Series(dict(zip(places, values, strict=True)), dtype=float)
+    return pd.DataFrame(columns, index=range(len(numbers)), columns=list(conditions), dtype=float)
 
 
 def _word(
@@ -279,22 +298,23 @@ def _word(
     }
     low, high = (None if math.isnan(row[name]) else float(row[name]) for name in ("family_low", "family_high"))
     hint, more = "", None if math.isnan(row["more_blocks"]) else int(row["more_blocks"])
+    chance = float(row["chance"]) if math.isfinite(row.get("chance", math.nan)) else None
     if low is None:
         hint = "noise unknown" if min(item.n, conditions[reference].n) < 2 else f"no spread over {blocks}"
     elif more:
-        hint = _count(more, f"more {blocks[:-1] if blocks in ('seeds', 'folds') else 'block'}")
+        hint = count_noun(more, f"more {blocks[:-1] if blocks in ('seeds', 'folds') else 'block'}")
     return replace(
         item, baseline_mean=conditions[reference].mean, low=low, high=high, paired=bool(row["paired"]),
-        verdict=row["verdict"], hint=hint, more=more, baseline=conditions[reference].label, **numbers,
+        verdict=row["verdict"], hint=hint, more=more, chance=chance, baseline=conditions[reference].label, **numbers,
     )  # fmt: skip
 
 
-def find_earlier_noise(outputs: str | Path, grid_dir: str | Path, rows: Iterable[RunResult]) -> "Noise | None":
+def find_earlier_noise(outputs: str | Path, grid_dir: str | Path, runs: Iterable[str]) -> "Noise | None":
     """The noise between seeds and folds in the other grids of `outputs`, on the same data, epochs and image size.
 
     None where there is none, or where the grid has no run that ended well.
     """
-    finished = _read_ok(Path(grid_dir), [row.run for row in rows])
+    finished = _read_ok(Path(grid_dir), runs)
     task = next((describe_task(record["params"], record.get("data_hash")) for record in finished), None)
     return measure_earlier_noise(outputs, task, besides=Path(grid_dir))[0] if task else None
 
@@ -315,7 +335,7 @@ def measure_earlier_noise(outputs: str | Path, task: tuple, besides: Path | None
         if several:
             from seglib.evaluation.verdicts import measure_noise
 
-            found = measure_noise(_tabulate(several))
+            found = measure_noise(tabulate_scores(several))
             noise, grids = noise.pool(found) if noise else found, grids + 1
     return (noise, grids) if noise and noise.df else (None, 0)
 
@@ -324,55 +344,6 @@ def describe_task(params: Mapping[str, Any], data_hash: str | None) -> tuple:
     """What runs must share so that the noise of one says something of another's; None where it is not known."""
     data = "synthetic" if params.get("data_dir") == "synthetic" else data_hash
     return data, params.get("epochs"), params.get("image_size"), bool(params.get("debug"))
-
-
-def foresee(
-    parameters: Sequence[Mapping[str, Any]],
-    varied: Sequence[str],
-    baseline: Mapping[str, object],
-    earlier: "Callable[[], tuple[Noise | None, int]]",
-) -> str:
-    """One line for a planned grid: which differences it will be able to see; "" where it has one condition.
-
-    Parameters
-    ----------
-    parameters : of each run.
-    earlier : gives the noise that is known already, see `measure_earlier_noise`.
-    """
-    compared, blocks = _divide(varied)
-    places = [{name: values.get(name) for name in compared} for values in parameters]
-    counts = Counter(map(identify, places))
-    wanted = {name: value for name, value in baseline.items() if name in compared}
-    references = {identify(place | wanted) for place in places} & counts.keys()
-    others = [count for key, count in counts.items() if key not in references]
-    if len(counts) < 2:
-        return ""
-    usual, word = median_low(others or counts.values()), "block" if len(blocks) > 1 else (blocks or ["seed"])[0]
-    plan = f"{_count(usual, word.replace('_', ' '))} x {len(counts)} conditions"
-    if not wanted or not references:
-        return f"{plan}: no verdict will be possible without a `baseline`; name one"
-    noise, grids = earlier()
-    if noise is None and max(counts.values()) == 1:
-        return f"{plan}: no verdict will be possible, the noise is not known; two seeds of each would make it known"
-    if noise is None:
-        return f"{plan}: what they will see is not known; two seeds on this data, epochs and image size make it known"
-    from seglib.evaluation.verdicts import Noise, smallest_visible
-
-    df = _foresee_df(counts, usual, min(counts[key] for key in references), noise.df)
-    visible = smallest_visible(Noise(noise.variance, df), usual, len(others))
-    known = f"noise of {_count(grids, 'earlier grid')}, {noise.df:.0f} df"
-    return f"{plan}: differences from {visible:.3f} at 80 % power ({known})"
-
-
-def _foresee_df(counts: Mapping[str, int], usual: int, least: int, earlier: float = 0) -> float:
-    """Degrees of freedom of a usual comparison when all runs have a score, as `compare_conditions` counts them."""
-    cells = sum(counts.values())
-    if min(usual, least) > (2 if len(counts) == 2 else 1):  # paired
-        own, grid = usual - 1, cells - max(counts.values()) - len(counts) + 1
-    else:
-        own, grid = usual + least - 2, cells - len(counts)
-    df = own + min(6, max(0, grid - own))
-    return df if df >= ENOUGH else df + min(6, earlier)
 
 
 def compare_over_seeds(run_dir: str | Path, other_dir: str | Path) -> str:
@@ -444,5 +415,5 @@ def identify(value: object) -> str:
         return repr(value)
 
 
-def _count(number: int, noun: str) -> str:
+def count_noun(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number != 1 else ''}"

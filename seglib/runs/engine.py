@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from seglib.parameters import read_schema
 from seglib.parts import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
 from seglib.runs.averages import explain_averages
-from seglib.runs.conditions import find_earlier_noise, summarise_conditions
+from seglib.runs.conditions import RunResult, find_earlier_noise, summarise_conditions
 from seglib.runs.grid import Grid, Job, Run, find_neighbours, group_steps, plan_step
 from seglib.runs.keys import compare_keys, compute_keys, find_changes, is_finished
 from seglib.runs.leaderboard import (
@@ -33,6 +33,7 @@ from seglib.runs.leaderboard import (
     write_leaderboard,
 )
 from seglib.runs.page import write_index
+from seglib.runs.planning import find_needed
 from seglib.runs.record import complete_params, describe_key, kill_family, read_record, update_record
 
 COMMAND = (sys.executable, "-m", "seglib.runs.execute")
@@ -234,13 +235,19 @@ def run_grid(
 
     write_text(grid.folder / "grid.yaml", grid.file.as_yaml())
     near = find_neighbours(grid)
-    jobs = [
-        Job(run.name, grid.notebook, run.folder, run.key, run.parameters, run.varied, near[run.name]) for run in waiting
-    ]
+    jobs = {
+        run.name: Job(run.name, grid.notebook, run.folder, run.key, run.parameters, run.varied, near[run.name])
+        for run in waiting
+    }
+    ok, tried = True, set()
     try:
-        ok = run_jobs(
-            jobs, workers, fail_fast, partial(_prepare, grid, report), report, show, lambda: write_results(grid)
-        )
+        while (ok or not fail_fast) and (names := find_next(grid, jobs.keys() - tried, tried)):
+            if tried:
+                report(f"{len(names)} more runs, where one more seed can still tell")
+            prepare = partial(_prepare, grid, report)
+            chosen = [jobs[name] for name in names]
+            ok = run_jobs(chosen, workers, fail_fast, prepare, report, show, lambda: write_results(grid)) and ok
+            tried.update(names)
         if grid.file.then:
             write_results(grid)  # which a step reads; nothing ran where the grid only became smaller
         for places in group_steps(grid.file.then):
@@ -305,18 +312,37 @@ def keep_finished(grid: Grid) -> None:
             update_record(run.folder, **describe_key(run.key))
 
 
+def find_next(grid: Grid, waiting: Collection[str], tried: Collection[str] = ()) -> list[str]:
+    """Those of the waiting runs that are worth their time by what the others came to, in the grid's order."""
+    rows = _collect(grid) if grid.file.max_seeds else []  # a thousand records are not read for nothing
+    wanted = find_needed(grid, rows, tried, _lend(grid)) & {*waiting}
+    return [run.name for run in grid.runs if run.name in wanted]
+
+
 def write_results(grid: Grid, width: int = 100) -> str:
     """Write leaderboard.csv and index.html; return the leaderboard as text `width` columns wide, and where to look."""
-    rows = collect_runs(grid.folder, [run.name for run in grid.runs], grid.varied)
-    done = {run.name for run in grid.runs if is_finished(run.folder, grid.notebook, run.key)}
-    rows = [replace(row, status="outdated") if row.status == "ok" and row.run not in done else row for row in rows]
-    earlier = partial(find_earlier_noise, grid.folder.parent, grid.folder, rows)
-    baseline, worthwhile = grid.file.baseline, grid.file.worthwhile
-    comparison = summarise_conditions(rows, grid.varied, baseline, worthwhile=worthwhile, earlier=earlier)
-    comparison = replace(comparison, averages=explain_averages(grid.folder, rows, grid.varied, worthwhile))
+    rows = _collect(grid)
+    needed = find_needed(grid, rows, earlier=_lend(grid))
+    rows = [row for row in rows if row.run in needed or row.status != "planned"]
+    options = {"worthwhile": grid.file.worthwhile, "earlier": _lend(grid), "max_seeds": grid.file.max_seeds}
+    comparison = summarise_conditions(rows, grid.varied, grid.file.baseline, **options)
+    averages = explain_averages(grid.folder, rows, grid.varied, grid.file.worthwhile)
+    comparison = replace(comparison, averages=averages)
     table = write_leaderboard(grid.folder, rows)
     page = write_index(grid.folder, rows, comparison, grid.varied, grid.name, grid.notebook.stem)
     return f"{format_table(rows, comparison, grid.varied, width)}\n\nleaderboard  {table}\nlook here    {page}"
+
+
+def _collect(grid: Grid) -> list[RunResult]:
+    """A row for each run of the grid; one whose key is another now is outdated, its score no result."""
+    rows = collect_runs(grid.folder, [run.name for run in grid.runs], grid.varied)
+    done = {run.name for run in grid.runs if is_finished(run.folder, grid.notebook, run.key)}
+    return [replace(row, status="outdated") if row.status == "ok" and row.run not in done else row for row in rows]
+
+
+def _lend(grid: Grid) -> Callable[[], Any]:
+    """Gives the noise of earlier grids where it is asked for."""
+    return partial(find_earlier_noise, grid.folder.parent, grid.folder, [run.name for run in grid.runs])
 
 
 # What may make a difference, in the order in which it is reported.

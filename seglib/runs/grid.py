@@ -17,9 +17,10 @@ from seglib.parameters import read_schema
 from seglib.parts import read_parts
 from seglib.rules import check_runs, resolve_paths
 from seglib.runs.check import compose_values, find_data_dirs, find_grid_problems, find_run_problems, is_further_run
-from seglib.runs.conditions import describe_task, foresee, measure_earlier_noise
+from seglib.runs.conditions import describe_task, measure_earlier_noise
 from seglib.runs.grid_file import GRID_DIR, GridFile, Step, name_runs, read_grid_file
 from seglib.runs.keys import compute_keys, explain_run, find_notebook, hash_code, hash_values, is_finished
+from seglib.runs.planning import foresee
 from seglib.runs.record import read_record
 
 MOST_RUNS = 20_000
@@ -84,8 +85,10 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     schema = read_schema(notebook)
     if debug and "debug" not in schema:
         raise InputError(f"--debug: {notebook} must have a parameter `debug`, which makes its runs short")
+    if "seed" in overrides:
+        file = replace(file, max_seeds=0)
     file = _resolve_paths(_override(file, ({"seed": file.seeds} if file.seeds else {}) | overrides))
-    varied = _combine(file)
+    varied = _combine(_override(file, {"seed": _choose_seeds(file, schema)}) if file.max_seeds else file)
     defaults = resolve_paths({name: each.default for name, each in schema.items()}, notebook.parent)
     base = defaults | file.fixed | ({"debug": True} if debug else {})
     own = [str(notebook)] if "parts" in schema and read_parts([notebook]) else []  # registered in its cells
@@ -106,8 +109,17 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
         parameters = [values | {"run_dir": str(folder / name)} for values, name in zip(parameters, names, strict=True)]
     keys = compute_keys(notebook, parameters)
     runs = [Run(name, folder / name, *rest) for name, *rest in zip(names, parameters, varied, keys, strict=True)]
+    if file.max_seeds:
+        runs.sort(key=lambda run: run.parameters["seed"])  # the first seeds of all conditions are the first to run
     varied_names = list(dict.fromkeys(itertools.chain.from_iterable(varied)))
     return Grid(folder.name, folder, notebook, runs, varied_names, replace(file, notebook=str(notebook)))
+
+
+def _choose_seeds(file: GridFile, schema: Mapping[str, Any]) -> list[int]:
+    """All that `seeds: auto` may come to: the notebook's own, and further ones as far apart as the shipped grids have them."""
+    if "seed" not in schema:
+        raise InputError(f"{file.path}: `seeds: auto`: {file.notebook} must have a parameter `seed`, got none")
+    return [schema["seed"].default + 21 * number for number in range(file.max_seeds)]
 
 
 def _add_parts(values: dict[str, Any], paths: list[str]) -> dict[str, Any]:
@@ -207,7 +219,7 @@ def foresee_verdicts(grid: Grid) -> str:
     first = next((run for run in runs if wanted <= run.parameters.items()), runs[0])
     task = describe_task(first.parameters, first.key["data"].get("data_dir"))
     earlier = partial(measure_earlier_noise, grid.folder.parent, task)
-    return foresee([run.parameters for run in runs], grid.varied, grid.file.baseline, earlier)
+    return foresee([run.parameters for run in runs], grid.varied, grid.file.baseline, earlier, grid.file.max_seeds)
 
 
 def find_neighbours(grid: Grid) -> dict[str, dict[str, Any]]:

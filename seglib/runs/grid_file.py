@@ -186,7 +186,10 @@ class Step:
 
 @dataclass(frozen=True)
 class GridFile:
-    """A grid file as written; `axes` are the values to combine, `listed` the runs named one by one."""
+    """A grid file as written; `axes` are the values to combine, `listed` the runs named one by one.
+
+    `max_seeds` is that of `seeds: auto`, 0 where the seeds are given.
+    """
 
     path: Path
     name: str
@@ -200,6 +203,7 @@ class GridFile:
     one_factor: bool = False
     factors: list[list[str]] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    max_seeds: int = 0
 
     def as_yaml(self) -> str:
         """The grid in the form of a grid file."""
@@ -208,13 +212,15 @@ class GridFile:
         spec |= {"runs": self.listed, "baseline": self.baseline, "then": then}
         spec |= {"worthwhile": self.worthwhile} if self.worthwhile != _WORTHWHILE else {}
         spec |= {"one_factor": self.one_factor, "factors": self.factors}
+        spec |= {"seeds": "auto", "max_seeds": self.max_seeds} if self.max_seeds else {}
         filled = {key: value for key, value in spec.items() if value}
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
 
 _EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "seeds": [], "baseline": {}, "factors": [], "then": []}
 _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
-_KEYS = ("notebook", "name", "worthwhile", "one_factor", *_EMPTY)
+_KEYS = ("notebook", "name", "worthwhile", "one_factor", "max_seeds", *_EMPTY)
+_MAX_SEEDS = 5  # of `seeds: auto`
 _STEP_KEYS = ("notebook", "each", "fixed")
 _NAME = re.compile(r"[\w][\w.+,=@() -]{0,79}(?<! )")
 
@@ -246,7 +252,8 @@ def read_grid_file(path: str | Path) -> GridFile:
         worthwhile=float(spec.get("worthwhile", _WORTHWHILE)),
         one_factor=spec.get("one_factor", False),
         factors=spec["factors"],
-        seeds=spec["seeds"],
+        seeds=[] if spec["seeds"] == "auto" else spec["seeds"],
+        max_seeds=spec.get("max_seeds", _MAX_SEEDS) if spec["seeds"] == "auto" else 0,
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 
@@ -300,9 +307,17 @@ def _find_problems(spec: Mapping) -> list[str]:
 
 
 def _find_seed_problems(spec: Mapping) -> list[str]:
-    seeds = spec["seeds"]
-    if not isinstance(seeds, list) or any(type(seed) is not int for seed in seeds) or len({*seeds}) < len(seeds):
-        return [f"`seeds` must be a list of different whole numbers, got {_kind(seeds)}"]
+    seeds, most = spec["seeds"], spec.get("max_seeds", _MAX_SEEDS)
+    if seeds != "auto" and "max_seeds" in spec:
+        return ["`max_seeds` belongs to `seeds: auto`; add that, or take it out"]
+    if type(most) is not int or not 2 <= most <= 50:
+        return [f"`max_seeds` must be a whole number from 2 to 50, got {_kind(most)}"]
+    if seeds == "auto" and not spec["baseline"]:
+        return ["`seeds: auto` adds seeds until conditions are told from a baseline; name one as `baseline`"]
+    if seeds != "auto" and (
+        not isinstance(seeds, list) or any(type(seed) is not int for seed in seeds) or len({*seeds}) < len(seeds)
+    ):
+        return [f"`seeds` must be auto or a list of different whole numbers, got {_kind(seeds)}"]
     runs = spec["runs"] if isinstance(spec["runs"], list) else []
     named = any(isinstance(part, dict) and "seed" in part for part in (spec["fixed"], spec["grid"], *runs))
     return ["`seeds` gives each run its seeds; take the parameter seed out"] if seeds and named else []

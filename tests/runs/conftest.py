@@ -97,11 +97,12 @@ def write_grid(tmp_path, write_notebook):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Runs are executed by a short script, which does to the record what a notebook does, and not by papermill."""
+    """Runs are executed by a short script, which does to the record what a notebook does, and not by papermill; its path."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(engine, "COMMAND", (sys.executable, str(script)))
     monkeypatch.setattr(engine, "POLL", 0.02)
+    return script
 
 
 @pytest.fixture

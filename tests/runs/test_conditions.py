@@ -12,11 +12,11 @@ from seglib.runs.conditions import (
     compare_over_seeds,
     describe_task,
     find_earlier_noise,
-    foresee,
     measure_earlier_noise,
     summarise_conditions,
 )
 from seglib.runs.leaderboard import collect_runs
+from seglib.runs.planning import foresee
 
 CE, FOCAL, DICE = {"cross_entropy": 1.0}, {"cross_entropy": 0.9, "focal": 0.1}, {"dice": 1}
 SCORES = {  # loss name -> (value, scores of seeds 21, 42, 63)
@@ -129,10 +129,9 @@ def test_seeds_that_were_the_split_s_too_lend_no_noise(tmp_path):
     task = {"epochs": 3, "image_size": 64, "split": "holdout"}
     write_sweep(tmp_path / "before", **task)
     runs = write_sweep(tmp_path / "now", seeds=(21,), split_seed=21, **task)
-    rows = collect_runs(tmp_path / "now", runs, ["loss"])
-    assert find_earlier_noise(tmp_path, tmp_path / "now", rows) is None
+    assert find_earlier_noise(tmp_path, tmp_path / "now", runs) is None
     write_sweep(tmp_path / "since", split_seed=21, **task)
-    assert find_earlier_noise(tmp_path, tmp_path / "now", rows).df == 4
+    assert find_earlier_noise(tmp_path, tmp_path / "now", runs).df == 4
 
 
 def test_one_seed_can_not_tell_and_says_why(tmp_path):
@@ -152,7 +151,7 @@ def test_earlier_grids_on_the_same_task_lend_their_noise(tmp_path):
     write_sweep(tmp_path / "longer", seeds=(1, 2, 3), epochs=9, image_size=64)
     runs = write_sweep(tmp_path / "now", seeds=(21,), **alike)
     rows = collect_runs(tmp_path / "now", runs, ["loss"])
-    noise = find_earlier_noise(tmp_path, tmp_path / "now", rows)
+    noise = find_earlier_noise(tmp_path, tmp_path / "now", runs)
     expected = measure_noise(pd.DataFrame({name: scores for name, (_, scores) in SCORES.items()}))
     assert (noise.std, noise.df) == (pytest.approx(expected.std), expected.df)
     comparison = summarise_conditions(rows, ["loss"], {"loss": CE}, earlier=lambda: noise)

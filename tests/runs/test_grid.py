@@ -99,9 +99,12 @@ def test_seeds_are_those_of_every_run_and_the_command_line_has_the_last_word(loa
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("seeds: [1, 1]", "`seeds` must be a list of different whole numbers, got a list"),
-        ("seeds: 3", "`seeds` must be a list of different whole numbers, got the number 3"),
+        ("seeds: [1, 1]", "`seeds` must be auto or a list of different whole numbers, got a list"),
+        ("seeds: 3", "`seeds` must be auto or a list of different whole numbers, got the number 3"),
         ("seeds: [1]\ngrid: {seed: [1, 2]}", "`seeds` gives each run its seeds; take the parameter seed out"),
+        ("seeds: auto", "`seeds: auto` adds seeds until conditions are told from a baseline; name one as `baseline`"),
+        ("seeds: [1]\nmax_seeds: 3", "`max_seeds` belongs to `seeds: auto`; add that, or take it out"),
+        ("seeds: auto\nmax_seeds: 1", "`max_seeds` must be a whole number from 2 to 50, got the number 1"),
         ("one_factor: yes please", "`one_factor` must be true or false, got the text 'yes please'"),
         ("factors: [weight]", "`factors` must be a list of lists of two or more parameters, got a list"),
         ("one_factor: true", "`one_factor` must have a `baseline`, from which each condition differs; name one"),
