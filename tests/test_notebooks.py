@@ -15,7 +15,7 @@ from sklearn.metrics import jaccard_score
 import seglib
 from seglib.data.analysis import DataAnalysis
 from seglib.data.dataset import open_data
-from seglib.evaluation.metrics import load_confusion
+from seglib.evaluation.metrics import load_confusion, load_scene_names
 from seglib.files import PROJECT
 from seglib.inference.predict import predict
 from seglib.models import build_model
@@ -151,6 +151,7 @@ def test_recorded_miou_is_scikit_learns_on_the_saved_weights(trained, small_data
     expected = jaccard_score(truth[valid], pred[valid], labels=labels, average="macro", zero_division=0)
     assert record["metrics"]["miou"] == pytest.approx(expected, abs=1e-9)
     confusion, image_ids, names = load_confusion(trained / "confusion.npz")
+    assert load_scene_names(trained / "confusion.npz").keys() == {*image_ids.tolist()}
     assert confusion.sum() == valid.sum()
     assert list(image_ids) == list(val.image_ids)
     assert names == list(val.data.class_names)

@@ -47,6 +47,11 @@ class Subset:
         return self.pixels.image_ids[self.indices]
 
     @property
+    def images(self) -> pd.DataFrame:
+        """One row per image, as in `CocoData.images`."""
+        return self.data.images.iloc[self.indices]
+
+    @property
     def image_size(self) -> int:
         """Side of images and masks [px]."""
         return self.pixels.image_size

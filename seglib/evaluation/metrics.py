@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -148,8 +149,19 @@ def find_signs() -> dict[str, int]:
     return SIGNS | own
 
 
-def save_confusion(path: str | Path, confusion: ArrayLike, image_ids: Sequence, class_names: Sequence[str]) -> None:
+def save_confusion(
+    path: str | Path,
+    confusion: ArrayLike,
+    image_ids: Sequence,
+    class_names: Sequence[str],
+    images: pd.DataFrame | None = None,
+) -> None:
     """Save (images, C, C) counts, the images' ids (numbers or text) and the class names as a compressed .npz file.
+
+    Parameters
+    ----------
+    images : one row per image: `group` and `file_name`, by which `find_scenes` joins images; kept as text in `groups`
+        ("" where there is none) and `file_names`.
 
     Raises
     ------
@@ -162,6 +174,9 @@ def save_confusion(path: str | Path, confusion: ArrayLike, image_ids: Sequence, 
         "class_names": np.asarray(class_names, dtype=np.str_),
     }
     _check_arrays(f"{path}", **arrays)
+    if images is not None:
+        arrays["groups"] = images["group"].map(lambda group: "" if pd.isna(group) else str(group)).to_numpy(np.str_)
+        arrays["file_names"] = images["file_name"].to_numpy(np.str_)
     arrays["confusion"] = arrays["confusion"].astype(np.int64)
     with replacing(path) as temporary, open(temporary, "wb") as file:  # given a path, numpy would append .npz to it
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -183,6 +198,13 @@ def load_confusion(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]
         raise InputError(f"{path}: must be a file of save_confusion, got {reason}; run the training again.") from None
     _check_arrays(f"{path}", confusion, image_ids, class_names)
     return confusion, image_ids, class_names.tolist()
+
+
+def load_scene_names(path: str | Path) -> dict[int | str, list[str]]:
+    """Image id -> [group, file name] of a file of `save_confusion`; empty where these were not saved with it."""
+    with np.load(path, allow_pickle=False) as file:
+        names = [file[name].tolist() for name in ("image_ids", "groups", "file_names") if name in file]
+    return {image_id: pair for image_id, *pair in zip(*names, strict=True)} if len(names) == 3 else {}
 
 
 def _count_in_lanes(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int) -> Tensor:

@@ -12,11 +12,9 @@ import torch
 import yaml
 from scipy import stats
 
-from seglib.data.coco import load_coco
-from seglib.data.synthetic import open_synthetic
 from seglib.errors import InputError, unknown_name
 from seglib.evaluation.compare import compare_noises, find_scenes
-from seglib.evaluation.metrics import image_miou, load_confusion
+from seglib.evaluation.metrics import image_miou, load_confusion, load_scene_names
 from seglib.evaluation.verdicts import Noise, compare_conditions, correct_holm
 from seglib.files import write_text
 from seglib.inference.predict import open_predictions, take_images
@@ -83,7 +81,7 @@ class GridComparison:
         grids = [first, *(Path(folder).expanduser().resolve() for folder in more_grids)]
         self.root, self.data_dir, self._show_progress = first.parent, data_dir, show_progress
         self.runs, self.varied = _collect(grids, self.root)
-        _require_same_images(grids, self.runs, self.root)
+        self._names = _require_same_images(grids, self.runs, self.root)
         file = read_grid_file(first / "grid.yaml")
         wanted = dict(baseline or file.baseline)
         if missing := [name for name in wanted if baseline and name not in self.varied]:
@@ -211,16 +209,10 @@ class GridComparison:
         return np.array(alike), seen[0] if seen else np.zeros(0)
 
     def _find_scenes(self, image_ids: np.ndarray) -> np.ndarray:
-        """Of the data's groups and file names where it is there, of the ids' neighbourhood where it is not."""
-        params = self.conditions[0].scored[0].params
-        folder = Path(self.data_dir or params["data_dir"]).expanduser()
-        folder = open_synthetic() if params["data_dir"] == "synthetic" and not self.data_dir else folder
-        name = params["val_json"] if params.get("split", "given") == "given" else params["train_json"]
-        if (folder / name).is_file():
-            images = load_coco(folder, name).images.set_index("image_id").reindex(image_ids)
-            scenes, self.scenes = find_scenes(images["group"], images["file_name"])
-        else:
-            scenes, self.scenes = find_scenes(None, image_ids)
+        """By the groups and file names that confusion.npz keeps; earlier runs kept none: by the ids' neighbourhood."""
+        known = [self._names.get(image_id) for image_id in image_ids.tolist()]
+        groups, names = (None, image_ids) if None in known else zip(*known, strict=True)
+        scenes, self.scenes = find_scenes(groups, names)
         return scenes
 
     def read_curves(self) -> pd.DataFrame:
@@ -400,9 +392,9 @@ def _collect(grids: Sequence[Path], root: Path) -> tuple[list[RunResult], list[s
     return collect_runs(root, names, varied), varied
 
 
-def _require_same_images(grids: Sequence[Path], runs: Sequence[RunResult], root: Path) -> None:
-    """Grids are compared on the same classes and validation images, those of all folds together."""
-    seen = {folder: (set(), set()) for folder in grids}
+def _require_same_images(grids: Sequence[Path], runs: Sequence[RunResult], root: Path) -> dict[Any, list[str]]:
+    """Grids are compared on the same classes and validation images, those of all folds together: their scenes' names."""
+    scene_names, seen = {}, {folder: (set(), set()) for folder in grids}
     for run in runs:
         path = root / run.run / "confusion.npz"
         if run.miou is not None and path.is_file():
@@ -410,12 +402,14 @@ def _require_same_images(grids: Sequence[Path], runs: Sequence[RunResult], root:
             images, classes = seen[path.parent.parent]
             images.update(image_ids.tolist())
             classes.add(tuple(names))
+            scene_names |= load_scene_names(path)
     for folder in grids[1:]:
         for what, ours, theirs in zip(("validation images", "classes"), seen[grids[0]], seen[folder], strict=True):
             if ours != theirs:
                 raise InputError(
                     f"more_grids {folder}: required the {what} of {grids[0]}, got others; compare grids of one data set"
                 )
+    return scene_names
 
 
 def _spread_scenes(order: np.ndarray, scenes: np.ndarray) -> list[int]:

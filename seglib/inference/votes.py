@@ -233,8 +233,7 @@ def require_truth(store: Store, truth: Subset) -> None:
 
 def find_scenes_of(images: Subset) -> tuple[np.ndarray, str]:
     """(N,) int and words: which images belong together, see `seglib.evaluation.compare.find_scenes`."""
-    table = images.data.images.iloc[images.indices]
-    return find_scenes(table["group"], table["file_name"])
+    return find_scenes(images.images["group"], images.images["file_name"])
 
 
 def tabulate_changes(truth: Subset, before: Iterable[np.ndarray], after: Iterable[np.ndarray]) -> pd.DataFrame:

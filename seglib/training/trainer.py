@@ -402,8 +402,8 @@ class Trainer:
             position.best = score
             state = {"model": self.model.state_dict(), "epoch": self.epoch, "weights": weights}
             save_checkpoint(self.run_dir / "best.pt", {**state, **self.identity})
-            image_ids = self.val_loader.dataset.subset.image_ids
-            save_confusion(self.run_dir / "confusion.npz", confusion, image_ids, self.class_names)
+            val = self.val_loader.dataset.subset
+            save_confusion(self.run_dir / "confusion.npz", confusion, val.image_ids, self.class_names, val.images)
         return scores
 
     def _write_history(self) -> None:

@@ -88,7 +88,8 @@ def make_soup(
     checkpoint = load_checkpoint(best.runs[0] / "best.pt", required=("model",)) | {"model": weights}
     save_checkpoint(output / "best.pt", checkpoint | ({} if kept is best else {"weights": "soup"}))
     load_parts(find_kept_parts(best.runs[0]), keep_in=output)
-    save_confusion(output / "confusion.npz", kept.confusion, first.val_images.image_ids, first.class_names)
+    val = first.val_images
+    save_confusion(output / "confusion.npz", kept.confusion, val.image_ids, first.class_names, val.images)
     scores = [{"runs": [*map(str, each.runs)], "score": each.score} for each in [*members, *soups]]
     soup = {"method": "uniform" if uniform else "greedy", "select_by": select_by, "members": [*map(str, folders)]}
     record, device = records[folders.index(best.runs[0])], next(first.model.parameters()).device

@@ -17,6 +17,7 @@ from seglib.evaluation.metrics import (
     image_miou,
     iou_per_class,
     load_confusion,
+    load_scene_names,
     mean_iou,
     pixel_accuracy,
     pooled_miou,
@@ -253,6 +254,15 @@ def test_saved_confusion_is_read_back_whole(tmp_path, image_ids):
     np.testing.assert_array_equal(confusion, per_image)
     assert ids.tolist() == list(image_ids)
     assert names == ["배경", "Paper"]
+
+
+def test_scenes_names_are_kept_with_the_counts(tmp_path):
+    images = pd.DataFrame({"group": ["a", None, 3], "file_name": ["x1.jpg", "강/2.jpg", "3.png"]})
+    save_confusion(tmp_path / "new.npz", np.ones((3, 2, 2), np.int64), [5, 6, 7], ["a", "b"], images)
+    save_confusion(tmp_path / "old.npz", np.ones((3, 2, 2), np.int64), [5, 6, 7], ["a", "b"])
+    assert load_scene_names(tmp_path / "new.npz") == {5: ["a", "x1.jpg"], 6: ["", "강/2.jpg"], 7: ["3", "3.png"]}
+    assert load_scene_names(tmp_path / "old.npz") == {}
+    assert load_confusion(tmp_path / "new.npz")[1].tolist() == [5, 6, 7]
 
 
 def test_equal_counts_give_equal_files(tmp_path):

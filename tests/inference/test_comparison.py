@@ -44,10 +44,10 @@ def draw_counts(quality, seed, images=12):
     return counts
 
 
-def write_run(folder, counts, image_ids=range(12), status="ok", **params):
+def write_run(folder, counts, image_ids=range(12), status="ok", images=None, **params):
     folder.mkdir(parents=True)
     ids = np.array(image_ids)
-    save_confusion(folder / "confusion.npz", counts, ids, CLASSES)
+    save_confusion(folder / "confusion.npz", counts, ids, CLASSES, images)
     params = {"data_dir": "nowhere", "val_json": "val.json", "train_json": "train.json", "split": "given", **params}
     metrics = compute_metrics(counts, CLASSES, 4)
     record = {
@@ -101,6 +101,19 @@ def test_the_two_noises_are_those_of_the_confusions(tmp_path):
         assert row[name] == pytest.approx(expected[name])
     judged = grids.tabulate_conditions().set_index("condition").loc["0.2"]  # one comparison: the page's interval
     assert [row["seed_low"], row["seed_high"]] == pytest.approx([judged["low"], judged["high"]])
+
+
+def test_scenes_are_those_that_the_runs_keep_and_the_data_is_not_asked(tmp_path):
+    images = pd.DataFrame({"group": [f"street {number // 3}" for number in range(12)], "file_name": ["x.jpg"] * 12})
+    runs = [{"lr": lr, "seed": seed} for lr in (0.1, 0.2) for seed in (1, 2)]
+    for run in runs:
+        folder = tmp_path / "grid" / f"lr={run['lr']},seed={run['seed']}"
+        write_run(folder, draw_counts(0.6 + run["lr"], run["seed"]), images=images, **run)
+    grids = GridComparison(write_grid(tmp_path / "grid", runs, baseline={"lr": 0.1}))
+    (row,) = grids.compare_noises().to_dict("records")
+    assert grids.scenes == "4 scenes (by the data's groups)"
+    sides = [np.stack([draw_counts(0.6 + lr, seed) for seed in (1, 2)]) for lr in (0.2, 0.1)]
+    assert row["image_std_error"] == pytest.approx(compare_noises(*sides, np.arange(12) // 3)["image_std_error"])
 
 
 def test_folds_are_joined_to_all_images_and_one_that_failed_is_left_out_of_both(tmp_path):
