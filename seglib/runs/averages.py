@@ -31,7 +31,8 @@ def explain_averages(
         return []
     return [
         "Averages against the plain weights of the same trainings, each in its own best epoch by mIoU. A run keeps the better"
-        " of both, chosen on the validation images that score it, so its own score cannot show that an average lost.",
+        " of both, chosen on the validation images that score it, so its own score cannot show that an average lost; conditions"
+        " that differ in averaging are compared by their averages' scores.",
         *_judge(found, worthwhile),
     ]
 

@@ -41,6 +41,7 @@ class RunResult:
     git_commit: str | None = None
     error: str | None = None
     notes: str | None = None  # what sets its conditions apart from what was asked, or from other runs
+    average: float | None = None  # mIoU of its averaged weights, the best of several, in their own best epoch
 
     @property
     def miou(self) -> float | None:
@@ -52,7 +53,9 @@ class RunResult:
 class Condition:
     """Runs that differ only in seed and fold, and how their mIoU compares with the baseline condition's.
 
-    `scores` are (block, miou) of the runs with a score, a block being the seed, the fold, or both; `runs` counts all.
+    `scores` are (block, miou) of the runs with a score, a block being the seed, the fold, or both; `runs` counts all. Where
+    averaging is compared they are those of the averaged weights: a run keeps the better of these and the plain ones, of
+    the very training that the baseline may be, and could not lose.
     `std` is the sample's, None for n < 2. `difference` is the mean of the shared blocks' differences, or the difference of
     means; [`low`, `high`] the interval that its verdict goes by; `p_holm` the corrected p; `shrunk` what the mean is
     expected to be once the luck of the best is taken out; `hint` says what would make a verdict possible: `more` blocks.
@@ -209,7 +212,8 @@ def _gather(members: Sequence[RunResult], compared: Sequence[str], blocks: Seque
     for number, (row, place) in enumerate(zip(members, places, strict=True)):
         shared = blocks and None not in place and times[place] == 1
         if row.miou is not None:  # a run that shares its seed with another of its condition is paired with none
-            scores.append((place if shared else (label, number), row.miou))
+            averaged = "averaging" in compared and row.average is not None
+            scores.append((place if shared else (label, number), row.average if averaged else row.miou))
     miou = [score for _, score in scores]
     return Condition(
         label=label or "all runs",

@@ -169,6 +169,8 @@ def _read_row(run_dir: Path, run: str, varied: list[str]) -> RunResult:
     if record is None:
         return RunResult(run, "unknown", _texts(run, varied, {}), error=_why_unreadable(run_dir / "record.json"))
     params, metrics = _mapping(record.get("params")), _mapping(record.get("metrics"))
+    averages = read_average_scores(run_dir, params)
+    by_miou = params.get("select_by", "miou") == "miou"
     return RunResult(
         run,
         str(record.get("status") or "unknown"),
@@ -178,7 +180,8 @@ def _read_row(run_dir: Path, run: str, varied: list[str]) -> RunResult:
         {name: _number(value) for name, value in _mapping(metrics.get("iou")).items()},
         **{name: _number(record.get(name)) for name in ("best_epoch", "seconds", "peak_memory_mb")},
         **{name: _text(record.get(name)) for name in ("key", "weights_sha256", "git_commit", "error")},
-        notes=_describe_conditions(record, read_average_scores(run_dir, params)),
+        notes=_describe_conditions(record, averages),
+        average=max((score for score, _ in averages.values()), default=None) if by_miou else None,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from seglib.runs.averages import explain_averages
-from seglib.runs.conditions import Comparison
+from seglib.runs.conditions import Comparison, summarise_conditions
 from seglib.runs.leaderboard import collect_runs, format_table, read_average_scores
 
 
@@ -53,6 +53,18 @@ def test_an_average_that_loses_is_worse_though_the_kept_score_cannot_show_it(tmp
     assert "chosen on the validation images that score it" in first
     table = format_table(rows, Comparison(averages=[first, line]), ["averaging", "seed"])
     assert table.endswith(line)
+
+
+def test_conditions_that_differ_in_averaging_are_compared_by_the_averages(tmp_path):
+    """The kept score, the better of both, is never below that of the same training without an average."""
+    runs = write_sweep(tmp_path, "ema", [-0.010, -0.011, -0.012])
+    runs += [write_run(tmp_path / f"none,{seed}", seed, {}, [{"miou": 0.4 + seed / 1e4}]) for seed in range(3)]
+    rows = collect_runs(tmp_path, runs, ["averaging", "seed"])
+    comparison = summarise_conditions(rows, ["averaging", "seed"], {"averaging": {}})
+    (ema,) = (item for item in comparison.conditions if item.verdict != "baseline")
+    assert ema.verdict == "worse" and ema.difference == pytest.approx(-0.011 - 0.0001)
+    alone = summarise_conditions(rows[:3], ["seed"], {})  # all have the average: what was kept is what is had
+    assert alone.conditions[0].mean == pytest.approx(0.4)
 
 
 def test_differences_of_other_averages_lend_their_noise(tmp_path):
