@@ -92,6 +92,8 @@ def list_json(folder: Path) -> str:
 
 
 def _check_set(where: str, options: dict) -> dict:
+    from seglib.data.mask_folders import is_mask_split  # which asks this file what is a background
+
     options = check_options(where, options, EXTRA_SET)
     if "json" not in options:
         raise InputError(
@@ -107,7 +109,7 @@ def _check_set(where: str, options: dict) -> dict:
             f"{where}.data_dir must be a folder with a COCO file; there is no folder {options['data_dir']!r}"
             f" (seen from {Path.cwd()})"
         )
-    if not os.path.isfile(folder / options["json"]):
+    if not os.path.isfile(folder / options["json"]) and not is_mask_split(folder, options["json"]):
         got = f"{options['json']!r}; {folder} has {list_json(folder)}"
         raise InputError(f"{where}.json must be a file in data_dir, got {got}")
     return options

@@ -14,7 +14,8 @@ import pandas as pd
 from seglib.data.class_names import BACKGROUND, find_jsons, is_background
 from seglib.data.images import EXIF, choose_turn, read_header
 from seglib.data.layouts import ImageFinder
-from seglib.data.masks import MAX_SIDE
+from seglib.data.mask_folders import is_mask_split, read_masks
+from seglib.data.masks import IGNORE_INDEX, MAX_SIDE
 from seglib.errors import InputError, unknown_name
 
 MAX_CATEGORIES = 254  # masks are uint8: 0 is the background, 255 the ignored pixels
@@ -51,6 +52,8 @@ class CocoData:
         The categories that are background by their names; their annotations have class 0.
     phantom_names : tuple of str
         The categories that no annotation uses and that look like a super-category: id 0, or the parent of others.
+    ignored : DataFrame or None
+        As `annotations`, of class 255: regions of categories with `"ignore": 1`, which are no classes. None without any.
     """
 
     json_path: Path
@@ -62,6 +65,7 @@ class CocoData:
     painted_class_names: tuple[str, ...] = ()
     background_names: tuple[str, ...] = ()
     phantom_names: tuple[str, ...] = ()
+    ignored: pd.DataFrame | None = None
 
     @property
     def name(self) -> str:
@@ -70,13 +74,20 @@ class CocoData:
         return str(self.json_path.relative_to(self.data_dir)) if inside else self.json_path.name
 
     @property
+    def painted(self) -> pd.DataFrame:
+        """All that masks are painted from: the annotations, and the ignored regions."""
+        return (
+            self.annotations if self.ignored is None else pd.concat([self.annotations, self.ignored], ignore_index=True)
+        )
+
+    @property
     def num_classes(self) -> int:
         """Classes with the background."""
         return len(self.class_names)
 
 
 def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
-    """Read `data_dir/json_name`; a file without `annotations`, such as a test set's, has none.
+    """Read `data_dir/json_name`, or a folder of masks; a file without `annotations`, such as a test set's, has none.
 
     Without annotations it needs no `categories` either: its classes are then the background alone.
 
@@ -87,17 +98,20 @@ def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
     """
     data_dir = Path(data_dir)
     json_path = data_dir / json_name
-    content = _read_json(json_path)
-    categories = _read_categories(content, json_path)
-    numbers = _number_ids([category_id for category_id, _ in categories])
+    content = read_masks(data_dir, json_name) if is_mask_split(data_dir, json_name) else _read_json(json_path)
+    categories, ignored = _read_categories(content, json_path)
+    numbers = _number_ids([*(category_id for category_id, _ in categories), *ignored])
     objects = [(numbers[category_id], name) for category_id, name in categories if not is_background(name)]
     class_ids = dict.fromkeys(numbers.values(), 0) | {each[0]: 1 + rank for rank, each in enumerate(objects)}
+    class_ids |= {numbers[category_id]: IGNORE_INDEX for category_id in ignored}
     annotations = _read_annotations(content, json_path, numbers, class_ids)
+    is_ignored = annotations["class_id"] == IGNORE_INDEX
     return CocoData(
         json_path=json_path,
         data_dir=data_dir,
         images=_read_images(content, json_path, ImageFinder(data_dir, json_name)),
-        annotations=annotations,
+        annotations=annotations[~is_ignored].reset_index(drop=True),
+        ignored=annotations[is_ignored] if is_ignored.any() else None,
         class_names=(BACKGROUND, *(name for _, name in objects)),
         category_ids=tuple(category_id for category_id, _ in objects),
         background_names=tuple(name for _, name in categories if is_background(name)),
@@ -128,11 +142,14 @@ def _no_such_json(path: Path) -> str:
     return f"{path.parent}: {unknown_name('JSON file', path.name, find_jsons(path.parent))}"
 
 
-def _read_categories(content: dict, json_path: Path) -> list[tuple[int | str, str]]:
-    """(id, name) by ascending id; a repeated id stays in, for the check to find."""
+def _read_categories(content: dict, json_path: Path) -> tuple[list[tuple[int | str, str]], list[int | str]]:
+    """(id, name) by ascending id, and the ids of what is ignored; a repeated id stays in, for the check to find."""
     if not content.get("annotations") and content.get("categories", []) == []:
-        return []  # a test set's list of images
-    entries = _entries(content, "categories", json_path)
+        return [], []  # a test set's list of images
+    entries, ignored = _entries(content, "categories", json_path), []
+    if any(entry.get("ignore") == 1 for _, entry in entries):
+        ignored = [_read_id(entry, "id", where) for where, entry in entries if entry.get("ignore") == 1]
+        entries = [(where, entry) for where, entry in entries if entry.get("ignore") != 1]
     pairs = [(_read_id(entry, "id", where), _text(entry, "name", where)) for where, entry in entries]
     number = sum(not is_background(name) for _, name in pairs)
     if not 1 <= number <= MAX_CATEGORIES:
@@ -140,7 +157,7 @@ def _read_categories(content: dict, json_path: Path) -> list[tuple[int | str, st
             f"{json_path} [categories]: must list 1 to {MAX_CATEGORIES} categories (masks are uint8, 255 is ignored), "
             f"got {number}; {'merge some' if number else 'export them with the annotations'}"
         )
-    return sorted(pairs, key=lambda pair: (isinstance(pair[0], str), pair[0]))
+    return sorted(pairs, key=lambda pair: (isinstance(pair[0], str), pair[0])), ignored
 
 
 def _find_phantoms(content: dict, categories: list[tuple[int, str]], used: set[int]) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ class Subset:
         images, annotations = (pd.concat(pair, ignore_index=True) for pair in zip(own, theirs, strict=True))
         ids = images["image_id"].to_numpy(np.int64)
         pixels = Pixels(ids, self.image_size, partial(_read_joined, self, other))
-        data = replace(self.data, images=images, annotations=annotations)
+        data = replace(self.data, images=images, annotations=annotations, ignored=None)  # painted by each of the two
         return Subset(data, pixels, np.arange(len(ids)), _join_weights(self, other), self.built_from)
 
 
@@ -115,18 +115,16 @@ def _take_tables(subset: Subset) -> tuple[pd.DataFrame, pd.DataFrame]:
     return images, subset.data.annotations[subset.data.annotations["image_id"].isin(images["image_id"])]
 
 
-def _move_ids(taken: pd.Series, images: pd.DataFrame, annotations: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _move_ids(taken: pd.Series, images: pd.DataFrame, *tables: pd.DataFrame) -> list[pd.DataFrame]:
     """Tables whose image ids are none of the taken ones."""
     if not images["image_id"].isin(taken).any():
-        return images, annotations
+        return [images, *tables]
     shift = 10 ** len(str(taken.max())) - min(0, int(images["image_id"].min()))
     if shift + int(images["image_id"].max()) >= 2**63:  # ids that a hash gave
         free = (number for number in itertools.count(1) if number not in set(taken))
         moved = {image_id: next(free) for image_id in images["image_id"]}
-        return tuple(table.assign(image_id=table["image_id"].map(moved)) for table in (images, annotations))
-    return images.assign(image_id=images["image_id"] + shift), annotations.assign(
-        image_id=annotations["image_id"] + shift
-    )
+        return [table.assign(image_id=table["image_id"].map(moved)) for table in (images, *tables)]
+    return [table.assign(image_id=table["image_id"] + shift) for table in (images, *tables)]
 
 
 def _join_weights(first: Subset, second: Subset) -> np.ndarray | None:
@@ -289,15 +287,17 @@ def pool_files(files: Sequence[CocoData]) -> CocoData:
     InputError
         The files' categories differ.
     """
-    images, annotations = [], []
+    images, annotations, ignored = [], [], []
     for number, data in enumerate(files):
         _require_same_classes(files[0], data)
         own = data.images.drop_duplicates("image_id").assign(file=number)
         taken = pd.concat([own["image_id"].iloc[:0], *(table["image_id"] for table in images)])
-        for tables, moved in zip((images, annotations), _move_ids(taken, own, data.annotations), strict=True):
-            tables.append(moved)
-    images, annotations = (pd.concat(tables, ignore_index=True) for tables in (images, annotations))
-    return replace(files[0], images=images, annotations=annotations)
+        none = data.annotations.iloc[:0] if data.ignored is None else data.ignored
+        moved = _move_ids(taken, own, data.annotations, none)
+        for tables, table in zip((images, annotations, ignored), moved, strict=True):
+            tables.append(table)
+    images, annotations, ignored = (pd.concat(tables, ignore_index=True) for tables in (images, annotations, ignored))
+    return replace(files[0], images=images, annotations=annotations, ignored=ignored if len(ignored) else None)
 
 
 def assign_subsets(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from seglib.data.mask_folders import hash_masks, is_mask_split, list_pairs, read_description
 from seglib.errors import InputError
 from seglib.files import hash_files, hash_text
 
@@ -181,7 +182,7 @@ def fingerprint_data(data_dir: str | Path, json_names: Sequence[str]) -> str:
     Parameters
     ----------
     data_dir : folder that the JSON files are relative to, and where their images are looked for; see `ImageFinder`.
-    json_names : COCO files, such as ["train.json", "val.json"]; their order counts.
+    json_names : COCO files or folders of masks, such as ["train.json", "val.json"]; their order counts.
 
     Returns
     -------
@@ -191,14 +192,23 @@ def fingerprint_data(data_dir: str | Path, json_names: Sequence[str]) -> str:
     ------
     InputError : a JSON file is missing, is not JSON or lists no images; an image exists and cannot be read.
     """
-    json_paths = [Path(data_dir) / name for name in json_names]
-    found = {}
-    for path in json_paths:
-        finder = ImageFinder(data_dir, path)
-        found |= {(name, finder.find(name)[0]): None for name in _image_names(path)}
+    found, digests = {}, []
+    for name in json_names:
+        path, finder = Path(data_dir) / name, ImageFinder(data_dir, name)
+        is_masks = is_mask_split(data_dir, name)
+        images = (
+            [image for image, _ in list_pairs(read_description(data_dir), name)] if is_masks else _image_names(path)
+        )
+        digests.append(hash_annotations(data_dir, name))
+        found |= {(image, finder.find(image)[0]): None for image in images}
     hashes = hash_files([path for _, path in found])
     images = sorted({(name, digest) for (name, _), digest in zip(found, hashes, strict=True)})
-    return hash_text(json.dumps([hash_files(json_paths), images]))
+    return hash_text(json.dumps([digests, images]))
+
+
+def hash_annotations(data_dir: str | Path, name: str) -> str:
+    """Hash of an annotation file, or of the masks of a list or folder; "" where there is none."""
+    return hash_masks(data_dir, name) if is_mask_split(data_dir, name) else hash_files([Path(data_dir) / name])[0]
 
 
 def fingerprint_sets(data_dir: str | Path, json_names: Sequence[str], extra_data: Sequence[Mapping[str, Any]]) -> str:

@@ -35,8 +35,9 @@ def paint_mask(annotations: pd.DataFrame, height: int, width: int, paint_order: 
     annotations : rows of `CocoData.annotations`
     height, width : the image's [px]
     paint_order : {"class_id", "longest", "area"}
-        Who wins where objects overlap: the highest class id; the longest first polygon, in coordinates (an RLE has
-        none); or the smallest mask in pixels, whatever the file's `area` says. The later row wins between equals.
+        Who wins where objects overlap, below ignored regions (class 255): the highest class id; the longest first
+        polygon, in coordinates (an RLE has none); or the smallest mask in pixels, whatever the file's `area` says. The
+        later row wins between equals.
     background : {"class", "ignore"}
         Pixels that no annotation covers are 0, or 255.
 
@@ -161,8 +162,8 @@ def _annotation_rles(annotations: pd.DataFrame, height: int, width: int) -> list
     rles = []
     columns = (annotations[name] for name in ("annotation_id", "class_id", "segmentation"))
     for annotation_id, class_id, segmentation in zip(*columns, strict=True):
-        if not 0 <= class_id < IGNORE_INDEX:
-            raise InputError(f"annotation {annotation_id}: class_id must be 0 to 254, got {class_id}; add the category")
+        if not 0 <= class_id <= IGNORE_INDEX:
+            raise InputError(f"annotation {annotation_id}: class_id must be 0 to 255, got {class_id}; add the category")
         try:
             rles.append(segmentation_to_rle(segmentation, height, width))
         except InputError as error:
@@ -180,7 +181,8 @@ def _sort_for_painting(annotations: pd.DataFrame, rles: list[Rle], paint_order: 
         )
     else:
         keys = -_count_pixels(rles)  # the file's `area` is often that of the box or the image
-    return np.argsort(keys, kind="stable")
+    order = np.argsort(keys, kind="stable")
+    return order[np.argsort(annotations["class_id"].to_numpy()[order] == IGNORE_INDEX, kind="stable")]
 
 
 def _count_pixels(rles: list[Rle]) -> np.ndarray:
@@ -393,13 +395,16 @@ def count_painted(
     """
     class_pixels, covered, disputed = (np.zeros((len(data.images), *shape), np.int64) for shape in ((256,), (), ()))
     class_pixels[:, _empty(background)] = image_size**2
+    ignored = _find_ignored(data, image_size)
+    for image, where in ignored.items():
+        class_pixels[image] = np.bincount(np.where(where, IGNORE_INDEX, _empty(background)).ravel(), minlength=256)
     sizes = sorted({*sizes, image_size}, reverse=True)
     left = np.zeros((len(objects), len(sizes)), np.int64)
     for image, rows in objects.groupby("image").indices.items():
         own = objects.iloc[rows]
         masks = {size: [resize_rle(rle, size) for rle in own["rle"]] for size in sizes}
         left[rows] = np.transpose([[np.count_nonzero(mask) for mask in masks[size]] for size in sizes])
-        painted = _paint_policies(data, own, masks[image_size], background)
+        painted = _paint_policies(data, own, masks[image_size], background, ignored.get(image))
         class_pixels[image] = np.bincount(painted[paint_order].ravel(), minlength=256)
         covered[image] = np.count_nonzero(np.any(masks[image_size], axis=0))
         disputed[image] = np.count_nonzero(np.ptp([*painted.values()], axis=0))
@@ -413,11 +418,25 @@ def paint_layers(
     """How many objects lie on each pixel of one image, and its mask under each policy: (S, S) each."""
     own = objects[objects["image"] == image]
     masks = [resize_rle(rle, image_size) for rle in own["rle"]]
-    return np.sum(masks, axis=0, dtype=np.uint16), _paint_policies(data, own, masks, background)
+    ignored = _find_ignored(data, image_size).get(image)
+    return np.sum(masks, axis=0, dtype=np.uint16), _paint_policies(data, own, masks, background, ignored)
+
+
+def _find_ignored(data: "CocoData", image_size: int) -> dict[int, np.ndarray]:
+    """Row of an image with ignored regions -> where they are, (S, S) bool."""
+    found: dict[int, np.ndarray] = {}
+    if data.ignored is not None:
+        rows = pd.Index(data.images["image_id"]).get_indexer(data.ignored["image_id"])
+        sizes = data.images[["height", "width"]].to_numpy()
+        for row, segmentation in zip(rows.tolist(), data.ignored["segmentation"], strict=True):
+            with suppress(InputError):
+                where = resize_rle(segmentation_to_rle(segmentation, *sizes[row].tolist()), image_size)
+                found[row] = found.get(row, False) | where
+    return found
 
 
 def _paint_policies(
-    data: "CocoData", objects: pd.DataFrame, masks: Sequence[np.ndarray], background: str
+    data: "CocoData", objects: pd.DataFrame, masks: Sequence[np.ndarray], background: str, ignored: np.ndarray | None
 ) -> dict[str, np.ndarray]:
     """Policy -> (S, S) uint8 class ids of one image: what `paint_mask` and then `resize_mask` make of its `objects`.
 
@@ -430,4 +449,6 @@ def _paint_policies(
         canvas = painted[policy] = np.full(masks[0].shape, _empty(background), np.uint8)
         for i in _sort_for_painting(annotations, rles, policy):
             canvas[masks[i]] = class_ids[i]
+        if ignored is not None:
+            canvas[ignored] = IGNORE_INDEX
     return painted

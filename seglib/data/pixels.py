@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 from filelock import FileLock
 
 from seglib import RESULTS
@@ -92,8 +93,9 @@ def open_pixels(
     ------
     InputError : an image cannot be read or the disk is too full; no cache is left then.
     """
-    rows_of_image = data.annotations.groupby("image_id").indices
-    read = partial(_decode, data, rows_of_image, image_size, paint_order, background)
+    painted = data.painted
+    rows_of_image = painted.groupby("image_id").indices
+    read = partial(_decode, data, painted, rows_of_image, image_size, paint_order, background)
     pixels = Pixels(data.images["image_id"].to_numpy(np.int64), image_size, read)
     if not cache:
         return pixels
@@ -139,11 +141,17 @@ def _read_mapped(read: Callable[[int], Pair], table: np.ndarray, index: int) -> 
 
 
 def _decode(
-    data: CocoData, rows_of_image: Mapping, image_size: int, paint_order: str, background: str, index: int
+    data: CocoData,
+    painted: pd.DataFrame,
+    rows_of_image: Mapping,
+    image_size: int,
+    paint_order: str,
+    background: str,
+    index: int,
 ) -> Pair:
     row = data.images.iloc[index]
     image = read_image(row["path"], (row["width"], row["height"]), row.get("exif", EXIF[0]))
-    annotations = data.annotations.iloc[rows_of_image.get(row["image_id"], [])]
+    annotations = painted.iloc[rows_of_image.get(row["image_id"], [])]
     try:
         mask = paint_mask(annotations, row["height"], row["width"], paint_order, background)
     except InputError as error:
@@ -172,7 +180,7 @@ def _key(data: CocoData, about: Mapping[str, Any]) -> str:
         [*about.values()],
         hash_files(data.images["path"]),
         images.to_dict("list"),
-        data.annotations[_IN_FILE].to_dict("list"),
+        data.painted[_IN_FILE].to_dict("list"),
         _PAINTERS.get(RESULTS, RESULTS),
         [cv2.__version__, version("pycocotools")],
     ]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from seglib.data.coco import CocoData, load_coco
 from seglib.data.images import FULL_RANGE, choose_turn, find_largest, read_header, read_image
-from seglib.data.layouts import ImageFinder
+from seglib.data.layouts import ImageFinder, hash_annotations
 from seglib.data.masks import PAINTS_LESS, measure_masks, segmentation_problems
 from seglib.errors import InputError, InputErrors
 from seglib.files import PROJECT, cache_dir, hash_file, hash_files, hash_text, write_json
@@ -131,7 +131,8 @@ def find_turns(data: CocoData) -> list[int]:
 def _examine(data: CocoData) -> tuple[pd.DataFrame, np.ndarray, list[int]]:
     """Of `verify_coco`, `measure_masks` and `find_turns`, remembered by content."""
     image_hashes = hash_files(data.images["path"])
-    content = [hash_files([data.json_path]), data.images["file_name"].tolist(), image_hashes, _hash_code()]
+    name = os.path.relpath(data.json_path, data.data_dir)
+    content = [[hash_annotations(data.data_dir, name)], data.images["file_name"].tolist(), image_hashes, _hash_code()]
     path = cache_dir() / "verified" / f"{hash_text(json.dumps(content))}.json"
     try:
         rows, areas, turns = json.loads(path.read_bytes()).values()
@@ -303,10 +304,10 @@ def _file_problems(path: Path, size: tuple[int, int], exif: str, read_pixels: bo
 def _annotation_problems(data: CocoData) -> Iterator[Problem]:
     images = data.images.drop_duplicates("image_id")
     sizes = dict(zip(images["image_id"], zip(images["height"], images["width"], strict=True), strict=True))
-    repeated = data.annotations["annotation_id"].duplicated()
-    normalised, is_reported = _find_normalised(data.annotations["segmentation"]), False
+    repeated = data.painted["annotation_id"].duplicated()
+    normalised, is_reported = _find_normalised(data.painted["segmentation"]), False
     names = ("annotation_id", "image_id", "category_id", "class_id", "segmentation")
-    columns = (data.annotations[name] for name in names)
+    columns = (data.painted[name] for name in names)
     for again, is_share, annotation_id, image_id, category_id, class_id, segmentation in zip(
         repeated, normalised, *columns, strict=True
     ):

@@ -140,7 +140,11 @@ def open_test_images(run: FinishedRun, json_name: str, data_dir: str = "") -> Su
     own = run.val_images.data
     data = load_coco(Path(data_dir).expanduser() if data_dir else own.data_dir, json_name)
     data = replace(
-        data, annotations=data.annotations.iloc[:0], class_names=own.class_names, category_ids=own.category_ids
+        data,
+        annotations=data.annotations.iloc[:0],
+        ignored=None,
+        class_names=own.class_names,
+        category_ids=own.category_ids,
     )
     refuse_errors(verify_coco(data), data.json_path)
     return Subset(data, _open_pixels(run, data, run.image_size), np.arange(len(data.images)))

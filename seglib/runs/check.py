@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from seglib.data.class_names import BACKGROUND, SYNTHETIC, list_json, refuse_class_map
+from seglib.data.mask_folders import is_mask_split, read_description
 from seglib.errors import InputError, unknown_name
 from seglib.files import PROJECT, cache_dir, hash_file, hash_text, write_json
 from seglib.parameters import Schema, read_defaults, read_schema
@@ -159,6 +160,8 @@ def _find_unknown(parameter: str, names: Sequence[str], known: Sequence[str]) ->
 def _read_class_names(data_dir: str, train_json: str) -> tuple[str, ...]:
     if data_dir == "synthetic":
         return (BACKGROUND, *SYNTHETIC)
+    if is_mask_split(Path(data_dir).expanduser(), train_json):
+        return (BACKGROUND, *read_description(Path(data_dir).expanduser()).class_names)
     try:
         content = json.loads((Path(data_dir).expanduser() / train_json).read_text(encoding="utf-8"))
         return (BACKGROUND, *(str(category["name"]) for category in content["categories"]))

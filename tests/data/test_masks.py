@@ -220,10 +220,18 @@ def test_names_that_are_no_policy_are_refused():
         paint_mask(table(), HEIGHT, WIDTH, "area", "void")
 
 
-@pytest.mark.parametrize("class_id", [-1, 255])
+@pytest.mark.parametrize("class_id", [-1, 256])
 def test_an_unknown_category_is_not_painted(class_id):
-    with pytest.raises(InputError, match=f"annotation 0: class_id must be 0 to 254, got {class_id}"):
+    with pytest.raises(InputError, match=f"annotation 0: class_id must be 0 to 255, got {class_id}"):
         paint_mask(table((class_id, 1, [box(0, 0, 9, 9)])), HEIGHT, WIDTH, "area", "class")
+
+
+@pytest.mark.parametrize("paint_order", ["class_id", "longest", "area"])
+def test_ignored_regions_lie_above_all(paint_order):
+    rows = table((255, 1, [box(0, 0, 20, 20)]), (2, 1, [box(5, 5, 3, 3)]), (1, 1, [box(10, 10, 30, 30)]))
+    mask = paint_mask(rows, HEIGHT, WIDTH, paint_order, "class")
+    assert (mask[:20, :20] == 255).all()
+    assert np.unique(mask).tolist() == [0, 1, 255]
 
 
 def test_an_image_of_unknown_size_is_refused():
