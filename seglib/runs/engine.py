@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -321,10 +321,10 @@ def find_next(grid: Grid, waiting: Collection[str], tried: Collection[str] = ())
 
 def write_results(grid: Grid, width: int = 100) -> str:
     """Write leaderboard.csv and index.html; return the leaderboard as text `width` columns wide, and where to look."""
-    rows = _collect(grid)
-    needed = find_needed(grid, rows, earlier=_lend(grid))
+    rows, earlier = _collect(grid), _lend(grid)
+    needed = find_needed(grid, rows, earlier=earlier)
     rows = [row for row in rows if row.run in needed or row.status != "planned"]
-    options = {"worthwhile": grid.file.worthwhile, "earlier": _lend(grid), "max_seeds": grid.file.max_seeds}
+    options = {"worthwhile": grid.file.worthwhile, "earlier": earlier, "max_seeds": grid.file.max_seeds}
     comparison = summarise_conditions(rows, grid.varied, grid.file.baseline, **options)
     averages = explain_averages(grid.folder, rows, grid.varied, grid.file.worthwhile)
     comparison = replace(comparison, averages=averages)
@@ -341,8 +341,9 @@ def _collect(grid: Grid) -> list[RunResult]:
 
 
 def _lend(grid: Grid) -> Callable[[], Any]:
-    """Gives the noise of earlier grids where it is asked for."""
-    return partial(find_earlier_noise, grid.folder.parent, grid.folder, [run.name for run in grid.runs])
+    """Gives the noise of earlier grids where it is asked for; all records of the outputs folder are read once for it."""
+    runs = [run.name for run in grid.runs]
+    return cache(partial(find_earlier_noise, grid.folder.parent, grid.folder, runs))
 
 
 # What may make a difference, in the order in which it is reported.
