@@ -15,10 +15,11 @@ from pathlib import Path
 
 from seglib.errors import InputError
 from seglib.files import outputs_dir
-from seglib.runs.engine import StatusLine, find_next, keep_finished, repeat_run, run_grid, write_results
+from seglib.runs.engine import StatusLine, find_next, keep_finished, run_grid, write_results
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid
 from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.record import only_runner
+from seglib.runs.repeat import repeat_run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,7 +95,9 @@ def describe_plan(grid: Grid, chosen: list[Run], reasons: Collection[str]) -> st
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("run_grid.py", None, __doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "run_grid.py", None, __doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
+    )  # `--on` is no `--only`
     add = parser.add_argument
     add("file", type=Path, nargs="?", metavar="FILE", help="a grid file, such as params/quickstart.yaml")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter; a list sweeps it")

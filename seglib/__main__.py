@@ -14,7 +14,7 @@ _KINDS = ("model", "loss", "augmentation", "mixing", "optimizer", "scheduler", "
 def main(arguments: list[str] | None = None) -> int:
     """Dispatch a command; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m seglib", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m seglib", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="names that a grid may use")
     listing.add_argument("kind", choices=(*_KINDS, "models"))

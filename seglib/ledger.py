@@ -395,7 +395,7 @@ def _describe_left(options: argparse.Namespace) -> str:
 
 def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Options of each command; `action` is the function that does it."""
-    parser = argparse.ArgumentParser(prog="python -m seglib submission", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m seglib submission", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="check | send | score | list")
     check = commands.add_parser("check", help="find all that is wrong with a file")
     send = commands.add_parser("send", help="send a valid file with a command of yours")

@@ -1,8 +1,8 @@
 """A grid's runs, in slots: what is to do, in which order, on which device, again."""
 
 import contextlib
-import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,17 +10,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from seglib.errors import InputError, InputErrors
+from seglib.errors import InputError
 from seglib.files import PROJECT, find_free_folder, outputs_dir, write_text
-from seglib.parameters import read_schema
-from seglib.parts import find_kept_parts
-from seglib.rules import check_parameters, resolve_paths
 from seglib.runs.averages import explain_averages
 from seglib.runs.conditions import RunResult, find_earlier_noise, summarise_conditions
 from seglib.runs.grid import Grid, Job, Run, find_neighbours, group_steps, plan_step
@@ -34,7 +31,7 @@ from seglib.runs.leaderboard import (
 )
 from seglib.runs.page import write_index
 from seglib.runs.planning import find_needed
-from seglib.runs.record import complete_params, describe_key, kill_family, read_record, update_record
+from seglib.runs.record import describe_key, kill_family, read_record, update_record
 
 COMMAND = (sys.executable, "-m", "seglib.runs.execute")
 GRACE = 20  # [s] that a run which is told to stop gets to save its notebook before it is killed
@@ -78,8 +75,11 @@ def run_jobs(
     report: Callable[[str], None],
     show: Callable[[str], None],
     on_end: Callable[[], None],
+    limit: float = math.inf,
 ) -> bool:
     """Execute jobs, at most `workers` at a time; return whether all are ok.
+
+    What happens to the files of one run is that run's failure: the others go on.
 
     Parameters
     ----------
@@ -87,6 +87,7 @@ def run_jobs(
     report : takes a line that stays (a run began or ended).
     show : takes the line of what is going on now, about four times a second.
     on_end : called after each job.
+    limit : [s] after which a run is stopped; it is `interrupted`, and goes on from there the next time.
 
     Raises
     ------
@@ -98,12 +99,18 @@ def run_jobs(
         while waiting or active:
             while waiting and len(active) < workers:
                 place = f"[{len(jobs) - len(waiting) + 1}/{len(jobs)}]"
-                job = prepare(waiting.pop(0))
-                with _interrupts_held_back():  # in between, a process would have begun that nobody ends or records
-                    active.append(_start(job, place))
-                report(f"{place} {active[-1].job.label}")
+                job = waiting.pop(0)
+                try:
+                    job = prepare(job)
+                    with _interrupts_held_back():  # in between, a process would have begun that nobody ends or records
+                        active.append(_start(job, place))
+                    report(f"{place} {job.label}")
+                except OSError as error:
+                    statuses.append("failed")
+                    report(f"{place} {job.label}: failed, not started: {error}")
             time.sleep(POLL)
             show(_describe(active, len(waiting), seconds, workers))
+            _stop_late(active, limit, report)
             for run in [run for run in active if run.process.poll() is not None]:
                 active.remove(run)
                 statuses.append(_finish(run, report))
@@ -136,6 +143,13 @@ def _interrupts_held_back() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def _stop_late(active: Sequence[_Active], limit: float, report: Callable[[str], None]) -> None:
+    late = [run for run in active if time.monotonic() - run.began > limit and run.process.poll() is None]
+    for run in late:
+        report(f"{run.place} {run.job.label}: stopped after {format_seconds(limit)} (timeout_hours)")
+    _stop([run.process for run in late])
+
+
 def _start(job: Job, place: str) -> _Active:
     job.run_dir.mkdir(parents=True, exist_ok=True)
     with open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
@@ -153,7 +167,18 @@ def _start(job: Job, place: str) -> _Active:
 
 
 def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = False) -> str:
-    """Read how a job ended; if its process could not say so itself, say it for it."""
+    """Say how a job ended; of one whose folder is gone or full that it failed."""
+    try:
+        status, detail = _read_end(run, interrupted)
+    except OSError as error:
+        status, detail = "failed", f"{error}"
+    seconds = format_seconds(time.monotonic() - run.began)
+    report(f"{run.place} {run.job.label}: {status}, {seconds}  {detail[:300]}".rstrip())
+    return status
+
+
+def _read_end(run: _Active, interrupted: bool) -> tuple[str, str]:
+    """Status and detail of a job that ended; if its process could not say so itself, say it for it."""
     job, code = run.job, run.process.returncode
     with contextlib.suppress(BrokenPipeError):
         run.process.stdin.close()
@@ -172,9 +197,7 @@ def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = Fal
     record = read_record(job.run_dir) or {}
     status, miou = record.get("status", "failed"), (record.get("metrics") or {}).get("miou")
     detail = f"mIoU {miou:.4f}" if status == "ok" and miou is not None else record.get("error") or ""
-    seconds = format_seconds(time.monotonic() - run.began)
-    report(f"{run.place} {job.label}: {status}, {seconds}  {detail[:300]}".rstrip())
-    return status
+    return status, detail or ("" if record else f"{job.run_dir} has no record.json: was it moved or deleted?")
 
 
 def _stop(processes: Sequence[subprocess.Popen]) -> None:
@@ -246,7 +269,8 @@ def run_grid(
                 report(f"{len(names)} more runs, where one more seed can still tell")
             prepare = partial(_prepare, grid, report)
             chosen = [jobs[name] for name in names]
-            ok = run_jobs(chosen, workers, fail_fast, prepare, report, show, lambda: write_results(grid)) and ok
+            on_end = partial(_write_on_the_way, grid, report)
+            ok = run_jobs(chosen, workers, fail_fast, prepare, report, show, on_end, _limit(grid)) and ok
             tried.update(names)
         if grid.file.then:
             write_results(grid)  # which a step reads; nothing ran where the grid only became smaller
@@ -254,7 +278,8 @@ def run_grid(
             if fail_fast and not ok:
                 break
             jobs, planned = _plan_group(grid, places, ok, report)
-            ok = run_jobs(jobs, workers, fail_fast, _make_room, report, show, lambda: None) and planned and ok
+            ended = run_jobs(jobs, workers, fail_fast, _make_room, report, show, lambda: None, _limit(grid))
+            ok = ended and planned and ok
         return ok
     except KeyboardInterrupt:
         write_results(grid)
@@ -319,6 +344,19 @@ def find_next(grid: Grid, waiting: Collection[str], tried: Collection[str] = ())
     return [run.name for run in grid.runs if run.name in wanted]
 
 
+def _limit(grid: Grid) -> float:
+    """Seconds that a run may take."""
+    return grid.file.timeout_hours * 3600 or math.inf
+
+
+def _write_on_the_way(grid: Grid, report: Callable[[str], None]) -> None:
+    """The results so far; a disk that is full now ends no run, and at the end they are written again."""
+    try:
+        write_results(grid)
+    except OSError as error:
+        report(f"{grid.folder}: leaderboard and page were not written: {error}; the runs go on")
+
+
 def write_results(grid: Grid, width: int = 100) -> str:
     """Write leaderboard.csv and index.html; return the leaderboard as text `width` columns wide, and where to look."""
     rows, earlier = _collect(grid), _lend(grid)
@@ -344,105 +382,3 @@ def _lend(grid: Grid) -> Callable[[], Any]:
     """Gives the noise of earlier grids where it is asked for; all records of the outputs folder are read once for it."""
     runs = [run.name for run in grid.runs]
     return cache(partial(find_earlier_noise, grid.folder.parent, grid.folder, runs))
-
-
-# What may make a difference, in the order in which it is reported.
-_CAUSES = (
-    "versions", "platform", "device", "precision", "threads", "deterministic", "oom_split", "weights", "data_hash",
-    "git_commit", "git_dirty",
-)  # fmt: skip
-
-
-_ALONE = {"continue_from": "", "track": []}  # a repeat begins at the beginning, and no tracker gets it
-
-
-def repeat_run(run_dir: Path, report: Callable[[str], None], show: Callable[[str], None]) -> bool:
-    """Run a finished run again with the parameters of its record; return whether the weights are the same to the bit.
-
-    What comes of it is in `run_dir`/repeat (repeat.2, ...). `report` and `show`: see `schedule.run_jobs`.
-
-    Raises
-    ------
-    InputError
-        A run that is not finished, or parameters that no longer fit the notebook or the data.
-    """
-    before = _read_finished(run_dir)
-    job = _plan(run_dir, before)
-    if not run_jobs([job], 1, False, lambda job: job, report, show, lambda: None):
-        return False
-    after = read_record(job.run_dir) or {}
-    same = [_hashes(record) for record in (before, after)]
-    if same[0] == same[1] and _same_confusion(run_dir, job.run_dir):
-        report(f"the same weights, bit for bit ({before['weights_sha256'][:16]}...), and the same confusion matrices")
-        return True
-    report(f"OTHER weights: {before['weights_sha256'][:16]}... then, {str(after.get('weights_sha256'))[:16]}... now")
-    for line in describe_differences(before, after) or ["nothing that is recorded differs"]:
-        report(f"  {line}")
-    return False
-
-
-def _hashes(record: Mapping[str, Any]) -> tuple:
-    """Of the best weights, and of those fitted to all images."""
-    return record.get("weights_sha256"), (record.get("final_fit") or {}).get("weights_sha256")
-
-
-def describe_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs between two records of which the same was asked: a line each."""
-    lines = []
-    keys = [record.get("key_parts") for record in (before, after)]
-    if all(keys) and (changed := compare_keys(*keys)):
-        lines.append(f"the run's key: another {', '.join(changed)}")
-    causes = [_list_causes(record) for record in (before, after)]
-    pairs = {name: [each.get(name) for each in causes] for name in dict.fromkeys(itertools.chain(*causes))}
-    lines += [f"{name}: {then} then, {now} now" for name, (then, now) in pairs.items() if then != now]
-    if not after.get("deterministic", True):
-        lines.append("deterministic is false: other bits are to be expected")
-    score = [(record.get("metrics") or {}).get("miou") for record in (before, after)]
-    return lines + ([f"mIoU: {score[0]} then, {score[1]} now"] if score[0] != score[1] else [])
-
-
-def _list_causes(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What may make a difference, the version of each library for itself."""
-    causes = {name: record.get(name) for name in _CAUSES}
-    return (causes.pop("versions") or {}) | causes
-
-
-def _read_finished(run_dir: Path) -> dict[str, Any]:
-    record = read_record(run_dir)
-    if record is None or record.get("status") != "ok" or "weights_sha256" not in record:
-        got = "no record.json" if record is None else f"status {record.get('status')}"
-        raise InputError(f"--repeat {run_dir}: required the folder of a finished training run, got {got}")
-    return record
-
-
-def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
-    notebook = _find_notebook(run_dir)
-    schema = read_schema(notebook)
-    values = complete_params({name: each.default for name, each in schema.items()}, record["params"])
-    values |= {name: value for name, value in _ALONE.items() if name in values}
-    values |= {"parts": find_kept_parts(run_dir)} if "parts" in values else {}
-    values = resolve_paths(values, notebook.parent)  # a run by hand may have relative ones
-    parameters, problems = check_parameters(schema, values)
-    if problems:
-        raise InputErrors([f"--repeat {run_dir}: {problem}" for problem in problems.values()])
-    folder = find_free_folder(run_dir / "repeat")
-    parameters |= {"run_dir": str(folder)}
-    (key,) = compute_keys(notebook, [parameters])
-    return Job(f"repeat of {run_dir.name}", notebook, folder, key, parameters, dict(record.get("varied", {})))
-
-
-def _find_notebook(run_dir: Path) -> Path:
-    """The notebook of which the run's folder holds the executed copy."""
-    names = [path.name for path in run_dir.glob("*.ipynb") if (PROJECT / "notebooks" / path.name).is_file()]
-    if len(names) != 1:
-        raise InputError(
-            f"--repeat {run_dir}: required the executed copy of one of {PROJECT / 'notebooks'}, got {names or 'none'}"
-        )
-    return PROJECT / "notebooks" / names[0]
-
-
-def _same_confusion(*folders: Path) -> bool:
-    import numpy as np  # not at the top: a dry run does without it
-
-    with np.load(folders[0] / "confusion.npz") as before, np.load(folders[1] / "confusion.npz") as after:
-        return all(np.array_equal(before[name], after[name]) for name in ("confusion", "image_ids"))

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ import nbformat
 import papermill
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
+from papermill import engines
+from papermill.clientwrap import PapermillNotebookClient
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 from traitlets.config import Config
@@ -34,6 +37,8 @@ from seglib.runs.trackers import NAME as TRACKING
 from seglib.runs.trackers import finish_tracking
 
 _OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
+MOST_PRINTED = 1_000_000  # characters that are kept of what a cell prints
+LONGEST_FOLDER = 70  # bytes of a folder's name in which sockets are put; the system takes 107 with theirs
 _DIED = "the kernel died: killed from outside, or by the system when memory ran out"
 _STOPPED = {
     signal.SIGTERM: ("interrupted", "stopped before its end"),
@@ -52,6 +57,22 @@ class _WholeFiles(LocalHandler):
         write_text(path, buf)
 
 
+class _BoundedClient(PapermillNotebookClient):
+    """Keeps what a cell prints up to a limit: a loop that prints without end would fill the disk."""
+
+    def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
+        if msg["msg_type"] == "stream":
+            text, printed = msg["content"]["text"], self.__dict__.setdefault("printed", Counter())
+            room = MOST_PRINTED - printed[cell_index]
+            printed[cell_index] += len(text)
+            if room <= 0:
+                return None
+            if len(text) > room:
+                note = f"\n... what this cell prints beyond {MOST_PRINTED:,} characters is left out\n"
+                msg["content"]["text"] = text[:room] + note
+        return super().process_message(msg, cell, cell_index)
+
+
 def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[str, str | None]:
     """Execute a notebook; return (status, error): ok, failed, oom, killed or interrupted, and one line why.
 
@@ -61,9 +82,10 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[s
     changed = {name: value for name, value in parameters.items() if name not in defaults or value != defaults[name]}
     papermill_io.reset()  # papermill takes the last "local" handler of its list, which would be its own
     papermill_io.register("local", _WholeFiles())
+    engines.PapermillNotebookClient = _BoundedClient  # which papermill's engine names, and takes no other
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory(prefix="seglib-") as sockets:
+        with tempfile.TemporaryDirectory(prefix="seglib-", dir=_find_short_folder()) as sockets:
             papermill.execute_notebook(
                 str(notebook), str(output), parameters=changed, kernel_name="python3", cwd=str(notebook.parent),
                 progress_bar=False, start_timeout=300, iopub_timeout=120, config=_use_sockets(sockets),
@@ -82,9 +104,19 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[s
     return "ok", None
 
 
+def _find_short_folder() -> str | None:
+    """Where the names of sockets fit, which may have some hundred characters: the usual folder or, where that is deep
+    as on clusters, another one."""
+    folders = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"]
+    fit = [each for each in folders if each and len(os.fsencode(each)) <= LONGEST_FOLDER and os.path.isdir(each)]
+    return next((each for each in fit if os.access(each, os.W_OK | os.X_OK)), None)
+
+
 def _use_sockets(folder: str) -> Config:
     """Talk to the kernel through files: kernels that start together can take each other's TCP ports."""
     config = Config()
+    if len(os.fsencode(folder)) > LONGEST_FOLDER + 20:
+        return config  # no folder is short enough: TCP, signed with a key of the kernel's own
     config.ConnectionFileMixin.transport = "ipc"
     config.KernelManager.connection_file = f"{folder}/kernel.json"
     return config
@@ -95,6 +127,7 @@ def run_job(job: dict[str, Any]) -> None:
     notebook, run_dir = Path(job["notebook"]), Path(job["run_dir"])
     output = run_dir / notebook.name
     os.environ[UNDER_RUNNER] = str(os.getpid())
+    os.environ.pop("MPLBACKEND", None)  # figures belong into the notebook, whatever scripts do elsewhere
     # Threads of OpenMP that wait for work spin; with two runs on the same cores that made each several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     began = time.monotonic()

@@ -188,7 +188,7 @@ class Step:
 class GridFile:
     """A grid file as written; `axes` are the values to combine, `listed` the runs named one by one.
 
-    `max_seeds` is that of `seeds: auto`, 0 where the seeds are given.
+    `max_seeds` is that of `seeds: auto`, 0 where the seeds are given; `timeout_hours` of a run, 0 for none.
     """
 
     path: Path
@@ -204,6 +204,7 @@ class GridFile:
     factors: list[list[str]] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     max_seeds: int = 0
+    timeout_hours: float = 0.0
 
     def as_yaml(self) -> str:
         """The grid in the form of a grid file."""
@@ -213,13 +214,14 @@ class GridFile:
         spec |= {"worthwhile": self.worthwhile} if self.worthwhile != _WORTHWHILE else {}
         spec |= {"one_factor": self.one_factor, "factors": self.factors}
         spec |= {"seeds": "auto", "max_seeds": self.max_seeds} if self.max_seeds else {}
+        spec |= {"timeout_hours": self.timeout_hours}
         filled = {key: value for key, value in spec.items() if value}
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
 
 _EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "seeds": [], "baseline": {}, "factors": [], "then": []}
 _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
-_KEYS = ("notebook", "name", "worthwhile", "one_factor", "max_seeds", *_EMPTY)
+_KEYS = ("notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", *_EMPTY)
 _MAX_SEEDS = 5  # of `seeds: auto`
 _STEP_KEYS = ("notebook", "each", "fixed")
 _NAME = re.compile(r"[\w][\w.+,=@() -]{0,79}(?<! )")
@@ -254,6 +256,7 @@ def read_grid_file(path: str | Path) -> GridFile:
         factors=spec["factors"],
         seeds=[] if spec["seeds"] == "auto" else spec["seeds"],
         max_seeds=spec.get("max_seeds", _MAX_SEEDS) if spec["seeds"] == "auto" else 0,
+        timeout_hours=float(spec.get("timeout_hours", 0)),
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 
@@ -283,6 +286,9 @@ def _find_problems(spec: Mapping) -> list[str]:
     worthwhile = spec.get("worthwhile", _WORTHWHILE)
     if not isinstance(worthwhile, int | float) or isinstance(worthwhile, bool) or not 0 <= worthwhile < 1:
         problems.append(f"`worthwhile` must be a difference of mIoU from 0 to below 1, got {_kind(worthwhile)}")
+    hours = spec.get("timeout_hours", 0)
+    if not isinstance(hours, int | float) or isinstance(hours, bool) or not 0 <= hours < math.inf:
+        problems.append(f"`timeout_hours` must be the hours that a run may take, 0 for no limit, got {_kind(hours)}")
     if not isinstance(one_factor := spec.get("one_factor", False), bool):
         problems.append(f"`one_factor` must be true or false, got {_kind(one_factor)}")
     problems += _find_seed_problems(spec)

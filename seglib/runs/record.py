@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from seglib.errors import InputError
-from seglib.files import PROJECT, clear_parts, hash_text, outputs_dir, write_json
+from seglib.files import PROJECT, clear_parts, find_free_folder, hash_text, outputs_dir, write_json
 from seglib.parameters import Parameters
 from seglib.parts import keep_cells, load_parts
 
@@ -75,7 +75,9 @@ def only_runner(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(
+            folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666
+        )  # a link would write elsewhere
     except OSError as error:
         raise InputError(f"{folder}: required a folder to write to, got {error.strerror}; choose --outputs") from error
     try:
@@ -176,7 +178,7 @@ def open_run(parameters: Parameters | Mapping[str, Any], run_dir: str | Path | N
 
 def _start_by_hand(folder: str, values: Mapping[str, Any]) -> Path:
     """Begin the record of a run that no runner began."""
-    path = Path(folder or outputs_dir() / "notebooks" / time.strftime("%Y-%m-%d_%H-%M-%S")).expanduser().resolve()
+    path = Path(folder).expanduser().resolve() if folder else _make_dated_folder()
     record = read_record(path) or {}
     if record.get("status") == "ok":
         raise InputError(f'run_dir {path} holds a finished run; required a new folder; choose another name or ""')
@@ -188,6 +190,19 @@ def _start_by_hand(folder: str, values: Mapping[str, Any]) -> Path:
     clear_parts(path)
     start_record(path, None, {name: value for name, value in values.items() if name not in _RESULTS_GO}, {})
     return path
+
+
+def _make_dated_folder() -> Path:
+    """A new folder, that nobody else makes in the same second."""
+    dated = outputs_dir() / "notebooks" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    dated.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        path = find_free_folder(dated)
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:  # made since by another notebook
+            continue
 
 
 def require_unchanged(run_dir: str | Path, where: str) -> None:

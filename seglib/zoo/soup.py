@@ -228,7 +228,9 @@ def _format_result(members: list[Candidate], soups: list[Candidate], kept: Candi
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line asks; exit code 2 for runs and folders that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m seglib soup", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m seglib soup", description=__doc__.split("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("run_dirs", nargs="+", metavar="RUN", help="folder of a finished training run")
     parser.add_argument("--output", required=True, metavar="DIR", dest="output_dir", help="a new folder")
     parser.add_argument("--uniform", action="store_true", help="average all; else those that make the soup better")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -75,6 +76,22 @@ def test_how_a_notebook_ends_is_told_in_one_line(execute, tmp_path, body, status
     record = execute(body)
     assert record["status"] == status and record["error"].startswith(error)
     assert (tmp_path / "run" / "notebook.ipynb").is_file() and "metrics" not in record
+
+
+def test_what_a_cell_prints_without_end_is_cut_and_figures_come_whatever_the_environment_says(
+    execute, tmp_path, monkeypatch
+):
+    """In a temporary folder too deep for sockets, as clusters have them, and with a backend that shows nothing."""
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    body = "for _ in range(40): print('x' * 50_000)\nimport matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.show()"
+    assert execute(body)["status"] == "ok"
+    outputs = json.loads((tmp_path / "run" / "notebook.ipynb").read_text())["cells"][-2]["outputs"]
+    printed = "".join("".join(each["text"]) for each in outputs if each["output_type"] == "stream")
+    assert 1_000_000 < len(printed) < 1_001_000 and printed.count("beyond 1,000,000 characters is left out") == 1
+    assert any("image/png" in each.get("data", {}) for each in outputs)
 
 
 def test_a_notebook_that_saves_no_result_is_ok_when_it_ran_to_its_end(execute):

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -64,6 +65,24 @@ def test_results_are_never_written_over(tmp_path):
     other.wait()
     assert read_record(tmp_path / "c")["status"] == "killed"
     open_run({}, tmp_path / "c")
+
+
+def test_notebooks_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGLIB_OUTPUTS", str(tmp_path))
+    monkeypatch.delenv(UNDER_RUNNER, raising=False)
+    monkeypatch.setattr("time.strftime", lambda form: "2026-01-01_00-00-00")
+    with ThreadPoolExecutor(8) as pool:
+        folders = [*pool.map(lambda _: open_run({}, ""), range(8))]
+    assert len({*folders}) == 8 and {path.parent for path in folders} == {tmp_path / "notebooks"}
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="required a folder to write to"), only_runner(tmp_path / "grid", print):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_a_running_record_of_a_process_that_is_gone_reads_as_killed(tmp_path):

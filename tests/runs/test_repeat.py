@@ -6,8 +6,8 @@ import pytest
 
 from seglib.errors import InputError
 from seglib.files import PROJECT, write_json
-from seglib.runs import engine
-from seglib.runs.engine import describe_differences, repeat_run
+from seglib.runs import repeat
+from seglib.runs.repeat import describe_differences, repeat_run
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_other_weights_are_told_with_what_differs(recorded, monkeypatch):
         write_json(jobs[0].run_dir / "record.json", other | {"key": jobs[0].key})
         return True
 
-    monkeypatch.setattr(engine, "run_jobs", pretend)
+    monkeypatch.setattr(repeat, "run_jobs", pretend)
     lines = []
     assert not repeat_run(recorded, lines.append, lambda text: None)
     assert lines[0].startswith(f"OTHER weights: {record['weights_sha256'][:16]}... then, 0000000000000000... now")

@@ -158,7 +158,7 @@ def ignore(*_):
     pass
 
 
-def make_job(folder, do):
+def make_job(folder, do="ok"):
     return Job(folder.name, folder / "n.ipynb", folder, {"notebook": "a"}, {"do": do}, {})
 
 
@@ -204,12 +204,52 @@ def test_ctrl_c_while_a_process_is_being_started_leaves_no_process_and_a_record(
 
 def test_an_error_of_the_runner_itself_leaves_no_process(tmp_path):
     def fail():
-        raise OSError(28, "No space left on device")
+        raise ZeroDivisionError
 
     jobs = [make_job(tmp_path / "a", "raise"), make_job(tmp_path / "b", "sleep")]
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ZeroDivisionError):
         run_jobs(jobs, 2, False, lambda job: job, ignore, ignore, fail)
     assert not psutil.Process().children()
+
+
+def test_a_run_whose_folder_goes_while_it_runs_fails_alone(tmp_path, stand_in):
+    vanish = 'if do == "vanish":\n    import shutil; shutil.rmtree(folder); sys.exit("gone")\n'
+    stand_in.write_text(stand_in.read_text().replace('if do == "kill":', vanish + 'if do == "kill":'))
+    lines = []
+    (tmp_path / "file").write_text("no folder can be made here")
+    jobs = [make_job(tmp_path / "a", "vanish"), make_job(tmp_path / "file" / "b"), make_job(tmp_path / "c")]
+    assert not run_jobs(jobs, 1, False, lambda job: job, lines.append, ignore, ignore)
+    assert read_record(tmp_path / "c")["status"] == "ok"
+    assert any("[1/3]" in line and ": failed" in line and "run.log" in line for line in lines), lines
+    assert any("[2/3]" in line and "failed, not started" in line for line in lines)
+
+
+def test_a_disk_that_is_full_for_a_while_ends_no_run(call, write_grid, records, monkeypatch):
+    whole, calls = engine.write_leaderboard, []
+
+    def fail_at_first(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(28, "No space left on device")
+        return whole(*arguments)
+
+    monkeypatch.setattr(engine, "write_leaderboard", fail_at_first)
+    result = call(write_grid("grid: {seed: [1, 2]}"))
+    assert result.code == 0 and "leaderboard and page were not written: [Errno 28] No space" in result.out
+    assert {record["status"] for record in records().values()} == {"ok"}
+
+
+def test_a_run_over_its_time_is_stopped_and_the_others_go_on(tmp_path):
+    lines, jobs = [], [make_job(tmp_path / "a", "sleep"), make_job(tmp_path / "b")]
+    assert not run_jobs(jobs, 1, False, lambda job: job, lines.append, ignore, ignore, 8)
+    assert read_record(tmp_path / "a")["status"] != "ok" and read_record(tmp_path / "b")["status"] == "ok"
+    assert any("stopped after 8s (timeout_hours)" in line for line in lines)
+    assert not psutil.Process().children()
+
+
+def test_shortened_options_are_refused(call, write_grid, capsys):
+    result = call(write_grid("grid: {seed: [1]}"), "--on", "ray")
+    assert result.code == 2 and "unrecognized arguments: --on ray" in result.err
 
 
 def test_a_process_that_ends_before_it_hears_of_its_job_has_failed(tmp_path, monkeypatch):
