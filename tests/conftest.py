@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait give the core to the kernels that tests start
+if "PYTEST_XDIST_WORKER" in os.environ:  # `pytest -n 2`: the cores are taken by the other workers
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import seglib  # noqa: F401
+from seglib import parts
 from seglib.data.synthetic import make_synthetic
+from seglib.runs import check
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,6 +21,20 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def builders_answer_here(monkeypatch):
+    """The builders are asked in this process, which has torch already; `test_check.py` asks the child that a grid asks."""
+
+    def answer(questions):
+        before = dict(parts._registered)
+        answers = [check._answer(**each) for each in questions]
+        parts._registered.clear()
+        parts._registered.update(before)
+        return answers
+
+    monkeypatch.setattr(check, "_run_child", answer)
 
 
 @pytest.fixture(autouse=True)

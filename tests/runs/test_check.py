@@ -13,6 +13,11 @@ from seglib.runs import check
 from seglib.runs.check import ask_builders
 
 
+@pytest.fixture
+def builders_answer_here():
+    """Here it is the child that answers, as it does for a grid."""
+
+
 def model(architecture, encoder, image_size=128, batch_size=2, parts=()):
     values = {"architecture": architecture, "encoder": encoder, "image_size": image_size, "batch_size": batch_size}
     return {"about": "model", **values, "parts": [*map(str, parts)]}

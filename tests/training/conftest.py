@@ -41,7 +41,7 @@ def build(
     loader = build_loader(train_set, 8, shuffle=True, augmentation="flips", seed=seed, num_workers=workers)
     val_loader = build_loader(val_set, 8, shuffle=False, augmentation="none", seed=seed, num_workers=0)
     seed_everything(seed, deterministic=True)
-    model = build_model(architecture, "tu-resnet10t", num_classes)
+    model = build_model(architecture, "tu-test_resnet", num_classes)
     if compiled:
         model.compile(dynamic=False)
     optimizer = build_optimizer("adamw", model, 1e-3, 1e-4)

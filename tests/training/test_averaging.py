@@ -298,7 +298,7 @@ def test_statistics_are_close_with_small_micro_batches_and_with_low_precision(lo
 
 
 def test_a_network_with_auxiliary_heads_and_dropout_can_be_estimated(loader):
-    model = build_model("PSPNet", "tu-resnet10t", 2)
+    model = build_model("PSPNet", "tu-test_resnet", 2)
     estimate_batch_norm(model, loader, 1, "float32")  # two images at a time: its pooled batch norm refuses one
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
 

@@ -25,7 +25,7 @@ def loaders(subsets):
 
 def build_step(steps, optimizer="adamw", num_classes=12, **options):
     torch.manual_seed(3)
-    model = build_model("Linknet", "tu-resnet10t", num_classes)
+    model = build_model("Linknet", "tu-test_resnet", num_classes)
     optimizer = build_optimizer(optimizer, model, 1e-3, 1e-4)
     schedule = build_scheduler("cosine", optimizer, 2, steps, 0.5)
     loss = build_loss({"cross_entropy": 1.0}, num_classes)

@@ -61,7 +61,7 @@ def test_where_the_seed_is_set_makes_no_difference(subsets):
         images, masks = next(iter(loader))
         if not early:
             seed_everything(5, deterministic=True)
-        model = build_model("Linknet", "tu-resnet10t", 12)
+        model = build_model("Linknet", "tu-test_resnet", 12)
         hashes.add((hash_weights(model.state_dict()), images.numpy().tobytes(), masks.numpy().tobytes()))
     assert len(hashes) == 1
 
@@ -87,7 +87,7 @@ def test_the_best_epoch_is_kept(subsets, train_small, tmp_path, select_by, colum
 def test_scores_are_scikit_learns_on_the_same_predictions(subsets):
     _, val_set = subsets
     torch.manual_seed(0)
-    model = build_model("FPN", "tu-resnet10t", val_set.data.num_classes)
+    model = build_model("FPN", "tu-test_resnet", val_set.data.num_classes)
     loader = build_loader(val_set, 3, shuffle=False, augmentation="none", seed=0, num_workers=0)
     loss = build_loss({"cross_entropy": 1.0}, val_set.data.num_classes)
     evaluation = evaluate(model, loader, lambda images, masks: loss(model(images), masks), val_set.data.num_classes)
@@ -155,7 +155,7 @@ def mix_in_reverse(images, masks, epoch, step):
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(subsets, mix, dtype):
     loader = one_batch(subsets[0])
     torch.manual_seed(0)
-    model = freeze_norms_and_dropout(build_model("FPN", "tu-resnet10t", subsets[0].data.num_classes).to(dtype))
+    model = freeze_norms_and_dropout(build_model("FPN", "tu-test_resnet", subsets[0].data.num_classes).to(dtype))
     whole, parts = (gradient(model, loader, accumulate, mix) for accumulate in (1, 4))
     assert whole[0].abs().max() > 1e-3
     assert (whole[0] - parts[0]).norm() < 1e-6 * whole[0].norm()
@@ -254,7 +254,7 @@ def test_a_gradient_that_is_too_long_is_shortened_and_a_short_one_is_not(subsets
 def test_a_frozen_encoder_keeps_its_weights_and_statistics_until_it_is_set_free(subsets):
     train_set, _ = subsets
     loader = build_loader(train_set, 8, shuffle=True, augmentation="none", seed=1, num_workers=0)
-    model = build_model("FPN", "tu-resnet10t", train_set.data.num_classes)
+    model = build_model("FPN", "tu-test_resnet", train_set.data.num_classes)
     optimizer = build_optimizer("adamw", model, 1e-3, 0.1)
     scheduler = build_scheduler("constant", optimizer, 2, len(loader), 0.0)
     step, loss = GradientStep(model, optimizer, scheduler, freeze_epochs=1), build_loss({"cross_entropy": 1.0}, 12)
@@ -309,7 +309,7 @@ def test_a_tiny_model_overfits_two_images(subsets):
     )
     images = images.permute(0, 3, 1, 2)
     torch.manual_seed(0)
-    model = build_model("Unet", "tu-resnet10t", train_set.data.num_classes)
+    model = build_model("Unet", "tu-test_resnet", train_set.data.num_classes)
     loss = build_loss({"cross_entropy": 0.5, "dice": 0.5}, train_set.data.num_classes)
     optimizer = build_optimizer("adamw", model, 3e-3, 0.0)
     for _ in range(60):
@@ -322,7 +322,7 @@ def test_a_tiny_model_overfits_two_images(subsets):
 def test_a_loss_that_is_not_finite_stops_the_run(subsets):
     train_set, _ = subsets
     loader = build_loader(train_set, 8, shuffle=True, augmentation="none", seed=1, num_workers=0)
-    model = build_model("FPN", "tu-resnet10t", train_set.data.num_classes)
+    model = build_model("FPN", "tu-test_resnet", train_set.data.num_classes)
     with torch.no_grad():
         model.network.segmentation_head[0].bias.fill_(float("nan"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -7,7 +7,7 @@ from seglib.errors import InputError
 from seglib.models import build_model
 from seglib.training.checkpoint import hash_weights, load_from_run
 
-RECIPE = {"architecture": "Linknet", "encoder": "tu-resnet10t", "num_classes": 3, "image_size": 64}
+RECIPE = {"architecture": "Linknet", "encoder": "tu-test_resnet", "num_classes": 3, "image_size": 64}
 NAMES = ["Background", "a", "b"]
 
 
@@ -47,7 +47,7 @@ def test_other_classes_take_all_but_the_layers_that_tell_them_apart(source, name
     "recipe, words",
     [
         (RECIPE | {"architecture": "FPN"}, "required architecture FPN, got Linknet; take a run of the same model"),
-        (RECIPE | {"encoder": "resnet18"}, "required encoder resnet18, got tu-resnet10t"),
+        (RECIPE | {"encoder": "resnet18"}, "required encoder resnet18, got tu-test_resnet"),
     ],
 )
 def test_another_model_is_refused_by_name(source, recipe, words):
