@@ -24,7 +24,7 @@ from seglib.rules import check_parameters
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
-TINY = {"image_size": 64, "architecture": "Linknet", "encoder": "tu-resnet10t", "encoder_weights": "", "epochs": 2,
+TINY = {"image_size": 64, "architecture": "Linknet", "encoder": "tu-test_resnet", "encoder_weights": "", "epochs": 2,
         "batch_size": 8, "precision": "float32"}  # fmt: skip
 
 

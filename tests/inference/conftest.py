@@ -31,7 +31,7 @@ def make_run(
     options = {name: params[name] for name in names} | {"seed": params["split_seed"]}
     train_images, val_images = open_data(str(data_dir), params["train_json"], params["val_json"], **options)
     class_names = list(val_images.data.class_names)
-    built = {"architecture": "FPN", "encoder": "resnet18", "num_classes": len(class_names)}
+    built = {"architecture": "FPN", "encoder": "tu-test_resnet", "num_classes": len(class_names)}
     torch.manual_seed(seed)
     model = make_model(len(class_names)) if make_model else build_model(**built)
     if make_model:

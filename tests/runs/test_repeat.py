@@ -17,7 +17,7 @@ def recorded(tmp_path_factory, small_data):
 
     folder = tmp_path_factory.mktemp("grid") / "run"
     folder.mkdir()
-    parameters = {"data_dir": str(small_data), "image_size": 64, "architecture": "Linknet", "encoder": "tu-resnet10t",
+    parameters = {"data_dir": str(small_data), "image_size": 64, "architecture": "Linknet", "encoder": "tu-test_resnet",
                   "encoder_weights": "", "epochs": 1, "batch_size": 8, "run_dir": str(folder)}  # fmt: skip
     notebook = PROJECT / "notebooks" / "02_train.ipynb"
     execute_notebook(str(notebook), str(folder / notebook.name), parameters, kernel_name="python3",

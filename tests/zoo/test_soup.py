@@ -26,7 +26,7 @@ from seglib.zoo import soup
 from seglib.zoo.soup import describe_starts, main, make_soup
 
 CPU = torch.device("cpu")
-ARCHITECTURE, ENCODER = "Linknet", "tu-resnet10t"
+ARCHITECTURE, ENCODER = "Linknet", "tu-test_resnet"
 OVERRIDES = {"architecture": ARCHITECTURE, "encoder": ENCODER, "encoder_weights": "", "image_size": 64, "batch_size": 8,
              "augmentation": "none", "precision": "float32", "init_from": "base"}  # fmt: skip
 OPENED = (
