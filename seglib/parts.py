@@ -1,4 +1,4 @@
-"""Parts: what a grid names. Registered by a decorator, found by name, read without being run, kept with each run.
+"""Parts: what a grid names. Registered by a decorator, found by name, checked by their options, loaded from files.
 
 The shipped parts and a user's own come in by the same door. The runner of grids reads their files (`read_parts`): what
 it knows of a part is its name and its options, the arguments after those that seglib gives. A file of parts is run only
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, hash_text, write_text
-from seglib.parameters import NotNegative, Share, build_type, check_value, read_code_cells
+from seglib.files import PROJECT, hash_text
+from seglib.parameters import NotNegative, Share, check_value
+from seglib.part_files import find_definitions, parse_file, read_arguments, read_text, read_type
 
 _GIVEN = {
     "model": ("num_classes",),
@@ -62,7 +63,6 @@ class Part:
     build: Callable | None = field(default=None, compare=False)
 
 
-CELLS = "registered_in_cells.py"  # in a run's `parts`
 _registered: dict[tuple[str, str], Part] = {}  # own parts
 _shipped: dict[tuple[str, str], Part] = {}  # those of the files above that were imported
 _loaded: dict[str, list[Part]] = {}  # by the hash of a file's text
@@ -95,7 +95,7 @@ def register(kind: str) -> Callable[[Callable], Callable]:
             _shipped[kind, build.__name__] = replace(_read_shipped(kind)[build.__name__], build=build)
             return build
         arguments = [
-            (name, _read_type(each.annotation), each.default is each.empty, each.kind is each.KEYWORD_ONLY)
+            (name, read_type(each.annotation), each.default is each.empty, each.kind is each.KEYWORD_ONLY)
             for name, each in inspect.signature(build).parameters.items()
             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
         ]
@@ -117,7 +117,7 @@ def list_names(kind: str) -> tuple[str, ...]:
     if kind not in _NAMED:
         return tuple(_read_shipped(kind))
     path, constant = PROJECT / "seglib" / _NAMED[kind][0], _NAMED[kind][1]
-    for node in _parse(path, _read_text(path)).body:
+    for node in parse_file(path, read_text(path)).body:
         target = getattr(node, "target", None) or (getattr(node, "targets", None) or [None])[0]
         if getattr(target, "id", "") == constant:
             value = node.value
@@ -147,7 +147,7 @@ def read_parts(paths: Iterable[str | Path]) -> list[Part]:
         if path.name in files:
             raise InputError(f"parts: {path} and {files[path.name]} have the same file name; rename one")
         files[path.name] = path
-        for part in _read_definitions(path, _read_text(path)):
+        for part in _read_definitions(path, read_text(path)):
             if (part.kind, part.name) in found:
                 raise InputError(
                     f"parts: {part.kind} {part.name!r} stands in {found[part.kind, part.name]} and in {path}; rename one"
@@ -174,7 +174,7 @@ def load_parts(paths: Iterable[str | Path], keep_in: str | Path | None = None) -
     paths = [Path(path).expanduser().resolve() for path in paths]
     read_parts(paths)
     for path in paths:
-        text = _read_text(path)
+        text = read_text(path)
         content = hash_text(text)
         if content not in _loaded:
             _loaded[content] = _run_file(path, f"seglib_parts_{path.stem}_{content[:8]}")
@@ -183,42 +183,6 @@ def load_parts(paths: Iterable[str | Path], keep_in: str | Path | None = None) -
             folder = Path(keep_in) / "parts"
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / path.name)
-
-
-def keep_cells(run_dir: str | Path, cells: Iterable[str]) -> None:
-    """Keep what the cells of a notebook that ran have registered in a run's `parts`, with which the run is opened again."""
-    if text := _compose_cells(cells):
-        folder = Path(run_dir) / "parts"
-        folder.mkdir(exist_ok=True)
-        write_text(folder / CELLS, text)
-
-
-def _compose_cells(cells: Iterable[str]) -> str:
-    """A file of parts: the imports of all cells, and the cells that register any, of those run again the last; "" for none."""
-    imports, kept = {}, {}
-    for cell in cells:
-        try:
-            tree = ast.parse(cell)
-        except (SyntaxError, ValueError):  # a magic: %matplotlib inline
-            continue
-        found = [node.name for node, _ in _find_registered(tree)]
-        nodes = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        imports |= dict.fromkeys(map(ast.unparse, nodes))
-        if found:
-            kept[tuple(found)] = cell
-    return "\n".join([*imports, *(f"\n\n{cell}" for cell in kept.values()), ""]) if kept else ""
-
-
-def find_kept_parts(run_dir: str | Path) -> list[str]:
-    """The copies of own parts in a run's folder; [] where it used none."""
-    return sorted(map(str, (Path(run_dir) / "parts").glob("*.py")))
-
-
-def hash_parts(paths: Iterable[str | Path]) -> list[str]:
-    """Hash of each file's code, in no order; comments, docstrings and layout do not count."""
-    return sorted(
-        hash_text(ast.unparse(_without_docstrings(_parse(path, _read_text(path))))) for path in map(Path, paths)
-    )
 
 
 def read_choice(kind: str, value: Any) -> tuple[str, dict[str, Any]]:
@@ -361,9 +325,9 @@ def _read_shipped(kind: str) -> dict[str, Part]:
     """The shipped parts of a kind as their files define them; options are what has a default."""
     parts = {}
     for path in (PROJECT / "seglib" / name for name in _SHIPPED.get(kind, ())):
-        for node, of_kind in _find_definitions(path, _read_text(path)):
+        for node, of_kind in find_definitions(path, read_text(path)):
             if of_kind == kind:
-                options = {option: each for option, each, needed, _ in _read_arguments(node) if not needed}
+                options = {option: each for option, each, needed, _ in read_arguments(node) if not needed}
                 parts[node.name] = Part(kind, node.name, options, (), False, _summarise(ast.get_docstring(node)))
     return parts
 
@@ -371,66 +335,10 @@ def _read_shipped(kind: str) -> dict[str, Part]:
 @cache
 def _read_definitions(path: Path, text: str) -> list[Part]:
     parts = []
-    for node, kind in _find_definitions(path, text):
+    for node, kind in find_definitions(path, text):
         where, is_class = f"{path}, line {node.lineno}", isinstance(node, ast.ClassDef)
-        parts.append(_describe(where, kind, node.name, is_class, _read_arguments(node), ast.get_docstring(node)))
+        parts.append(_describe(where, kind, node.name, is_class, read_arguments(node), ast.get_docstring(node)))
     return parts
-
-
-def _find_definitions(path: Path, text: str) -> list[tuple[ast.FunctionDef | ast.ClassDef, str]]:
-    return _find_registered(_parse(path, text))
-
-
-def _find_registered(tree: ast.Module) -> list[tuple[ast.FunctionDef | ast.ClassDef, str]]:
-    found = [(node, _find_kind(decorator)) for node in tree.body for decorator in getattr(node, "decorator_list", ())]
-    return [(node, kind) for node, kind in found if kind is not None]
-
-
-def _find_kind(decorator: ast.expr) -> str | None:
-    """The kind in `@register("loss")`; None for another decorator."""
-    if not isinstance(decorator, ast.Call) or len(decorator.args) != 1:
-        return None
-    name = getattr(decorator.func, "id", getattr(decorator.func, "attr", ""))
-    return getattr(decorator.args[0], "value", None) if name == "register" else None
-
-
-def _read_arguments(node: ast.FunctionDef | ast.ClassDef) -> list[tuple]:
-    """See `_describe`; of a class, those of its __init__ without self."""
-    function = node
-    if isinstance(node, ast.ClassDef):
-        function = next((each for each in node.body if getattr(each, "name", "") == "__init__"), None)
-        if function is None:
-            return []
-    a = function.args
-    positional = [*a.posonlyargs, *a.args]
-    first_default = len(positional) - len(a.defaults)
-    arguments = [
-        (each.arg, _read_type(each.annotation), number < first_default, False) for number, each in enumerate(positional)
-    ]
-    arguments = arguments[1:] if function is not node else arguments
-    return arguments + [
-        (each.arg, _read_type(each.annotation), default is None, True)
-        for each, default in zip(a.kwonlyargs, a.kw_defaults, strict=True)
-    ]
-
-
-@cache
-def _build_type(annotation: str) -> Any:
-    try:
-        return build_type(annotation, of_part=True)
-    except (InputError, SyntaxError, ValueError):
-        return Any  # a type of the user's own: the part checks it
-
-
-def _read_type(annotation: Any) -> Any:
-    """The type of an option by its annotation, be it a type, its text or its syntax tree."""
-    if annotation in (None, inspect.Parameter.empty):
-        return Any
-    if isinstance(annotation, ast.expr):
-        text = annotation.value if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
-    else:
-        text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return _build_type(str(text).replace("typing.", ""))
 
 
 def _run_file(path: Path, name: str) -> list[Part]:
@@ -438,38 +346,10 @@ def _run_file(path: Path, name: str) -> list[Part]:
     module.__file__ = str(path)
     sys.modules[name] = module  # as an import does: dataclasses look there
     try:
-        exec(compile(_read_text(path), str(path), "exec"), module.__dict__)
+        exec(compile(read_text(path), str(path), "exec"), module.__dict__)
     except Exception as error:
         del sys.modules[name]
         if isinstance(error, InputError):
             raise
         raise InputError(f"parts: {path} must run as Python, got {type(error).__name__}: {error}") from error
     return [part for part in _registered.values() if part.build.__module__ == name]
-
-
-def _parse(path: Path, text: str) -> ast.Module:
-    try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
-        place = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
-        raise InputError(f"parts: {path} must be Python, got {place}") from error
-
-
-def _read_text(path: Path) -> str:
-    """A file's text; of a notebook what its cells register."""
-    if path.suffix == ".ipynb":
-        return _compose_cells(cell["source"] for cell in read_code_cells(path))
-    try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        got = error.strerror if isinstance(error, OSError) else "other bytes"
-        raise InputError(f"parts: required a Python file (UTF-8), got {str(path)!r}: {got}") from error
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
-            ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:]
-    return tree

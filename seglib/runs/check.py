@@ -20,7 +20,8 @@ from seglib.data.mask_folders import is_mask_split, read_description
 from seglib.errors import InputError, unknown_name
 from seglib.files import PROJECT, cache_dir, hash_file, hash_text, write_json
 from seglib.parameters import Schema, read_defaults, read_schema
-from seglib.parts import find_parts, hash_parts, load_parts, read_choice
+from seglib.part_files import hash_parts
+from seglib.parts import find_parts, load_parts, read_choice
 from seglib.rules import check_parameters
 from seglib.runs.conditions import ELSEWHERE, identify
 from seglib.runs.grid_file import GridFile, Step, shorten
@@ -35,9 +36,11 @@ _QUESTIONS = {  # what is asked about -> the parameters that the answer depends 
 }
 _BUILDERS = (
     "models.py",
+    "model_check.py",
     "layers.py",
     "zoo/*.py",
     "parts.py",
+    "part_files.py",
     "data/augment*.py",
     "data/pipeline_check.py",
     "training/optim.py",
@@ -103,9 +106,9 @@ def _answer(about: str, parts: Sequence[str], **values: Any) -> str:
         elif about == "optimizer":
             from seglib.training.optim import find_refusal
         elif about == "model":
-            from seglib.models import find_refusal
+            from seglib.model_check import find_refusal
         else:
-            from seglib.models import count_parameters as find_refusal
+            from seglib.model_check import count_parameters as find_refusal
         return find_refusal(**values)
     except InputError as error:
         return str(error)

@@ -13,12 +13,11 @@ from seglib.data.layouts import fingerprint_data, fingerprint_sets
 from seglib.errors import InputError
 from seglib.files import PROJECT, hash_files, hash_text, outputs_dir
 from seglib.parameters import read_code_cells, read_defaults
-from seglib.parts import hash_parts
+from seglib.part_files import hash_parts, unparse_code
 from seglib.rules import is_path
 from seglib.runs.record import complete_params, find_split_seed, read_record
 
 _PARAMETERS = {"parameters", "injected-parameters"}  # tags of cells; papermill puts the second in
-_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def find_notebook(notebook: str, grid_path: Path) -> Path:
@@ -43,11 +42,7 @@ def hash_code(path: Path) -> str:
 def _strip_layout(source: str) -> str:
     """A cell's code without comments, docstrings and layout; its text where it is not Python alone (magics)."""
     try:
-        tree = ast.parse(source)
-        for node in ast.walk(tree):
-            if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node) is not None:
-                del node.body[0]
-        return ast.unparse(tree)
+        return unparse_code(ast.parse(source))
     except (SyntaxError, ValueError, RecursionError):
         return source.strip()
 

@@ -22,7 +22,8 @@ import psutil
 from seglib.errors import InputError
 from seglib.files import PROJECT, clear_parts, find_free_folder, hash_text, outputs_dir, write_json
 from seglib.parameters import Parameters
-from seglib.parts import keep_cells, load_parts
+from seglib.part_files import keep_cells
+from seglib.parts import load_parts
 
 # Processes of runs: which still live, and which belong to one run.
 

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from seglib.data.dataset import choose_batch_size
 from seglib.errors import InputError
 from seglib.evaluation.metrics import (
     compute_metrics,
@@ -20,9 +19,17 @@ from seglib.evaluation.metrics import (
     save_confusion,
 )
 from seglib.files import replacing
-from seglib.parts import check_part, find_parts, hash_parts
-from seglib.runs.record import reopen_run, require_unchanged
+from seglib.part_files import hash_parts
+from seglib.parts import check_part, find_parts
+from seglib.runs.record import reopen_run
 from seglib.training.averaging import Averages, build_averages
+from seglib.training.belonging import (
+    find_made_by_hand,
+    find_referred,
+    require_belonging,
+    require_built_from,
+    require_unchanged,
+)
 from seglib.training.checkpoint import (
     Position,
     TrainingState,
@@ -35,13 +42,12 @@ from seglib.training.device import (
     choose_precision,
     describe_device,
     forget_peak_memory,
-    last_seed,
     move,
     peak_memory_mb,
     seed_epoch,
 )
 from seglib.training.estimate import Estimate, estimate_training
-from seglib.training.mixing import Mix, build_batch_mixing
+from seglib.training.mixing import Mix
 from seglib.training.optim import build_scheduler
 from seglib.training.scoring import evaluate, find_best, order, require_falling_loss
 from seglib.training.step import ComputeLoss, EpochLoss, GradientStep, Targets
@@ -115,16 +121,16 @@ class Trainer:
         self.num_epochs, self.run_dir = num_epochs, Path(run_dir)
         self._folder = self.run_dir  # of last.pt and history.csv
         self.mix, self.averages = mix, averages or build_averages({}, model, num_epochs, len(train_loader), 0)
-        self._parameters, self._values = parameters, dict(parameters)
-        self.callbacks = [*callbacks, *build_callbacks(self._values.get("callbacks", {}))]
-        self.settings = SETTINGS | {name: self._values[name] for name in SETTINGS if name in self._values}
+        self.parameters, self.values = parameters, dict(parameters)
+        self.callbacks = [*callbacks, *build_callbacks(self.values.get("callbacks", {}))]
+        self.settings = SETTINGS | {name: self.values[name] for name in SETTINGS if name in self.values}
         options = {name: self.settings[name] for name in ("accumulate", "clip_norm", "freeze_epochs", "on_oom")}
         self.precision = choose_precision(self.settings["precision"], next(model.parameters()).device)
         self._step = GradientStep(model, optimizer, scheduler, precision=self.precision, **options)
         self.class_names = list(train_loader.dataset.subset.data.class_names)
         self.compute_loss: ComputeLoss | None = None
         self.position, self._first_epoch, self._estimate, self._final = Position(), 0, None, None
-        self._require_belonging()
+        require_belonging(self)
         self.identity = self._describe_identity(data_hash)
         self.data_hash = data_hash
 
@@ -132,9 +138,9 @@ class Trainer:
 
     def epochs(self) -> Iterator[int]:
         """Give the number of each epoch that is still to be made, from 1."""
-        self._require_unchanged()
+        require_unchanged(self)
         continue_run(
-            self.settings["continue_from"], self.run_dir, self.identity, self._step.scheduler, len(self.train_loader)
+            self.settings["continue_from"], self.run_dir, self.identity, self.scheduler, len(self.train_loader)
         )
         minutes = self.settings["checkpoint_minutes"]
         self._state = TrainingState(self._folder / "last.pt", self._step, self.averages, self.identity, minutes)
@@ -175,7 +181,7 @@ class Trainer:
     def backward(self, compute_loss: ComputeLoss, images: Tensor, targets: Targets) -> None:
         """Leave the gradient of one batch in the weights' `grad`, where it can be changed before `update`."""
         if compute_loss is not self.compute_loss:
-            self._require_parameters(_find_referred(compute_loss))
+            require_built_from(self, find_referred(compute_loss))
             self.compute_loss = compute_loss
         size = self.train_loader.batch_sampler.batch_size
         self._loss, self._valid = self._step.backward(compute_loss, images, targets, size)
@@ -204,8 +210,8 @@ class Trainer:
         row["train_loss"] = self._losses.take_mean(self.train_loader, self.epoch, previous)
         if self.val_loader is not None:
             row |= self._score("plain")
-            if hasattr(self._step.scheduler, "end_epoch"):
-                self._step.scheduler.end_epoch(order(row, self.settings["select_by"]))
+            if hasattr(self.scheduler, "end_epoch"):
+                self.scheduler.end_epoch(order(row, self.settings["select_by"]))
             for name in self.averages.ready(last=self._is_over([*position.rows, row])):
                 size = self.val_loader.batch_sampler.batch_size
                 with self.averages.applied(name, self.train_loader, size, self.precision):
@@ -237,6 +243,16 @@ class Trainer:
         return self._step.device
 
     @property
+    def optimizer(self) -> Optimizer:
+        """What changes the weights."""
+        return self._step.optimizer
+
+    @property
+    def scheduler(self) -> Any:
+        """What changes the optimizer's learning rate."""
+        return self._step.scheduler
+
+    @property
     def epoch(self) -> int:
         """The epoch that is made, from 1."""
         return self._first_epoch + self.position.epoch
@@ -253,7 +269,7 @@ class Trainer:
 
     def estimate(self, compute_loss: ComputeLoss) -> Estimate:
         """Time three steps and one batch of an evaluation, and put everything back; see `estimate_training`."""
-        self._require_parameters(_find_referred(compute_loss))
+        require_built_from(self, find_referred(compute_loss))
         self.compute_loss = compute_loss
         self._estimate = estimate_training(
             self._step, compute_loss, self.train_loader, self.val_loader, mix=self.mix, epochs=self.num_epochs,
@@ -275,7 +291,7 @@ class Trainer:
         RuntimeError
             In a debug trial, where the training loss did not fall.
         """
-        if self._values.get("debug"):
+        if self.values.get("debug"):
             require_falling_loss(self.history)
         best = self._read_best()
         confusion, _, _ = load_confusion(self.run_dir / "confusion.npz")
@@ -294,7 +310,7 @@ class Trainer:
             "peak_memory_mb": float(history["memory_mb"].max()),
             "estimate": vars(self._estimate) if self._estimate else None,
             "oom_split": self._step.split,
-            "made_by_hand": self._find_made_by_hand(),
+            "made_by_hand": find_made_by_hand(self),
             "device": describe_device(self.device),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
@@ -312,9 +328,9 @@ class Trainer:
     @property
     def final_fit(self) -> dict[str, Any] | None:
         """What `fit_all` came to; None where the parameter `final_fit` asks for none."""
-        if self._final is None and self._values.get("final_fit", "none") != "none":
+        if self._final is None and self.values.get("final_fit", "none") != "none":
             raise InputError(
-                f"trainer: final_fit is {self._values['final_fit']!r} and no final fit was made; run its cells first"
+                f"trainer: final_fit is {self.values['final_fit']!r} and no final fit was made; run its cells first"
             )
         return self._final
 
@@ -346,7 +362,7 @@ class Trainer:
         last._folder, last.num_epochs, last._first_epoch = self.run_dir / "final_fit", num_epochs, self.num_epochs
         last.callbacks = [] if callback is None else [callback]
         last.settings = self.settings | {"continue_from": "", "patience": 0}
-        last._parameters = last._values = {}
+        last.parameters = last.values = {}
         last.averages = build_averages({}, self.model, num_epochs, len(loader), 0)
         last._step = copy.copy(self._step)
         last._step.optimizer, last._step.scaler = optimizer, copy.deepcopy(self._step.scaler)
@@ -381,7 +397,7 @@ class Trainer:
     def _begin_epoch(self) -> int:
         position = self.position
         self._began = time.monotonic() - position.seconds
-        position.lr = position.lr if position.step else self._step.scheduler.get_last_lr()[0]
+        position.lr = position.lr if position.step else self.scheduler.get_last_lr()[0]
         self._losses = EpochLoss(self.device, position.loss)
         forget_peak_memory(self.device)
         return position.epoch
@@ -414,8 +430,6 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, event, lambda trainer: None)(self)
 
-    # What belongs together.
-
     def _describe_identity(self, data_hash: str) -> dict[str, Any]:
         """What a checkpoint of this run says, and what it must say to be gone on from."""
         built = getattr(self.model, "built_from", None)
@@ -423,116 +437,9 @@ class Trainer:
         size = self.train_loader.dataset.subset.image_size
         identity = identity | {"num_classes": len(self.class_names), "image_size": size}
         identity["class_names"] = self.class_names
-        identity["params"] = {name: value for name, value in self._values.items() if name not in ELSEWHERE}
+        identity["params"] = {name: value for name, value in self.values.items() if name not in ELSEWHERE}
         identity |= {"data_hash": data_hash, "initial_weights": hash_weights(self.model.state_dict())}
         return identity | ({"parts": hash_parts(self.settings["parts"])} if self.settings["parts"] else {})
-
-    def _require_belonging(self) -> None:
-        if getattr(self.model, "is_trained", False):
-            raise InputError(
-                "trainer: the model is trained already; run the cell that builds it and those after it again"
-            )
-        step, weights = self._step, {id(weight) for weight in self.model.parameters()}
-        if any(id(weight) not in weights for group in step.optimizer.param_groups for weight in group["params"]):
-            raise InputError("trainer: the optimizer is of another model; run the optimizer's cell again")
-        if step.scheduler.optimizer is not step.optimizer:
-            raise InputError("trainer: the schedule is of another optimizer; run the schedule's cell again")
-        if step.scheduler.last_epoch > 0:
-            raise InputError("trainer: the schedule was stepped already; run the cells of optimizer and schedule again")
-        length = getattr(step.scheduler, "length", (self.num_epochs, len(self.train_loader)))
-        if length != (self.num_epochs, len(self.train_loader)):
-            got, steps = length, (self.num_epochs, len(self.train_loader))
-            raise InputError(
-                f"trainer: the schedule is for {got[0]} epochs of {got[1]} steps, the training has {steps[0]} of {steps[1]};"
-                " run the schedule's cell again"
-            )
-        if self.averages.model is not self.model:
-            raise InputError("trainer: the averages are of another model; run the cell that builds them again")
-        self._require_unchanged()
-        built = self.train_loader.dataset.subset.built_from
-        if built and self._values.get("extra_data") and "extra_data" not in built:
-            raise InputError(
-                "trainer: the training images are without extra_data; run the cell that joins them and those after it again"
-            )
-        self._require_counts()
-        self._require_mix()
-
-    def _require_counts(self) -> None:
-        """Epochs and batches are as many as the parameters say."""
-        debug = self._values.get("debug", False)
-        epochs = 2 if debug else self._values.get("epochs", self.num_epochs)
-        found, size = [("epochs", self.num_epochs, epochs)], self.train_loader.batch_sampler.batch_size
-        if "batch_size" in self._values:
-            count = choose_batch_size(self._values["batch_size"], len(self.train_loader.dataset.subset), debug)
-            found.append(("images per step", size, count * self.settings["accumulate"]))
-        for what, got, required in found:
-            if got != required:
-                raise InputError(
-                    f"trainer: required {required} {what} by the parameters, got {got}; run the cell of the loaders and"
-                    " those after it again"
-                )
-
-    def _require_mix(self) -> None:
-        """The mix of batches is that of the parameters, and of this model."""
-        mixing, seed = self._values.get("mixing", {}), self.settings["seed"]
-        wanted = build_batch_mixing(mixing, self.model, seed=seed, precision=self.precision) is not None
-        if (wanted and self.mix is None) or getattr(self.mix, "model", self.model) is not self.model:
-            got = "none of batches" if self.mix is None else "one of another model"
-            raise InputError(
-                f"trainer: mixing is {mixing}, got {got}; run the cell that builds it and those after it again"
-            )
-
-    def _require_unchanged(self) -> None:
-        """The parameters are those that the run was opened and everything was built with."""
-        require_unchanged(self.run_dir, "trainer")
-        for name, value in dict(self._parameters).items():
-            if value != self._values[name]:
-                raise InputError(
-                    f"trainer: {name} was {self._values[name]!r} when the trainer was made and is {value!r} now; run the"
-                    " cell that opens the run and those after it again"
-                )
-        if last_seed() not in (None, self._values.get("seed", last_seed())):
-            raise InputError(
-                f"trainer: the model was built with seed {last_seed()}, the parameter is {self._values['seed']};"
-                " run the model's cell and those after it again"
-            )
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        if self._values.get("deterministic", deterministic) != deterministic:
-            raise InputError(
-                f"trainer: deterministic is {not deterministic}, the model was built with {deterministic}; run the model's"
-                " cell and those after it again"
-            )
-        self._require_parameters(self._find_built())
-
-    def _find_built(self) -> list[object]:
-        return [
-            self.model, self._step.optimizer, self._step.scheduler, self.train_loader, self.val_loader, self.mix,
-            self.averages, self.train_loader.dataset.subset, getattr(self.val_loader, "dataset", self.train_loader.dataset).subset,
-        ]  # fmt: skip
-
-    def _require_parameters(self, objects: Iterable[object]) -> None:
-        values = dict(self._values)
-        if "warmup_epochs" in values:
-            values["warmup_epochs"] = min(values["warmup_epochs"], self.num_epochs / 2)
-        if values.get("init_from"):
-            values["encoder_weights"] = ""
-        if "seed" in values:
-            values.setdefault("split_seed", values["seed"])
-        for each in objects:
-            built = getattr(each, "built_from", {}) | getattr(each, "begun_from", {})
-            for name, value in built.items():
-                if name in values and values[name] != value:
-                    raise InputError(
-                        f"trainer: {type(each).__name__} was built with {name} {value!r}, the parameter is"
-                        f" {values[name]!r}; run its cell and those after it again"
-                    )
-
-    def _find_made_by_hand(self) -> list[str]:
-        """Parameters that name what was not used, because the notebook made its own."""
-        objects = [*self._find_built(), *_find_referred(self.compute_loss)]
-        used = {name for each in objects for name in getattr(each, "built_from", {})}
-        names = ("architecture", "loss", "optimizer", "scheduler")
-        return [name for name in names if name in self._values and name not in used]
 
 
 def build_callbacks(callbacks: Mapping[str, Mapping[str, Any]]) -> list[object]:
@@ -541,10 +448,3 @@ def build_callbacks(callbacks: Mapping[str, Mapping[str, Any]]) -> list[object]:
         check_part("callback", {name: options}, find_parts("callback"))
     own = find_parts("callback")
     return [own[name].build(**options) for name, options in callbacks.items()]
-
-
-def _find_referred(function: Callable | None) -> list[object]:
-    """The objects that a function of the notebook names: its loss, its model."""
-    code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    return cells + [names[name] for name in (code.co_names if code else ()) if name in names]

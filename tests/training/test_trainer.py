@@ -19,7 +19,7 @@ def rebuild(trainer, run_dir, **changes):
     """A trainer of the same objects but for some."""
     names = ("model", "train_loader", "val_loader", "num_epochs", "averages")
     objects = {name: getattr(trainer, name) for name in names}
-    objects |= {"optimizer": trainer._step.optimizer, "scheduler": trainer._step.scheduler}
+    objects |= {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler}
     return Trainer(**objects | {"parameters": {"seed": 5, "precision": "float32"}, "run_dir": run_dir} | changes)
 
 
@@ -37,14 +37,14 @@ def other_optimizer(trainer):
 
 
 def spent_schedule(trainer):
-    schedule = build_scheduler("constant", trainer._step.optimizer, 1, len(trainer.train_loader), 0)
-    trainer._step.optimizer.step()
+    schedule = build_scheduler("constant", trainer.optimizer, 1, len(trainer.train_loader), 0)
+    trainer.optimizer.step()
     schedule.step()
     return {"scheduler": schedule}
 
 
 def other_length(trainer):
-    return {"scheduler": build_scheduler("cosine", trainer._step.optimizer, 7, len(trainer.train_loader), 0)}
+    return {"scheduler": build_scheduler("cosine", trainer.optimizer, 7, len(trainer.train_loader), 0)}
 
 
 def other_averages(trainer):
@@ -98,7 +98,7 @@ def test_a_model_that_was_trained_is_not_begun_again_and_a_finished_loop_does_no
 
 def test_a_parameter_that_changed_after_the_trainer_was_made_stops_the_loop(subsets, build_small, tmp_path):
     trainer, _ = build_small(subsets, tmp_path, epochs=1, clip_norm=0.0)
-    trainer._parameters["clip_norm"] = 1.0
+    trainer.parameters["clip_norm"] = 1.0
     with pytest.raises(InputError, match=r"clip_norm was 0\.0 when the trainer was made and is 1\.0 now"):
         next(trainer.epochs())
 
