@@ -81,8 +81,8 @@ def register(kind: str) -> Callable[[Callable], Callable]:
     (0 to folds - 1) of each row of a DataFrame of images. `"optimizer"`: `(param_groups, lr, weight_decay) -> Optimizer`.
     `"scheduler"`: `(epoch, epochs) -> ` factor of the learning rate, both counted from the end of the warm-up.
     `"mixing"`: `(images (N, 3, H, W) uint8, masks (N, H, W) uint8, rng) -> ` the same, mixed; its option `p` is seglib's.
-    `"callback"`: `() -> ` an object with any of on_step(trainer), on_epoch(trainer), on_end(trainer). Registered again,
-    the newer one counts.
+    `"callback"`: `() -> ` an object with any of on_step(trainer), on_epoch(trainer), on_end(trainer); with state_dict()
+    and load_state_dict(state) it goes on after a kill where it was. Registered again, the newer one counts.
 
     Raises
     ------

@@ -4,6 +4,7 @@ Started by engine.py as `python -m seglib.runs.execute`, with the job as one lin
 stays open for as long as the runner lives.
 """
 
+# ruff: noqa: E402
 import json
 import logging
 import os
@@ -18,6 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+# jsonschema, which nbformat imports, builds a grammar of web addresses where it can; a notebook has none to check, and
+# each run would start 3 s later.
+sys.modules.setdefault("rfc3987_syntax", None)
 
 import nbformat
 import papermill

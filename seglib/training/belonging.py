@@ -7,6 +7,7 @@ import torch
 
 from seglib.data.dataset import choose_batch_size
 from seglib.errors import InputError
+from seglib.files import fingerprint_sets
 from seglib.runs import record
 from seglib.training.device import last_seed
 from seglib.training.mixing import build_batch_mixing
@@ -31,6 +32,7 @@ def require_belonging(trainer: "Trainer") -> None:
         raise InputError(
             "trainer: the training images are without extra_data; run the cell that joins them and those after it again"
         )
+    _require_data_hash(trainer)
     _require_counts(trainer)
     _require_mix(trainer)
 
@@ -113,6 +115,19 @@ def _require_schedule(trainer: "Trainer") -> None:
         raise InputError(
             f"trainer: the schedule is for {got[0]} epochs of {got[1]} steps, the training has {steps[0]} of {steps[1]};"
             " run the schedule's cell again"
+        )
+
+
+def _require_data_hash(trainer: "Trainer") -> None:
+    """The hash that the record will have is of the data that the images were opened from, as it is now."""
+    subset = trainer.train_loader.dataset.subset
+    if not trainer.data_hash or "train_json" not in subset.built_from:  # opened by code of the notebook's own
+        return
+    names = [subset.built_from[name] for name in ("train_json", "val_json") if name in subset.built_from]
+    if trainer.data_hash != fingerprint_sets(subset.data.data_dir, names, trainer.values.get("extra_data", [])):
+        raise InputError(
+            "trainer: data_hash is not that of the data which the images were opened from; run the cell that opens the data"
+            " and those after it again"
         )
 
 

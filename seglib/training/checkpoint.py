@@ -1,7 +1,9 @@
 """Weights and training state on disk: written whole, resumed to the same bits, trained on, transferred."""
 
 import hashlib
+import io
 import math
+import pickle
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -94,19 +96,27 @@ class Position:
 
 
 class TrainingState:
-    """Saves and loads a training: model, optimizer, scheduler, scaler, averages, generators, position.
+    """Saves and loads a training: model, optimizer, scheduler, scaler, averages, callbacks, generators, position.
 
     Parameters
     ----------
     path : the checkpoint.
     identity : plain values that it carries; a checkpoint with others is of another run.
+    callbacks : those with state_dict() and load_state_dict() are saved too.
     minutes : between two checkpoints within an epoch; 0 for none.
     """
 
     def __init__(
-        self, path: Path, step: GradientStep, averages: Averages, identity: Mapping[str, Any], minutes: float = 0
+        self,
+        path: Path,
+        step: GradientStep,
+        averages: Averages,
+        identity: Mapping[str, Any],
+        callbacks: Sequence[object] = (),
+        minutes: float = 0,
     ):
         self.path, self.step, self.identity, self.minutes = path, step, identity, minutes
+        self.callbacks = [each for each in callbacks if hasattr(each, "state_dict")]
         self.saved_at = time.monotonic()
         self.parts = {name: getattr(step, name) for name in ("model", "optimizer", "scheduler", "scaler")}
         self.parts["averages"] = averages
@@ -115,6 +125,7 @@ class TrainingState:
         """Write the checkpoint, whole or not at all."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"split": self.step.split, "generators": _read_generators(self.step.device)}
+        state["callbacks"] = [_read_state(each) for each in self.callbacks]
         save_checkpoint(self.path, {**state, **vars(position), **self.identity})
         self.saved_at = time.monotonic()
 
@@ -138,6 +149,8 @@ class TrainingState:
             return self._begin()
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
+        for callback, state in zip(self.callbacks, saved.get("callbacks", ()), strict=False):
+            callback.load_state_dict(state)  # checkpoints of earlier versions have none
         self.step.split = saved["split"]
         position = Position(**{name: saved[name] for name in vars(Position())})
         if position.step:
@@ -159,6 +172,8 @@ class TrainingState:
             self.path, required=(*self.parts, *vars(Position()), "split", "generators", *self.identity)
         )
         different = name_differences(self.identity, saved)
+        if "callbacks" in saved and len(saved["callbacks"]) != len(self.callbacks):
+            different.append("callbacks")
         if different:
             raise InputError(f"{self.path}: is of another run, with other {', '.join(different)}")
         shapes, others = (
@@ -169,6 +184,21 @@ class TrainingState:
         if wrong:
             raise InputError(f"{self.path}: is of another model, with other {', '.join(wrong[:3])}")
         return saved
+
+
+def _read_state(callback: object) -> dict[str, Any]:
+    """A callback's state, if it can be read again without running code."""
+    state, buffer = callback.state_dict(), io.BytesIO()
+    try:
+        torch.save(state, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"callback {type(callback).__name__}: required a state_dict() of tensors, numbers, texts, lists and dicts, got"
+            f" {str(error).strip().splitlines()[0][:120]}"
+        ) from error
+    return state
 
 
 def name_differences(identity: Mapping[str, Any], saved: Mapping[str, Any], besides: Sequence[str] = ()) -> list[str]:

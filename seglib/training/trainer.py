@@ -92,8 +92,8 @@ class Trainer:
     averages : of the weights; each is evaluated beside the plain ones, and kept where it is better.
     mix : of a batch on the device.
     callbacks : objects with any of on_step(trainer), on_epoch(trainer), on_end(trainer); those that the parameter
-        `callbacks` names follow them.
-    data_hash : of the data's content.
+        `callbacks` names follow them. One with state_dict() and load_state_dict(state) goes on after a kill where it was.
+    data_hash : of the data's content, by `fingerprint_sets`.
 
     Raises
     ------
@@ -130,9 +130,9 @@ class Trainer:
         self.class_names = list(train_loader.dataset.subset.data.class_names)
         self.compute_loss: ComputeLoss | None = None
         self.position, self._first_epoch, self._estimate, self._final = Position(), 0, None, None
-        require_belonging(self)
-        self.identity = self._describe_identity(data_hash)
         self.data_hash = data_hash
+        require_belonging(self)
+        self.identity = self._describe_identity()
 
     # What the notebook's loop calls.
 
@@ -143,7 +143,9 @@ class Trainer:
             self.settings["continue_from"], self.run_dir, self.identity, self.scheduler, len(self.train_loader)
         )
         minutes = self.settings["checkpoint_minutes"]
-        self._state = TrainingState(self._folder / "last.pt", self._step, self.averages, self.identity, minutes)
+        self._state = TrainingState(
+            self._folder / "last.pt", self._step, self.averages, self.identity, self.callbacks, minutes
+        )
         self.model.is_trained = True
         self.position = self._state.resume()
         if not self._is_over(self.position.rows):
@@ -193,9 +195,9 @@ class Trainer:
         self._losses.add(self.position.step, self._loss, self._valid)
         self.position.loss = self._losses.sums
         self.position.seconds = time.monotonic() - self._began
+        self._call("on_step")  # first: what it changed is saved with what it knows
         if self.position.step < len(self.train_loader):  # the last one's is the epoch's
             self._state.save_now_and_then(self.position)
-        self._call("on_step")
 
     def evaluate(self) -> None:
         """End an epoch: score the weights and their averages, keep the best, write history and checkpoint.
@@ -220,8 +222,8 @@ class Trainer:
         row["conditions"] = f"{describe_device(self.device)}, {torch.get_num_threads()} threads, {self.precision}"
         self.position = Position([*position.rows, row], position.best)
         self._write_history()
-        self._state.save(self.position)
         self._call("on_epoch")
+        self._state.save(self.position)
 
     def run(self, compute_loss: ComputeLoss) -> pd.DataFrame:
         """The loop above; returns the history."""
@@ -430,7 +432,7 @@ class Trainer:
         for callback in self.callbacks:
             getattr(callback, event, lambda trainer: None)(self)
 
-    def _describe_identity(self, data_hash: str) -> dict[str, Any]:
+    def _describe_identity(self) -> dict[str, Any]:
         """What a checkpoint of this run says, and what it must say to be gone on from."""
         built = getattr(self.model, "built_from", None)
         identity = built or {"architecture": type(self.model).__name__, "encoder": "", "made_by_hand": True}
@@ -438,7 +440,7 @@ class Trainer:
         identity = identity | {"num_classes": len(self.class_names), "image_size": size}
         identity["class_names"] = self.class_names
         identity["params"] = {name: value for name, value in self.values.items() if name not in ELSEWHERE}
-        identity |= {"data_hash": data_hash, "initial_weights": hash_weights(self.model.state_dict())}
+        identity |= {"data_hash": self.data_hash, "initial_weights": hash_weights(self.model.state_dict())}
         return identity | ({"parts": hash_parts(self.settings["parts"])} if self.settings["parts"] else {})
 
 

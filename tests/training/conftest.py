@@ -14,13 +14,13 @@ from seglib.training.trainer import Trainer
 
 
 class Killer:
-    """Dies in the middle of an epoch, as a killed kernel does."""
+    """Dies in the middle of an epoch, as a killed kernel does: after a step, whose checkpoint was written if one was due."""
 
     def __init__(self, epoch, step):
         self.when = (epoch, step)
 
     def on_step(self, trainer):
-        if (trainer.epoch, trainer.position.step) == self.when:
+        if (trainer.epoch, trainer.position.step - 1) == self.when:
             raise KeyboardInterrupt
 
 

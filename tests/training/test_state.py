@@ -66,6 +66,54 @@ def test_whatever_a_step_depends_on_survives_a_kill_in_the_middle_of_an_epoch(su
     assert same_files(tmp_path / "killed", tmp_path / "whole")
 
 
+class Decay:
+    """Shrinks the weights after each step, ever less, and counts: it must know how far it was."""
+
+    def __init__(self):
+        self.rate, self.calls = 0.1, {"step": 0, "epoch": 0}
+
+    def on_step(self, trainer):
+        self.calls["step"] += 1
+        self.rate *= 0.7
+        with torch.no_grad():
+            for weight in trainer.model.parameters():
+                weight *= 1 - self.rate
+
+    def on_epoch(self, trainer):
+        self.calls["epoch"] += 1
+
+    def state_dict(self):
+        return {"rate": torch.tensor(self.rate), "calls": dict(self.calls)}
+
+    def load_state_dict(self, state):
+        self.rate, self.calls = state["rate"].item(), dict(state["calls"])
+
+
+@pytest.mark.parametrize("minutes", [0, OFTEN])
+def test_a_callback_goes_on_after_a_kill_where_it_was(subsets, train_small, tmp_path, minutes):
+    whole, killed, on = Decay(), Decay(), Decay()
+    train_small(subsets, tmp_path / "whole", callback=whole)
+    with pytest.raises(KeyboardInterrupt):
+        train_small(subsets, tmp_path / "killed", callback=killed, kill=(2, 2), minutes=minutes)
+    train_small(subsets, tmp_path / "killed", callback=on)
+    assert (
+        whole.calls == {"step": 3 * -(-len(subsets[0]) // 8), "epoch": 3}
+        and on.calls == whole.calls
+        and on.rate == pytest.approx(whole.rate)
+    )
+    assert same_files(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_state_that_cannot_be_read_again_or_of_another_callback_is_refused(subsets, train_small, tmp_path, capsys):
+    odd = Decay()
+    odd.state_dict = lambda: {"rate": object()}
+    with pytest.raises(InputError, match=r"callback Decay: required a state_dict\(\) of tensors, numbers, texts"):
+        train_small(subsets, tmp_path / "odd", callback=odd, epochs=1)
+    train_small(subsets, tmp_path / "run", callback=Decay(), epochs=1)
+    train_small(subsets, tmp_path / "run", epochs=1)
+    assert "last.pt: is of another run, with other callbacks; set aside in" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_compiled_training_goes_on_to_the_same_weights(subsets, train_small, tmp_path):
     train_small(subsets, tmp_path / "whole", epochs=2, compiled=True)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from seglib.errors import InputError
+from seglib.files import fingerprint_sets
 from seglib.training.averaging import build_averages
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.optim import build_optimizer, build_scheduler
@@ -63,6 +64,10 @@ def other_painting(trainer):
     return {"parameters": {"seed": 5, "precision": "float32", "paint_order": "area"}}
 
 
+def stale_hash(trainer):
+    return {"data_hash": "0" * 32}
+
+
 def no_extra(trainer):
     return {"parameters": {"seed": 5, "precision": "float32", "extra_data": [{"json": "more.json"}]}}
 
@@ -72,6 +77,7 @@ def no_extra(trainer):
     [
         (other_painting, "Subset was built with paint_order 'class_id', the parameter is 'area'; run its cell"),
         (no_extra, "the training images are without extra_data; run the cell that joins them"),
+        (stale_hash, "data_hash is not that of the data which the images were opened from; run the cell that opens"),
         (other_model, "the optimizer is of another model; run the optimizer's cell again"),
         (other_optimizer, "the schedule is of another optimizer; run the schedule's cell again"),
         (spent_schedule, "the schedule was stepped already; run the cells of optimizer and schedule again"),
@@ -84,6 +90,11 @@ def no_extra(trainer):
 def test_objects_that_do_not_belong_together_are_refused_with_the_cell_to_run(trainer, tmp_path, change, words):
     with pytest.raises(InputError, match=f"^trainer: {words}"):
         rebuild(trainer, tmp_path, **change(trainer))
+
+
+def test_the_hash_of_the_data_that_was_opened_is_taken(trainer, small_data, tmp_path):
+    data_hash = fingerprint_sets(small_data, ["train.json", "val.json"], [])
+    assert rebuild(trainer, tmp_path, data_hash=data_hash).data_hash == data_hash
 
 
 def test_a_model_that_was_trained_is_not_begun_again_and_a_finished_loop_does_nothing(subsets, build_small, tmp_path):
