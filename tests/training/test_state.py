@@ -1,5 +1,7 @@
 """A killed training goes on to the same bits; damaged and foreign checkpoints are set aside; more epochs continue."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -171,6 +173,17 @@ def change_a_shape(path):
     torch.save(state, path)
 
 
+TAGGED = {"tag": 0.1, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def tagged(subsets, train_small, tmp_path_factory):
+    """The same training with one more parameter; tests must not write into it."""
+    folder = tmp_path_factory.mktemp("tagged")
+    train_small(subsets, folder, params=TAGGED)
+    return folder
+
+
 @pytest.mark.parametrize(
     "spoil, words",
     [
@@ -182,14 +195,13 @@ def change_a_shape(path):
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_named_and_set_aside(
-    subsets, train_small, uninterrupted, tmp_path, spoil, words, capsys
+    subsets, train_small, uninterrupted, tagged, tmp_path, spoil, words, capsys
 ):
-    params = {"tag": 0.1, "seed": 5}
-    train_small(subsets, tmp_path, params=params)
+    shutil.copytree(tagged, tmp_path, dirs_exist_ok=True)
     spoil(tmp_path / "last.pt")
     spoilt = {name: (tmp_path / name).read_bytes() for name in ("last.pt", "best.pt", "confusion.npz", "history.csv")}
     capsys.readouterr()
-    train_small(subsets, tmp_path, params=params)
+    train_small(subsets, tmp_path, params=TAGGED)
     out = capsys.readouterr().out
     assert pd.Series([out]).str.contains(words).item() and "set aside in" in out and "begins again" in out
     assert same_files(tmp_path, uninterrupted[0])
