@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from seglib.data.dataset import choose_batch_size
+from seglib.data.layouts import fingerprint_sets
 from seglib.errors import InputError
-from seglib.files import fingerprint_sets
 from seglib.runs import record
 from seglib.training.device import last_seed
 from seglib.training.mixing import build_batch_mixing

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from seglib.data.layouts import fingerprint_sets
 from seglib.errors import InputError
-from seglib.files import fingerprint_sets
 from seglib.training.averaging import build_averages
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 from seglib.training.optim import build_optimizer, build_scheduler
