@@ -8,7 +8,7 @@ from typing import Any
 from seglib.errors import InputError, InputErrors
 from seglib.files import PROJECT, find_free_folder
 from seglib.parameters import read_schema
-from seglib.parts import find_kept_parts
+from seglib.part_files import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
 from seglib.runs.engine import run_jobs
 from seglib.runs.grid import Job
