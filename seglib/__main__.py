@@ -1,4 +1,4 @@
-"""Everything that is no notebook and no grid: `python -m seglib list | submission | soup`; `--help` after each says more."""
+"""Everything that is no notebook and no grid: `python -m seglib list | submission | convert | soup`; `--help` after each says more."""
 
 import argparse
 import inspect
@@ -21,14 +21,18 @@ def main(arguments: list[str] | None = None) -> int:
     listing.add_argument("--parts", nargs="+", default=[], metavar="FILE", help="files with parts of your own")
     listing.add_argument("--works-with", metavar="NAME", default="", help="with model: one architecture or encoder")
     commands.add_parser("submission", help="check, send, score and list submissions", add_help=False)
+    commands.add_parser("convert", help="masks as a COCO file, COCO files as masks", add_help=False)
     commands.add_parser("soup", help="average the weights of finished runs", add_help=False)
-    options, rest = parser.parse_known_args(arguments[:1] if arguments[:1] in (["submission"], ["soup"]) else arguments)
+    passes_on = arguments[:1] in (["submission"], ["convert"], ["soup"])
+    options, rest = parser.parse_known_args(arguments[:1] if passes_on else arguments)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     if options.command == "list":
         return _list(options.kind.replace("models", "model"), options.parts, options.works_with)
     if options.command == "submission":
         from seglib.ledger import main as run
+    elif options.command == "convert":
+        from seglib.data.convert import main as run
     else:
         from seglib.zoo.soup import main as run
     return run(arguments[1:]) or 0

@@ -98,7 +98,7 @@ def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
     """
     data_dir = Path(data_dir)
     json_path = data_dir / json_name
-    content = read_masks(data_dir, json_name) if is_mask_split(data_dir, json_name) else _read_json(json_path)
+    content = read_content(data_dir, json_name)
     categories, ignored = _read_categories(content, json_path)
     numbers = _number_ids([*(category_id for category_id, _ in categories), *ignored])
     objects = [(numbers[category_id], name) for category_id, name in categories if not is_background(name)]
@@ -117,6 +117,12 @@ def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
         background_names=tuple(name for _, name in categories if is_background(name)),
         phantom_names=_find_phantoms(content, objects, {*annotations["category_id"]}),
     )
+
+
+def read_content(data_dir: str | Path, json_name: str) -> dict:
+    """The content of a COCO file, or of a folder of masks as one."""
+    is_masks = is_mask_split(data_dir, json_name)
+    return read_masks(data_dir, json_name) if is_masks else _read_json(Path(data_dir) / json_name)
 
 
 def _read_json(path: Path) -> dict:
