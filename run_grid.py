@@ -16,7 +16,7 @@ from pathlib import Path
 from seglib.errors import InputError
 from seglib.files import outputs_dir
 from seglib.runs.engine import StatusLine, find_next, keep_finished, run_grid, write_results
-from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid
+from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid, require_weights
 from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.record import only_runner
 from seglib.runs.repeat import repeat_run
@@ -62,7 +62,8 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         keep_finished(grid)
         reasons = find_reasons(grid, chosen, options.fresh)
         waiting = [run for run in chosen if run.name in reasons]
-        line.keep(describe_plan(grid, chosen, reasons))
+        require_weights(grid, waiting)
+        line.keep("\n".join([*grid.notes, describe_plan(grid, chosen, reasons)]))
         try:
             ok = run_grid(grid, waiting, options.workers, options.fail_fast, line.keep, line.show)
         finally:
@@ -74,6 +75,8 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
 def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
     """List the runs, and what varies; which are done already, and why the others are to go."""
     reasons = find_reasons(grid, chosen, fresh)
+    require_weights(grid, [run for run in chosen if run.name in reasons])
+    print("\n".join(grid.notes), end="\n" if grid.notes else "")
     soon = {*find_next(grid, [run.name for run in chosen])}
     for run in (run for run in chosen if run.name in soon):
         print(f"run   {run.name}  ({', '.join(reasons[run.name])})" if run.name in reasons else f"skip  {run.name}")

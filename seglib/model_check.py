@@ -42,6 +42,17 @@ def find_refusal(architecture: str | Mapping[str, Any], encoder: str, image_size
     )
 
 
+def find_missing_weights(
+    architecture: str | Mapping[str, Any], encoder: str, image_size: int, encoder_weights: str
+) -> str:
+    """Build the model with its pretrained weights, downloaded where they are not; "" if they can be had, else why not."""
+    try:
+        build_model(architecture, encoder, 2, encoder_weights=encoder_weights, image_size=image_size)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def count_parameters(architecture: str, encoder: str) -> str:
     """Millions of parameters at 12 classes, such as "24.37"; "" for a pair that cannot be built and run."""
     if find_refusal(architecture, encoder, 128, 2):

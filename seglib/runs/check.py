@@ -5,17 +5,20 @@ this module run as a program, and their answers are remembered.
 """
 
 import importlib.metadata
+import io
 import itertools
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from seglib.data.class_names import BACKGROUND, SYNTHETIC, list_json, refuse_class_map
+from seglib.data.class_names import BACKGROUND, SYNTHETIC, is_background, list_json, refuse_class_map
+from seglib.data.layouts import fingerprint_sets
 from seglib.data.mask_folders import is_mask_split, read_description
 from seglib.errors import InputError, unknown_name
 from seglib.files import PROJECT, cache_dir, hash_file, hash_text, write_json
@@ -25,7 +28,7 @@ from seglib.parts import find_parts, load_parts, read_choice
 from seglib.rules import check_parameters
 from seglib.runs.conditions import ELSEWHERE, identify
 from seglib.runs.grid_file import GridFile, Step, shorten
-from seglib.runs.keys import find_notebook
+from seglib.runs.keys import find_notebook, name_jsons
 
 # Whether models, optimizers and augmentations can be built: questions, answers, the child that finds them.
 
@@ -33,7 +36,19 @@ _QUESTIONS = {  # what is asked about -> the parameters that the answer depends 
     "model": ("architecture", "encoder", "image_size", "batch_size"),
     "optimizer": ("optimizer",),
     "augmentation": ("augmentation", "image_size"),
+    "data": (
+        "data_dir",
+        "train_json",
+        "val_json",
+        "split",
+        "folds",
+        "fold",
+        "split_seed",
+        "focus_classes",
+        "extra_data",
+    ),
 }
+_OF_WEIGHTS = ("architecture", "encoder", "image_size", "encoder_weights", "init_from")
 _BUILDERS = (
     "models.py",
     "model_check.py",
@@ -41,8 +56,7 @@ _BUILDERS = (
     "zoo/*.py",
     "parts.py",
     "part_files.py",
-    "data/augment*.py",
-    "data/pipeline_check.py",
+    "data/*.py",
     "training/optim.py",
 )
 _LIBRARIES = ("segmentation-models-pytorch", "timm", "torchvision", "albumentations")
@@ -54,7 +68,9 @@ def ask_builders(questions: Sequence[Mapping[str, Any]]) -> list[str]:
     Parameters
     ----------
     questions : `{"about": "model", **values}`, see `_QUESTIONS`; `parts` are files of own parts that it needs. "size" asks
-        for the number of a model's parameters instead.
+        for the number of a model's parameters instead, "weights" whether pretrained weights can be had . The answer about "data" is JSON: the refusal, and the lines that are to be shown.
+        Refusals of these two are not remembered.
+        `content` is what an answer depends on besides, and is not handed on.
 
     Raises
     ------
@@ -68,9 +84,16 @@ def ask_builders(questions: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     new = {key: question for key, question in zip(keys, questions, strict=True) if key not in remembered}
     if new:
-        remembered |= dict(zip(new, _run_child([*new.values()]), strict=True))
-        write_json(path, remembered)
+        asked = [{name: value for name, value in each.items() if name != "content"} for each in new.values()]
+        remembered |= dict(zip(new, _run_child(asked), strict=True))
+        mended = {key for key, question in new.items() if _may_be_mended(question["about"], remembered[key])}
+        write_json(path, {key: answer for key, answer in remembered.items() if key not in mended})
     return [remembered[key] for key in keys]
+
+
+def _may_be_mended(about: str, answer: str) -> bool:
+    """Whether another answer may come without any change that the question names: a network, a disk that is mounted."""
+    return bool(answer) if about == "weights" else about == "data" and bool(json.loads(answer)[0])
 
 
 def _describe_builders() -> list[str]:
@@ -107,11 +130,19 @@ def _answer(about: str, parts: Sequence[str], **values: Any) -> str:
             from seglib.training.optim import find_refusal
         elif about == "model":
             from seglib.model_check import find_refusal
+        elif about == "weights":
+            from seglib.model_check import find_missing_weights as find_refusal
+        elif about == "data":
+            from seglib.data.dataset import find_refusal
+
+            with redirect_stdout(io.StringIO()) as printed:
+                refusal = find_refusal(**values)
+            return json.dumps([refusal, printed.getvalue()])
         else:
             from seglib.model_check import count_parameters as find_refusal
         return find_refusal(**values)
     except InputError as error:
-        return str(error)
+        return json.dumps([str(error), ""]) if about == "data" else str(error)
 
 
 # Whether the classes that parameters name are classes of the data, known before a grid starts.
@@ -166,8 +197,9 @@ def _read_class_names(data_dir: str, train_json: str) -> tuple[str, ...]:
     if is_mask_split(Path(data_dir).expanduser(), train_json):
         return (BACKGROUND, *read_description(Path(data_dir).expanduser()).class_names)
     try:
-        content = json.loads((Path(data_dir).expanduser() / train_json).read_text(encoding="utf-8"))
-        return (BACKGROUND, *(str(category["name"]) for category in content["categories"]))
+        content = json.loads((Path(data_dir).expanduser() / train_json).read_bytes())  # bytes may begin with a mark
+        names = [str(category["name"]) for category in content["categories"]]
+        return (BACKGROUND, *(name for name in names if not is_background(name)))
     except (OSError, ValueError, KeyError, TypeError):
         return ()
 
@@ -184,22 +216,47 @@ def find_run_problems(
     problems: Sequence[Mapping[str, str]],
     varied: Sequence[Mapping[str, Any]],
     overrides: Mapping[str, Any],
-) -> list[str]:
-    """One line per mistake, with the varied values that it comes from and without those that make no difference."""
+) -> tuple[list[str], list[str]]:
+    """One line per mistake, with the varied values that it comes from and without those that make no difference.
+
+    Mistakes in data, which name the file, and the lines that the data's check prints (second) stand once, however many
+    runs read it.
+    """
     lines: dict[str, None] = {}
+    shown_lines: dict[str, None] = {}
     asked: dict[str, tuple[dict, str]] = {}  # each question once, however many runs need it
     with_classes = {"data_dir", "train_json", "focus_classes", "loss", "mixing"} <= schema.keys()
     for values, found, shown in zip(parameters, problems, varied, strict=True):
         classes = find_class_problems(values) if with_classes and not found else {}
-        for name, problem in (found | classes).items():
+        found = found | classes
+        for name, problem in found.items():
             lines[f"{_where(file, [name], shown, overrides)}: {problem}"] = None
         for question in _compose_questions(schema, values, found):
             where = _where(file, _QUESTIONS[question["about"]], shown, overrides)
             asked.setdefault(json.dumps(question), (question, where))
     refusals: dict[str, str] = {}  # a file of parts that cannot be run would be the answer to all
-    for refusal, (_, where) in zip(ask_builders([each for each, _ in asked.values()]), asked.values(), strict=True):
-        refusals.setdefault(refusal, where)
-    return [*lines, *(f"{where}: {refusal}" for refusal, where in refusals.items() if refusal)]
+    answers = ask_builders([each for each, _ in asked.values()])
+    for answer, (question, where) in zip(answers, asked.values(), strict=True):
+        if question["about"] == "data":
+            refusal, printed = json.loads(answer)
+            lines |= dict.fromkeys(refusal.splitlines())
+            shown_lines |= dict.fromkeys(printed.splitlines())
+        else:
+            refusals.setdefault(answer, where)
+    return [*lines, *(f"{where}: {refusal}" for refusal, where in refusals.items() if refusal)], [*shown_lines]
+
+
+def find_missing_weights(schema: Schema, parameters: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why the pretrained weights of runs cannot be had, a line for each encoder; what can be downloaded is downloaded."""
+    questions = {}
+    for values in parameters if schema.keys() >= {*_OF_WEIGHTS} else ():
+        path, starts_elsewhere = values["encoder_weights"], bool(values["init_from"] or values.get("continue_from"))
+        if path and not starts_elsewhere:
+            asked = {name: values[name] for name in _OF_WEIGHTS if name != "init_from"}
+            content = "" if path == "imagenet" else hash_file(os.path.expanduser(path))
+            question = {"about": "weights", **asked, "parts": values.get("parts", []), "content": content}
+            questions.setdefault(json.dumps(question), question)
+    return [*dict.fromkeys(filter(None, ask_builders([*questions.values()])))]
 
 
 def _compose_questions(schema: Schema, values: Mapping[str, Any], problems: Mapping[str, str]) -> list[dict]:
@@ -210,15 +267,31 @@ def _compose_questions(schema: Schema, values: Mapping[str, Any], problems: Mapp
             asked = {name: values[name] for name in names}
             if about == "model":
                 asked["batch_size"] = min(values["batch_size"], 2)
+            if about == "data":
+                asked |= _describe_data(values)
             if not _is_known(about, asked, parts):
                 questions.append({"about": about, **asked, "parts": parts})
     return questions
+
+
+def _describe_data(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data's check reads: its content, and nothing that makes no difference to the split."""
+    unused = dict.fromkeys(("folds", "fold", "split_seed"), 0) if values["split"] == "given" else {"val_json": ""}
+    if values["data_dir"] == "synthetic" and not values["extra_data"]:
+        return unused
+    try:
+        content = fingerprint_sets(values["data_dir"], name_jsons(values), values["extra_data"])
+    except InputError:  # the check says so, better
+        content = ""
+    return unused | {"content": content}
 
 
 def _is_known(about: str, asked: Mapping[str, Any], parts: Sequence[str]) -> bool:
     """Whether the answer is known without the child: presets are sound, and own optimizers are built where they train."""
     if about == "augmentation":
         return isinstance(asked["augmentation"], str)
+    if about == "data":  # the embedded set is sound
+        return asked["data_dir"] == "synthetic" and not asked["extra_data"] and asked["split"] == "given"
     return about == "optimizer" and read_choice("optimizer", asked["optimizer"])[0] in find_parts("optimizer", parts)
 
 

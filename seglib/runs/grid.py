@@ -16,7 +16,14 @@ from seglib.files import hash_files
 from seglib.parameters import read_schema
 from seglib.parts import read_parts
 from seglib.rules import check_runs, resolve_paths
-from seglib.runs.check import compose_values, find_data_dirs, find_grid_problems, find_run_problems, is_further_run
+from seglib.runs.check import (
+    compose_values,
+    find_data_dirs,
+    find_grid_problems,
+    find_missing_weights,
+    find_run_problems,
+    is_further_run,
+)
 from seglib.runs.conditions import describe_task, measure_earlier_noise
 from seglib.runs.grid_file import GRID_DIR, GridFile, Step, name_runs, read_grid_file
 from seglib.runs.keys import compute_keys, explain_run, find_notebook, hash_code, hash_values, is_finished
@@ -63,6 +70,7 @@ class Grid:
     runs: list[Run]
     varied: list[str]
     file: GridFile
+    notes: list[str] = field(default_factory=list)  # what the check of the data says of it
 
 
 def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], debug: bool = False) -> Grid:
@@ -97,7 +105,7 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     if any("run_dir" in values for values in (file.fixed, *varied)):
         problems[0]["run_dir"] = "run_dir is set by the runner; leave it out"
     names = name_runs(varied)
-    lines = find_run_problems(file, schema, parameters, problems, varied, overrides)
+    lines, notes = find_run_problems(file, schema, parameters, problems, varied, overrides)
     lines += find_grid_problems(file, parameters, names)
     if lines:
         raise InputErrors(lines)
@@ -112,7 +120,13 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     if file.max_seeds:
         runs.sort(key=lambda run: run.parameters["seed"])  # the first seeds of all conditions are the first to run
     varied_names = list(dict.fromkeys(itertools.chain.from_iterable(varied)))
-    return Grid(folder.name, folder, notebook, runs, varied_names, replace(file, notebook=str(notebook)))
+    return Grid(folder.name, folder, notebook, runs, varied_names, replace(file, notebook=str(notebook)), notes)
+
+
+def require_weights(grid: Grid, runs: Sequence[Run]) -> None:
+    """Refuse runs whose pretrained weights cannot be had, before any starts."""
+    if lines := find_missing_weights(read_schema(grid.notebook), [run.parameters for run in runs]):
+        raise InputErrors(f"{grid.file.path}: {line}" for line in lines)
 
 
 def _choose_seeds(file: GridFile, schema: Mapping[str, Any]) -> list[int]:
