@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -105,13 +106,15 @@ def find_largest(path: str | Path) -> int | None:
     InputError
         For floats and 32 bits, which have no range that is known.
     """
-    with Image.open(path) as image:
+    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
         if image.format in _EIGHT_BITS:
             return None
-    data = Path(path).read_bytes()
-    if data.startswith(b"\x89PNG") and data[24] != 16:
-        return None
-    image = _decode(data, cv2.IMREAD_UNCHANGED)
+    try:
+        data = Path(path).read_bytes()
+        is_shallow = data.startswith(b"\x89PNG") and data[24:25] != b"\x10"
+        image = None if is_shallow else _decode(data, cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error):
+        image = None
     if image is None or image.dtype == np.uint8:
         return None  # what cannot be decoded is found where pixels are read
     if image.dtype != np.uint16:

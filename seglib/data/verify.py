@@ -269,13 +269,13 @@ def _image_problems(data: CocoData, read_pixels: bool) -> Iterator[Problem]:
             yield "duplicate-file-name", where, f"a file must have one entry, got images[{first}] and images[{place}]"
         if not os.path.isfile(path):
             continue
-        found = [*_file_problems(path, tuple(size), exif, read_pixels)]
-        yield from ((problem, where, detail) for problem, detail in found)
-        if "unreadable-image" not in [problem for problem, _ in found]:
-            try:
-                largest[where] = find_largest(path)
-            except InputError as error:
-                yield "unknown-depth", where, _without_fix(error)
+        try:
+            largest[where] = find_largest(path)
+        except InputError as error:
+            yield "unknown-depth", where, _without_fix(error)
+        else:
+            found = _file_problems(path, tuple(size), exif, read_pixels)
+            yield from ((problem, where, detail) for problem, detail in found)
     of_16_bits = {where: value for where, value in largest.items() if value is not None}
     if of_16_bits and 0 < (used := max(of_16_bits.values())) < FULL_RANGE:
         got = f"{used.bit_length()} bits: no value of {len(of_16_bits)} such images is above {used:,}"

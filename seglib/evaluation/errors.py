@@ -392,6 +392,9 @@ def summarise_objects(objects: pd.DataFrame, by: str | list[str]) -> pd.DataFram
             "recall_high": high,
             "missed": int(members["missed"].sum()),
         }
+    if not rows:  # no object has a visible pixel
+        columns = ["objects", "found", "found_low", "found_high", "recall", "recall_low", "recall_high", "missed"]
+        return objects.set_index(by)[[]].iloc[:0].reindex(columns=columns)
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = table.index.set_names(by)
     return table

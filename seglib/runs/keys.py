@@ -74,6 +74,7 @@ def compute_keys(notebook: Path, parameters: Sequence[Mapping[str, Any]]) -> lis
             "results": seglib.RESULTS,
         }
         | ({"parts": hash_parts(values["parts"])} if _uses_parts(values) else {})
+        | ({"painting": "by mask"} if values.get("paint_order") == "area" else {})  # once by the areas in the file
         for values in parameters
         for paths in [_find_paths(values)]
     ]

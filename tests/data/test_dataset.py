@@ -86,3 +86,55 @@ def test_the_debug_share_is_small_and_spread(small_data):
     assert len(share) == 8
     assert share.indices[0] == train.indices[0]
     assert share.indices[-1] == train.indices[-1]
+
+
+def change(small_data, tmp_path, name, edit):
+    folder = shutil.copytree(small_data, tmp_path / "data")
+    content = json.loads((folder / name).read_text())
+    edit(content["annotations"])
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def empty(annotations):
+    for each in annotations:
+        each["segmentation"] = []
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "words"),
+    [
+        (
+            "train.json",
+            empty,
+            r"train\.json \(training\): must have annotations that paint pixels, got \d+ that paint none",
+        ),
+        (
+            "val.json",
+            empty,
+            r"val\.json \(validation\): must have annotations that paint pixels, got \d+ that paint none",
+        ),
+        ("train.json", list.clear, r"train\.json \(training\): must have annotations of objects, got none"),
+    ],
+)
+def test_a_set_that_paints_nothing_is_refused(small_data, tmp_path, name, edit, words):
+    with pytest.raises(InputError, match=words):
+        open_small(change(small_data, tmp_path, name, edit))
+
+
+def test_a_share_that_paints_nothing_is_said_and_counted(small_data, tmp_path, capsys):
+    folder = change(small_data, tmp_path, "train.json", lambda annotations: empty(annotations[:3]))
+    train, _ = open_small(folder)
+    assert "annotations paint nothing" in capsys.readouterr().out
+    counts = train.count_painted().values()
+    assert sum(each["annotations"] - each["objects"] for each in counts) == 3
+
+
+def test_validation_images_without_objects_are_said(small_data, tmp_path, capsys):
+    open_small(change(small_data, tmp_path, "val.json", list.clear))
+    assert "val.json (validation): warning: no object is annotated" in capsys.readouterr().out
+
+
+def test_a_training_set_of_copies_of_the_validation_images_is_refused(small_data):
+    with pytest.raises(InputError, match="must have images that are no copies of validation images, got"):
+        open_data(str(small_data), "train.json", "train.json", **OPTIONS)

@@ -7,6 +7,7 @@ import random
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,7 +101,7 @@ def store(height: int, width: int, orientation: int = 1):
 def store_array(array: np.ndarray):
     def change(content, folder):
         content["images"][0]["file_name"] = "images/a.tif"
-        Image.fromarray(array).save(folder / "images/a.tif")
+        cv2.imwrite(str(folder / "images/a.tif"), array)
 
     return change
 
@@ -162,7 +163,13 @@ ERRORS = [
     (segmentation([SQUARE[:-1]]), "odd-coordinates", ANNOTATION, "x and y of each point, got 7 coordinates"),
     (segmentation([[0, 0, 1e9, 0, 5, 5]]), "far-coordinates", ANNOTATION, "got x 0 to 1e+09, y 0 to 5"),
     (shares, "normalised-coordinates", ANNOTATION, "must be in px, got shares of the image, all within 0 to 1"),
-    (store_array(np.full((48, 64), 0.5, np.float32)), "unknown-depth", TIFF, "8 or 16 bits per channel, got float32"),
+    (
+        store_array(np.full((48, 64, 3), 0.5, np.float32)),
+        "unknown-depth",
+        TIFF,
+        "8 or 16 bits per channel, got float32",
+    ),
+    (store_array(np.full((48, 64), 5, np.int32)), "unknown-depth", TIFF, "8 or 16 bits per channel, got int32"),
     (
         store_array(np.full((48, 64), 4000, np.uint16)),
         "unused-range",

@@ -1,6 +1,7 @@
 """What only the builders of parts can tell is asked of one child process, once, and remembered."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -142,3 +143,59 @@ def test_pairs_are_listed_with_their_size(capsys, monkeypatch):
     ]  # fmt: skip
     assert main(["list", "model", "--works-with", "resnet81"]) == 2
     assert "unknown architecture or encoder 'resnet81'; did you mean 'resnet18'" in capsys.readouterr().err
+
+
+def ask_data(folder, **changes) -> list[str]:
+    values = {
+        "train_json": "train.json",
+        "val_json": "val.json",
+        "split": "given",
+        "folds": 0,
+        "fold": 0,
+        "split_seed": 0,
+    }
+    values |= {"data_dir": str(folder), "focus_classes": [], "extra_data": [], "parts": [], "content": "1"} | changes
+    return json.loads(ask_builders([{"about": "data", **values}])[0])
+
+
+def test_data_is_checked_as_a_run_would_and_what_is_found_is_told(small_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGLIB_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(small_data, tmp_path / "data")
+    content = json.loads((folder / "train.json").read_text())
+    content["annotations"][0]["segmentation"] = []
+    (folder / "train.json").write_text(json.dumps(content))
+    refusal, printed = ask_data(folder)
+    assert refusal == ""
+    assert "train.json: warning: empty-segmentation: annotation" in printed
+    assert f"1 of {len(content['annotations'])} annotations paint nothing" in printed
+    assert "that all are in train.json" in ask_data(folder, val_json="train.json", content="2")[0]
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = []
+    (folder / "train.json").write_text(json.dumps(content))
+    (folder / "val.json").write_text("{")
+    lines = ask_data(folder, content="3")[0].splitlines()
+    assert (
+        len(lines) == 1 and "val.json: must be JSON" in lines[0]
+    )  # what a file paints is looked at once all can be read
+
+
+def test_refusals_that_may_pass_are_asked_again(count_children, monkeypatch):
+    answers = iter([json.dumps(["no such file", ""]), json.dumps(["", ""])])
+    monkeypatch.setattr(check, "_run_child", lambda questions: [next(answers)])
+    assert [ask_data("here")[0], ask_data("here")[0], ask_data("here")[0]] == ["no such file", "", ""]
+
+
+def test_weights_are_asked_for_once_an_encoder_and_not_where_training_starts_elsewhere(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        check, "ask_builders", lambda questions: asked.extend(questions) or ["cannot be had"] * len(questions)
+    )
+    defaults = check.read_defaults(PROJECT / "notebooks/02_train.ipynb")
+    schema = check.read_schema(PROJECT / "notebooks/02_train.ipynb")
+    runs = [
+        defaults | {"lr": lr} | changes
+        for lr in (1e-3, 1e-4)
+        for changes in ({}, {"init_from": "run"}, {"encoder_weights": ""})
+    ]
+    assert check.find_missing_weights(schema, runs) == ["cannot be had"]
+    assert [(each["encoder"], each["encoder_weights"]) for each in asked] == [("resnet18", "imagenet")]
