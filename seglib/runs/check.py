@@ -21,7 +21,7 @@ from seglib.data.class_names import BACKGROUND, SYNTHETIC, is_background, list_j
 from seglib.data.layouts import fingerprint_sets
 from seglib.data.mask_folders import is_mask_split, read_description
 from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, cache_dir, hash_file, hash_text, write_json
+from seglib.files import PROJECT, cache_dir, hash_file, hash_files, hash_text, write_json
 from seglib.parameters import Schema, read_defaults, read_schema
 from seglib.part_files import hash_parts
 from seglib.parts import find_parts, load_parts, read_choice
@@ -68,9 +68,9 @@ def ask_builders(questions: Sequence[Mapping[str, Any]]) -> list[str]:
     Parameters
     ----------
     questions : `{"about": "model", **values}`, see `_QUESTIONS`; `parts` are files of own parts that it needs. "size" asks
-        for the number of a model's parameters instead, "weights" whether pretrained weights can be had . The answer about "data" is JSON: the refusal, and the lines that are to be shown.
+        for the number of a model's parameters instead, "weights" whether pretrained weights can be had. `content` is what
+        an answer depends on besides. The answer about "data" is JSON: the refusal, and the lines that are to be shown.
         Refusals of these two are not remembered.
-        `content` is what an answer depends on besides, and is not handed on.
 
     Raises
     ------
@@ -253,7 +253,7 @@ def find_missing_weights(schema: Schema, parameters: Sequence[Mapping[str, Any]]
         path, starts_elsewhere = values["encoder_weights"], bool(values["init_from"] or values.get("continue_from"))
         if path and not starts_elsewhere:
             asked = {name: values[name] for name in _OF_WEIGHTS if name != "init_from"}
-            content = "" if path == "imagenet" else hash_file(os.path.expanduser(path))
+            content = "" if path == "imagenet" else hash_files([os.path.expanduser(path)])[0]
             question = {"about": "weights", **asked, "parts": values.get("parts", []), "content": content}
             questions.setdefault(json.dumps(question), question)
     return [*dict.fromkeys(filter(None, ask_builders([*questions.values()])))]
