@@ -48,7 +48,7 @@ _PUBLIC = {
     "choose_confidence": "seglib.inference.pseudo_labels",
     "count_pixels": "seglib.data.dataset",
     "fingerprint_sets": "seglib.data.layouts",
-    "join_extra": "seglib.data.dataset",
+    "join_extra": "seglib.data.extra_data",
     "load_from_run": "seglib.training.checkpoint",
     "make_pseudo_labels": "seglib.inference.pseudo_labels",
     "open_data": "seglib.data.dataset",

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import huggingface_hub
 import segmentation_models_pytorch as smp
 import torch
 
@@ -45,10 +46,14 @@ def find_refusal(architecture: str | Mapping[str, Any], encoder: str, image_size
 def find_missing_weights(
     architecture: str | Mapping[str, Any], encoder: str, image_size: int, encoder_weights: str
 ) -> str:
-    """Build the model with its pretrained weights, downloaded where they are not; "" if they can be had, else why not."""
+    """Build the model with its pretrained weights, downloaded where they are not; "" if they can be had, else why not.
+
+    After a download that failed only weights that are on disk are looked for: each further try would take most of a minute.
+    """
     try:
         build_model(architecture, encoder, 2, encoder_weights=encoder_weights, image_size=image_size)
     except InputError as error:
+        huggingface_hub.constants.HF_HUB_OFFLINE |= encoder_weights == "imagenet"
         return str(error)
     return ""
 

@@ -133,7 +133,7 @@ def _answer(about: str, parts: Sequence[str], **values: Any) -> str:
         elif about == "weights":
             from seglib.model_check import find_missing_weights as find_refusal
         elif about == "data":
-            from seglib.data.dataset import find_refusal
+            from seglib.data.extra_data import find_refusal
 
             with redirect_stdout(io.StringIO()) as printed:
                 refusal = find_refusal(**values)
@@ -270,7 +270,7 @@ def _compose_questions(schema: Schema, values: Mapping[str, Any], problems: Mapp
             if about == "data":
                 asked |= _describe_data(values)
             if not _is_known(about, asked, parts):
-                questions.append({"about": about, **asked, "parts": parts})
+                questions.append({"about": about, **asked, "parts": [] if about == "data" else parts})
     return questions
 
 

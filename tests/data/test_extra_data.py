@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from seglib.data.dataset import count_pixels, join_extra, open_data
+from seglib.data.dataset import count_pixels, open_data
+from seglib.data.extra_data import join_extra
 from seglib.data.loader import SampleMixing, build_loader
 from seglib.errors import InputError, InputErrors
 from seglib.files import cache_dir

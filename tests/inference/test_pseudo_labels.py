@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from seglib.data.coco import load_coco
-from seglib.data.dataset import Subset, join_extra, open_data
+from seglib.data.dataset import Subset, open_data
+from seglib.data.extra_data import join_extra
 from seglib.data.verify import verify_coco
 from seglib.errors import InputError
 from seglib.inference.ensemble import Ensemble

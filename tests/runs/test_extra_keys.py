@@ -69,7 +69,7 @@ def test_a_dry_run_names_the_runs_and_imports_nothing_heavy(extra, tmp_path):
     grid = write_grid(tmp_path / "g.yaml", {"extra_data": [[], [entry]], "focus_classes": [[], ["Metal", "Battery"]]})
     code = (
         f"import sys; sys.path.insert(0, {str(PROJECT)!r}); import run_grid\n"
-        f"try: run_grid.main([{str(grid)!r}, '--dry-run', '--outputs', {str(tmp_path / 'out')!r}])\n"
+        f"try: run_grid.main([{str(grid)!r}, '--dry-run', '--set', 'encoder_weights=', '--outputs', {str(tmp_path / 'out')!r}])\n"
         "finally: print([name for name in ('torch', 'numpy', 'pandas', 'cv2') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -231,9 +232,18 @@ def save(page, lab):
     page.get_by_text("File", exact=True).first.click()
     page.get_by_text("Save Notebook", exact=True).click()
     until = time.monotonic() + PATIENCE / 1000
-    while "seglib-sheet" not in json.dumps(call(lab, "contents/look.ipynb")):
+    while not is_saved(lab):
         assert time.monotonic() < until, "the notebook was not saved"
         page.wait_for_timeout(100)
+
+
+def is_saved(lab):
+    try:
+        return "seglib-sheet" in json.dumps(call(lab, "contents/look.ipynb"))
+    except urllib.error.HTTPError as error:
+        if error.code != 400:
+            raise
+        return False  # the server is writing the file, and cannot read it yet
 
 
 def call(lab, path, method="GET"):
