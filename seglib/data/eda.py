@@ -9,7 +9,7 @@ from scipy.spatial.distance import jensenshannon
 
 from seglib.data.coco import CocoData
 from seglib.data.images import read_image
-from seglib.data.masks import PaintedCounts
+from seglib.data.objects import PaintedCounts
 from seglib.data.pipeline_check import BLACK, CONSTANT
 from seglib.data.pixels import CHUNK, THREADS, resize_image
 from seglib.data.splits import hash_picture

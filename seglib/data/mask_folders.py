@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -284,10 +285,8 @@ def read_masks(data_dir: str | Path, name: str) -> dict[str, Any]:
     """
     folder = read_description(data_dir)
     kept = cache_dir() / "masks" / f"{hash_masks(data_dir, name)}.json"
-    try:
+    with suppress(OSError, ValueError):  # none yet, or damaged: made now
         return json.loads(kept.read_bytes())
-    except (OSError, ValueError):
-        pass  # none yet, or damaged: made now
     content = _convert(folder, list_pairs(folder, name))
     write_text(kept, json.dumps(content, ensure_ascii=False))
     return content
