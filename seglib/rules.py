@@ -14,6 +14,7 @@ from pydantic import Field
 
 from seglib.data.class_names import check_extra_data, list_json, refuse_focus, resolve_extra_data
 from seglib.data.mask_folders import is_mask_split, list_pairs, read_description
+from seglib.data.sources import is_annotation_folder
 from seglib.errors import InputError, unknown_name
 from seglib.parameters import BelowOne, Number, Positive, Schema, Switch, Text, Whole, check_type
 from seglib.parts import check_choices, check_options, check_part, find_parts, list_names, read_choice, read_parts
@@ -174,9 +175,11 @@ def _ask(check: Callable, given: Sequence[Any]) -> tuple[Any, str]:
 
 def _check_json(parameter: str, name: str, data_dir: str, split: str = "given") -> None:
     folder = Path(os.path.expanduser(data_dir))
-    if name and data_dir != "synthetic" and split == "given" and is_mask_split(folder, name):
+    if not name or data_dir == "synthetic" or split != "given" or is_annotation_folder(folder, name):
+        return
+    if is_mask_split(folder, name):
         list_pairs(read_description(folder), name)
-    elif name and data_dir != "synthetic" and split == "given" and not _is_file(str(folder / name)):
+    elif not _is_file(str(folder / name)):
         fix = "; without one, split: holdout validates on a part of train_json" if parameter == "val_json" else ""
         raise InputError(f"{parameter} must be a file in data_dir, got {name!r}; {folder} has {list_json(folder)}{fix}")
 

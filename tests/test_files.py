@@ -175,9 +175,9 @@ def test_hashes_keep_the_order_of_the_paths_and_missing_ones_are_empty(data_dir)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "a COCO file was expected, got: No such file or directory"),
-        ("{", "a COCO file in JSON was expected, got: "),
-        ("[]", "`images` must be a list of objects with a `file_name`"),
+        (None, "unknown JSON file 'train.json'"),
+        ("{", "must be JSON, got a file that breaks at line 1"),
+        ("[]", "must hold a JSON object with `images` and `categories`"),
         ('{"images": [{"id": 1}]}', "`images` must be a list of objects with a `file_name`"),
         ('{"images": ["a.jpg"]}', "`images` must be a list of objects with a `file_name`"),
     ],
@@ -187,7 +187,7 @@ def test_a_json_that_is_not_coco_is_refused_in_one_line(tmp_path, content, words
         (tmp_path / "train.json").write_text(content)
     with pytest.raises(InputError) as refusal:
         fingerprint_data(tmp_path, ["train.json"])
-    assert str(refusal.value).startswith(f"{tmp_path / 'train.json'}: {words}")
+    assert str(refusal.value).startswith(f"{tmp_path if content is None else tmp_path / 'train.json'}: {words}")
 
 
 def test_an_image_that_cannot_be_read_is_named(data_dir, monkeypatch):

@@ -93,6 +93,7 @@ def list_json(folder: Path) -> str:
 
 def _check_set(where: str, options: dict) -> dict:
     from seglib.data.mask_folders import is_mask_split  # which asks this file what is a background
+    from seglib.data.sources import is_annotation_folder
 
     options = check_options(where, options, EXTRA_SET)
     if "json" not in options:
@@ -109,7 +110,8 @@ def _check_set(where: str, options: dict) -> dict:
             f"{where}.data_dir must be a folder with a COCO file; there is no folder {options['data_dir']!r}"
             f" (seen from {Path.cwd()})"
         )
-    if not os.path.isfile(folder / options["json"]) and not is_mask_split(folder, options["json"]):
+    is_folder = is_mask_split(folder, options["json"]) or is_annotation_folder(folder, options["json"])
+    if not os.path.isfile(folder / options["json"]) and not is_folder:
         got = f"{options['json']!r}; {folder} has {list_json(folder)}"
         raise InputError(f"{where}.json must be a file in data_dir, got {got}")
     return options

@@ -1,6 +1,5 @@
 """Read a COCO file as tables of its images, annotations and categories; `verify.py` says what is wrong with them."""
 
-import json
 import math
 import re
 import reprlib
@@ -11,11 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from seglib.data.class_names import BACKGROUND, find_jsons, is_background
-from seglib.data.images import EXIF, choose_turn, read_header
+from seglib.data.class_names import BACKGROUND, is_background
+from seglib.data.formats import find_size
+from seglib.data.images import EXIF
 from seglib.data.layouts import ImageFinder
-from seglib.data.mask_folders import is_mask_split, read_masks
 from seglib.data.masks import IGNORE_INDEX, MAX_SIDE
+from seglib.data.sources import open_source
 from seglib.errors import InputError, unknown_name
 
 MAX_CATEGORIES = 254  # masks are uint8: 0 is the background, 255 the ignored pixels
@@ -87,7 +87,7 @@ class CocoData:
 
 
 def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
-    """Read `data_dir/json_name`, or a folder of masks; a file without `annotations`, such as a test set's, has none.
+    """Read `data_dir/json_name`, in any format that `open_source` reads; a file without `annotations`, such as a test set's, has none.
 
     Without annotations it needs no `categories` either: its classes are then the background alone.
 
@@ -120,32 +120,8 @@ def load_coco(data_dir: str | Path, json_name: str) -> CocoData:
 
 
 def read_content(data_dir: str | Path, json_name: str) -> dict:
-    """The content of a COCO file, or of a folder of masks as one."""
-    is_masks = is_mask_split(data_dir, json_name)
-    return read_masks(data_dir, json_name) if is_masks else _read_json(Path(data_dir) / json_name)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(_no_such_json(path)) from None
-    except json.JSONDecodeError as error:
-        got = f"a file that breaks at line {error.lineno} column {error.colno} ({error.msg})"
-        raise InputError(f"{path}: must be JSON, got {got}; export it again") from None
-    except RecursionError:
-        raise InputError(f"{path}: must be COCO JSON, got lists nested too deep to read; export it again") from None
-    except (OSError, ValueError) as error:  # not UTF-8, a folder, no permission, a number of thousands of digits
-        raise InputError(f"{path}: must be a JSON file that can be read, got: {error}; export it again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object with `images` and `categories`, got {reprlib.repr(content)}")
-    return content
-
-
-def _no_such_json(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"{path.parent}: the data folder must exist, got no such folder; check data_dir"
-    return f"{path.parent}: {unknown_name('JSON file', path.name, find_jsons(path.parent))}"
+    """The content of a COCO file, or of anything else that `open_source` reads as one."""
+    return open_source(data_dir, json_name).read()
 
 
 def _read_categories(content: dict, json_path: Path) -> tuple[list[tuple[int | str, str]], list[int | str]]:
@@ -182,7 +158,7 @@ def _read_images(content: dict, json_path: Path, finder: ImageFinder) -> pd.Data
         path, _ = finder.find(file_name)
         sides = [_side(entry, name, where) for name in ("width", "height")]
         if 0 in sides:
-            sides = _find_size(path, exif)
+            sides = find_size(path, exif)
         rows.append((image_id, file_name, *sides, _group(entry, where), exif, path))
     kinds = {"image_id": "int64", "file_name": "str", "width": "int64", "height": "int64", "group": "object"}
     return _make_table(rows, kinds | {"exif": "str", "path": "str"})
@@ -309,15 +285,6 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
         return math.nan
     return float(value)
-
-
-def _find_size(path: str, exif: str) -> tuple[int, int]:
-    """Of the image as it is read: turned by its EXIF orientation, unless that is to be ignored."""
-    try:
-        width, height, orientation = read_header(path)
-    except InputError:
-        return 0, 0  # the check reports the image itself
-    return (height, width) if choose_turn((width, height), orientation, None, exif) >= 5 else (width, height)
 
 
 def _got(entry: dict, name: str) -> str:

@@ -1,4 +1,4 @@
-"""`python -m seglib convert SRC... DST --to coco|masks`: masks as a COCO file, COCO files as a folder of masks.
+"""`python -m seglib convert SRC... DST --to coco|masks`: masks or another format as a COCO file, or all as a folder of masks.
 
 The same to the pixel either way. Nothing is overwritten, and nothing is left behind where something is refused.
 """
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Convert; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m seglib convert", description=__doc__)
     parser.add_argument(
-        "sources", nargs="+", type=Path, metavar="SRC", help="annotation files, lists or folders of images"
+        "sources", nargs="+", type=Path, metavar="SRC", help="annotation files or folders, lists or folders of images"
     )
     parser.add_argument("target", type=Path, metavar="DST", help="a new file (--to coco) or folder (--to masks)")
     parser.add_argument("--to", required=True, choices=("coco", "masks"))
@@ -61,7 +61,8 @@ def _locate(source: Path, data_dir: Path | None) -> tuple[Path, str]:
     source = source.absolute()
     described = [folder for folder in (source, *source.parents) if (folder / DESCRIPTION).is_file()]
     if data_dir is None and (source.suffix.lower() == ".json" or not described):
-        data_dir = source.parent
+        labels = [folder for folder in (source, *source.parents) if folder.name == "labels"]  # of YOLO, beside images
+        data_dir = labels[0].parent if labels and source.is_dir() else source.parent
     folder = (data_dir or described[0]).absolute()
     return folder, read_description(folder).image_dir if source == folder else os.path.relpath(source, folder)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from seglib.data.mask_folders import hash_masks, is_mask_split, list_pairs, read_description
+from seglib.data.sources import hash_annotations, open_source
 from seglib.errors import InputError
 from seglib.files import hash_files, hash_text
 
@@ -24,6 +24,7 @@ IMAGE_FOLDERS = {"images", "image", "imgs", "img", "jpegimages", "data", "photos
 # words in names of folders that have no photographs
 _NO_IMAGES = {"annotation", "label", "mask", "segmentationclass", "segmentationobject", "gt", "gtfine"}
 _ALIKE = {"valid": "val", "validation": "val", "training": "train", "testing": "test"}
+_UPLOADED = re.compile(r"(?<![^/\\])[0-9a-f]{8}-(?=[^/\\]*$)")  # what Label Studio puts before an uploaded file's name
 _NEAREST_NAMES = 20_000  # of a folder with more, only the same name elsewhere or with another ending is looked for
 
 
@@ -33,7 +34,8 @@ class ImageFinder:
     A name is a path seen from `data_dir`; where nothing lies there, from the file's own folder; and then from any folder
     in these two, as long as one fits best: first one that is called like the file (`annotations/instances_train2017.json`:
     `train2017`), then one for images (`images`, `JPEGImages`, ...), never one for masks. A name that is found nowhere is
-    compared without regard to upper and lower case, Unicode form (NFC, NFD), backslashes and percent-encoding.
+    compared without regard to upper and lower case, Unicode form (NFC, NFD), backslashes and percent-encoding. Of a path that
+    leads out of the folder the name alone is looked for, and the mark that Label Studio puts before names may be missing.
 
     Parameters
     ----------
@@ -59,13 +61,22 @@ class ImageFinder:
         for folder in dict.fromkeys((self.root, self.beside)):
             path = os.path.realpath(os.path.join(folder, name))
             if not self._may_read(path):
-                return "", "outside-folder"
+                is_spelt = os.path.normpath(name).startswith(
+                    os.pardir
+                )  # by a tool: ../../label-studio/data/a.jpg; no link
+                found = self._list_readable(os.path.basename(name)) if is_spelt else []
+                return (found[0], "") if len(found) == 1 else ("", "outside-folder")
             if os.path.isfile(path):
                 return path, ""
-        found = [path for path in self._find_elsewhere(name) if self._may_read(path)]
+        found = self._list_readable(name)
         if len(found) == 1:
             return found[0], ""
         return os.path.realpath(os.path.join(self.root, name)), "ambiguous-image" if found else "missing-image"
+
+    def _list_readable(self, name: str) -> list[str]:
+        """What fits a name that leads nowhere; if nothing does, without Label Studio's mark."""
+        found = [path for path in self._find_elsewhere(name) if self._may_read(path)]
+        return found or [path for path in self._find_elsewhere(_UPLOADED.sub("", name)) if self._may_read(path)]
 
     def explain(self, name: str) -> str:
         """What was required of a name that has a problem, what arrived, and the nearest file."""
@@ -112,7 +123,7 @@ class ImageFinder:
         parts = folder.split("/")
         words = set().union(*map(_split_words, parts))
         is_own = bool(words & self.words)
-        if words & _NO_IMAGES and not is_own and not IMAGE_FOLDERS & set(parts):
+        if "panoptic" in words or (words & _NO_IMAGES and not is_own and not IMAGE_FOLDERS & set(parts)):
             return None
         place = os.path.join(self.root, path)
         inside = self.beside != self.root and place.startswith(os.path.join(self.beside, ""))
@@ -182,7 +193,7 @@ def fingerprint_data(data_dir: str | Path, json_names: Sequence[str]) -> str:
     Parameters
     ----------
     data_dir : folder that the JSON files are relative to, and where their images are looked for; see `ImageFinder`.
-    json_names : COCO files or folders of masks, such as ["train.json", "val.json"]; their order counts.
+    json_names : COCO files, or what else `open_source` reads, such as ["train.json", "val.json"]; their order counts.
 
     Returns
     -------
@@ -194,21 +205,15 @@ def fingerprint_data(data_dir: str | Path, json_names: Sequence[str]) -> str:
     """
     found, digests = {}, []
     for name in json_names:
-        path, finder = Path(data_dir) / name, ImageFinder(data_dir, name)
-        is_masks = is_mask_split(data_dir, name)
-        images = (
-            [image for image, _ in list_pairs(read_description(data_dir), name)] if is_masks else _image_names(path)
-        )
+        finder, images = ImageFinder(data_dir, name), open_source(data_dir, name).images
+        if not all(images):
+            required = "`images` must be a list of objects with a `file_name`"
+            raise InputError(f"{Path(data_dir) / name}: {required}; export it again as COCO")
         digests.append(hash_annotations(data_dir, name))
         found |= {(image, finder.find(image)[0]): None for image in images}
     hashes = hash_files([path for _, path in found])
     images = sorted({(name, digest) for (name, _), digest in zip(found, hashes, strict=True)})
     return hash_text(json.dumps([digests, images]))
-
-
-def hash_annotations(data_dir: str | Path, name: str) -> str:
-    """Hash of an annotation file, or of the masks of a list or folder; "" where there is none."""
-    return hash_masks(data_dir, name) if is_mask_split(data_dir, name) else hash_files([Path(data_dir) / name])[0]
 
 
 def fingerprint_sets(data_dir: str | Path, json_names: Sequence[str], extra_data: Sequence[Mapping[str, Any]]) -> str:
@@ -218,19 +223,3 @@ def fingerprint_sets(data_dir: str | Path, json_names: Sequence[str], extra_data
         options = {name: value for name, value in entry.items() if name not in ("data_dir", "json")}
         hashes.append([fingerprint_data(entry.get("data_dir", data_dir), [entry["json"]]), options])
     return hashes[0] if len(hashes) == 1 else hash_text(json.dumps(hashes, sort_keys=True))
-
-
-def _image_names(path: Path) -> list[str]:
-    try:
-        images = json.loads(path.read_bytes())["images"]
-        return [str(image["file_name"]) for image in images]
-    except OSError as error:
-        raise InputError(
-            f"{path}: a COCO file was expected, got: {error.strerror}; check data_dir and the name"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{path}: a COCO file in JSON was expected, got: {error}; mend or export it again") from error
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: `images` must be a list of objects with a `file_name`; export it again as COCO"
-        ) from error

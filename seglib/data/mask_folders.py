@@ -6,7 +6,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ IGNORED = "ignored"  # the category of pixels that no class has
 _VERSION = 1  # of what is made of the masks
 _FOLDERS = (("images", "masks"), ("JPEGImages", "SegmentationClass"), ("images", "annotations"), ("images", "labels"),
             ("img", "masks"), ("imgs", "masks"), ("leftImg8bit", "gtFine"))  # fmt: skip
-_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _MASKS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg"}
 _OPTIONS = (
     "classes",
@@ -194,7 +194,7 @@ def list_pairs(folder: MaskFolder, name: str) -> list[Pair]:
             f"{folder.data_dir}: {name!r} must be a list of images (train.txt) or a folder, such as {where}, got neither;"
             f" write image_dir and mask_dir into {DESCRIPTION}"
         )
-    images = _index(folder.data_dir, dirs[0], _IMAGES, folder.image_suffix)
+    images = _index(folder.data_dir, dirs[0], IMAGE_ENDINGS, folder.image_suffix)
     masks = _index(folder.data_dir, dirs[1], _MASKS, folder.mask_suffix)
     problems: list[str] = []
     stems = sorted(images) if listed is None else _look_up(listed, images, f"{folder.data_dir / name}", problems)
@@ -234,7 +234,7 @@ def _look_up(listed: Sequence[str], images: Mapping[str, str], where: str, probl
     stems = []
     for number, line in enumerate(listed, 1):
         for name in (line, line.split()[0]):
-            plain = name.removesuffix(Path(name).suffix) if Path(name).suffix.lower() in _IMAGES else name
+            plain = name.removesuffix(Path(name).suffix) if Path(name).suffix.lower() in IMAGE_ENDINGS else name
             found = [each for each in by_name.get(plain.rpartition("/")[2], ()) if f"/{plain}".endswith(f"/{each}")]
             found = [plain] if plain in images else found
             found = found or by_name.get(plain, [])
@@ -284,10 +284,15 @@ def read_masks(data_dir: str | Path, name: str) -> dict[str, Any]:
         One line for each mask that is missing, of another size than its image, no mask, or has a value of no class.
     """
     folder = read_description(data_dir)
-    kept = cache_dir() / "masks" / f"{hash_masks(data_dir, name)}.json"
+    return remember(hash_masks(data_dir, name), lambda: _convert(folder, list_pairs(folder, name)))
+
+
+def remember(digest: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` makes of files with this hash, kept in `cache_dir()`/masks."""
+    kept = cache_dir() / "masks" / f"{digest}.json"
     with suppress(OSError, ValueError):  # none yet, or damaged: made now
         return json.loads(kept.read_bytes())
-    content = _convert(folder, list_pairs(folder, name))
+    content = make()
     write_text(kept, json.dumps(content, ensure_ascii=False))
     return content
 
@@ -395,15 +400,10 @@ def _number(folder: MaskFolder) -> list[tuple[Any, int]]:
 
 
 def find_objects(mask: "np.ndarray", ignored_id: int) -> list[tuple[int, dict, int]]:
-    """(class id, compressed RLE, pixels) of each connected component of each class but 0; 255 is one object, `ignored_id`.
-
-    Runs are found once for all objects, by columns as RLE has them: the time grows with the outlines, not the objects.
-    """
+    """(class id, compressed RLE, pixels) of each connected component of each class but 0; 255 is one object, `ignored_id`."""
     import cv2
     import numpy as np
-    from pycocotools import mask as mask_api
 
-    height, width = mask.shape
     labels, classes = np.zeros(mask.shape, np.int64), [0]
     for value in np.unique(mask[mask > 0]).tolist():
         if value == 255:
@@ -413,17 +413,28 @@ def find_objects(mask: "np.ndarray", ignored_id: int) -> list[tuple[int, dict, i
         count, components = cv2.connectedComponents((mask == value).view(np.uint8), connectivity=8)
         labels += np.where(components > 0, components + len(classes) - 1, 0)
         classes += [value] * (count - 1)
+    return [(value, *each) for value, each in zip(classes[1:], encode_labels(labels, len(classes) - 1), strict=True)]
+
+
+def encode_labels(labels: "np.ndarray", count: int) -> list[tuple[dict, int]]:
+    """(compressed RLE, pixels) of each of the labels 1 to `count` in (height, width) int64.
+
+    Runs are found once for all of them, by columns as RLE has them: the time grows with the outlines, not the objects.
+    """
+    import numpy as np
+    from pycocotools import mask as mask_api
+
+    height, width = labels.shape
     flat = labels.T.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=-1))
     lengths, owners = np.diff(starts, append=flat.size), flat[starts]
     order = np.argsort(owners, kind="stable")
-    bounds = np.searchsorted(owners[order], np.arange(1, len(classes) + 1))
+    bounds = np.searchsorted(owners[order], np.arange(1, count + 2))
     objects = []
-    for label in range(1, len(classes)):
-        runs = order[bounds[label - 1] : bounds[label]]
+    for label in range(count):
+        runs = order[bounds[label] : bounds[label + 1]]
         edges = np.column_stack([starts[runs], starts[runs] + lengths[runs]]).ravel()
         counts = np.diff(edges, prepend=0, append=flat.size)
         rle = mask_api.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-        rle = {"size": [height, width], "counts": rle["counts"].decode()}
-        objects.append((classes[label], rle, int(lengths[runs].sum())))
+        objects.append(({"size": [height, width], "counts": rle["counts"].decode()}, int(lengths[runs].sum())))
     return objects

@@ -19,7 +19,7 @@ from typing import Any
 
 from seglib.data.class_names import BACKGROUND, SYNTHETIC, is_background, list_json, refuse_class_map
 from seglib.data.layouts import fingerprint_sets
-from seglib.data.mask_folders import is_mask_split, read_description
+from seglib.data.sources import open_source
 from seglib.errors import InputError, unknown_name
 from seglib.files import PROJECT, cache_dir, hash_file, hash_files, hash_text, write_json
 from seglib.parameters import Schema, read_defaults, read_schema
@@ -194,14 +194,11 @@ def _find_unknown(parameter: str, names: Sequence[str], known: Sequence[str]) ->
 def _read_class_names(data_dir: str, train_json: str) -> tuple[str, ...]:
     if data_dir == "synthetic":
         return (BACKGROUND, *SYNTHETIC)
-    if is_mask_split(Path(data_dir).expanduser(), train_json):
-        return (BACKGROUND, *read_description(Path(data_dir).expanduser()).class_names)
     try:
-        content = json.loads((Path(data_dir).expanduser() / train_json).read_bytes())  # bytes may begin with a mark
-        names = [str(category["name"]) for category in content["categories"]]
-        return (BACKGROUND, *(name for name in names if not is_background(name)))
-    except (OSError, ValueError, KeyError, TypeError):
+        names = open_source(Path(data_dir).expanduser(), train_json).class_names
+    except InputError:
         return ()
+    return (BACKGROUND, *(name for name in names if not is_background(name)))
 
 
 # Words what is wrong with the runs of a grid, all of it, before any starts.

@@ -138,7 +138,7 @@ ERRORS = [
     (repeat("images", file_name="images/c.jpg"), "duplicate-image-id", "image 12 (images/c.jpg)", "images[0] and"),
     (repeat("images", id=99), "duplicate-file-name", "image 99 (images/a.jpg)", "got images[0] and images[3]"),
     (image(file_name="images/../images/b.jpg"), "duplicate-file-name", "image 13 (images/b.jpg)", "images[0] and"),
-    (image(file_name="../a.jpg"), "outside-folder", "image 12 (../a.jpg)", "inside the data folder"),
+    (image(file_name="../outside.jpg"), "outside-folder", "image 12 (../outside.jpg)", "inside the data folder"),
     (image(file_name="/etc/hostname"), "outside-folder", "image 12 (/etc/hostname)", "inside the data folder"),
     (link_out, "outside-folder", A, "inside the data folder, got one that leads to"),
     (two_of_one_name, "ambiguous-image", "image 12 (z.jpg)", "got 2: left/z.jpg, right/z.jpg"),

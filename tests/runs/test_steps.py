@@ -266,10 +266,7 @@ def test_a_step_that_cannot_be_planned_is_1_and_the_others_go_on(call, submissio
     (tmp_path / "data" / "test.json").write_text("no JSON")
     result = call(path)
     assert result.code == 1 and result.err == ""
-    assert (
-        f"{tmp_path}/submit.ipynb: not started: {tmp_path}/data/test.json: a COCO file in JSON was expected"
-        in result.out
-    )
+    assert f"{tmp_path}/submit.ipynb: not started: {tmp_path}/data/test.json: must be JSON" in result.out
     assert (grid_folder / "leaderboard.csv").is_file() and step_records(grid_folder, "look")["look"]["status"] == "ok"
 
 
