@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,34 +116,33 @@ def write_masks(places: Sequence[tuple[Path, str]], target: Path, paint_order: s
 
 def _write_set(data: CocoData, folder: Path, paint_order: str, background: str) -> list[str]:
     """The stems of the images that were written."""
-    painted = data.painted
+    painted, images = data.painted, [*data.images.itertuples()]
     rows_of_image = painted.groupby("image_id").indices
-
-    def write(row) -> str:
-        name = _name(row.path, row.file_name, data.data_dir)
-        stem = name.with_suffix("")
-        mask_path = folder / "masks" / f"{stem}.png"
-        mask = paint_mask(
-            painted.iloc[rows_of_image.get(row.image_id, [])], row.height, row.width, paint_order, background
-        )
-        image_path = folder / "images" / name
-        for path in (mask_path, image_path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        if mask_path.exists():
+    names = [_name(row.path, row.file_name, data.data_dir) for row in images]
+    stems = [name.with_suffix("").as_posix() for name in names]
+    times = Counter(stems)
+    for row, stem in zip(images, stems, strict=True):
+        if times[stem] > 1 or (folder / "masks" / f"{stem}.png").exists():
             raise InputError(
                 f"{data.json_path} [{row.file_name}]: two images would have the mask {stem}.png; rename one"
             )
-        image = Image.fromarray(mask)
+
+    def write(row, name: Path, stem: str) -> None:
+        mask_path, image_path = folder / "masks" / f"{stem}.png", folder / "images" / name
+        annotations = painted.iloc[rows_of_image.get(row.image_id, [])]
+        image = Image.fromarray(paint_mask(annotations, row.height, row.width, paint_order, background))
         image.putpalette(_make_palette())
+        for path in (mask_path, image_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         image.save(mask_path)
         try:
             os.link(row.path, image_path)
         except OSError:  # another disk
             shutil.copyfile(row.path, image_path)
-        return stem.as_posix()
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return [*pool.map(write, data.images.itertuples())]
+        list(pool.map(write, images, names, stems))
+    return stems
 
 
 def _name(path: str, file_name: str, data_dir: Path) -> Path:
