@@ -33,6 +33,7 @@ from seglib.runs.conditions import (
 )
 from seglib.runs.grid_file import read_grid_file, shorten
 from seglib.runs.leaderboard import collect_runs, read_history
+from seglib.runs.record import find_split_seed
 
 MOST_SEEDS = 5  # that are advised at once
 MOST_PICTURES = 4  # conditions beside each other
@@ -178,6 +179,8 @@ class GridComparison:
         image_low, image_high, and the standard errors and df of each.
         """
         items, rows = {item.label: item for item in self.conditions}, []
+        if self.baseline:
+            self.scenes = "no condition has a seed with all the baseline's folds and validation images: nothing is compared"
         pairs = {item.label: item.baseline for item in self.conditions if item.baseline}
         earlier = self._lend() if pairs and self.comparison.earlier_df else None
         judged = compare_conditions(self._tabulate(), pairs, earlier=earlier) if pairs else pd.DataFrame()
@@ -198,7 +201,7 @@ class GridComparison:
         """(seeds, images, C, C) counts, of the seeds that have all these folds, which are joined; and the images' ids."""
         by_seed: dict[Any, dict[Any, Path]] = {}
         for run in item.scored:
-            seeds = tuple(run.params.get(name) for name in BLOCKS if name != "fold")
+            seeds = run.params.get("seed"), find_split_seed(run.params)
             by_seed.setdefault(seeds, {})[self._fold(run)] = self.root / run.run / "confusion.npz"
         counts, seen = [], []
         for paths in (paths for paths in by_seed.values() if folds and folds <= paths.keys()):
@@ -360,7 +363,8 @@ class GridComparison:
         """The findings, a sentence or two each."""
         told = [item for item in self.conditions if item.verdict in ("better", "worse", "equal")]
         words = [f"{item.label} is {item.verdict} ({item.difference:+.4f})" for item in told]
-        lines = [f"Verdicts: {'; '.join(words)}." if words else "No difference can be told from the noise yet."]
+        none = "No difference can be told from the noise yet." if self.baseline else "No baseline: nothing is compared."
+        lines = [f"Verdicts: {'; '.join(words)}." if words else none]
         averages = explain_averages(self.root, self.runs, self.varied, self.comparison.worthwhile)
         return [*lines, *self.comparison.explain(), *averages]
 

@@ -123,7 +123,8 @@ def test_folds_are_joined_to_all_images_and_one_that_failed_is_left_out_of_both(
             status = "failed" if (lr, fold) == (0.2, 1) else "ok"
             counts, ids = draw_counts(quality, fold, images=4), range(4 * fold, 4 * fold + 4)
             runs.append({"lr": lr, "fold": fold})
-            write_run(folder / f"lr={lr},fold={fold}", counts, ids, status, split="kfold", seed=1, **runs[-1])
+            since = {"split_seed": 1} if fold == 2 else {}  # earlier versions divided the images by the seed
+            write_run(folder / f"lr={lr},fold={fold}", counts, ids, status, split="kfold", seed=1, **runs[-1], **since)
     grids = GridComparison(write_grid(folder, runs, baseline={"lr": 0.1}))
     (row,) = grids.compare_noises().to_dict("records")
     sides = [np.concatenate([draw_counts(quality, fold, images=4) for fold in (0, 2)])[None] for quality in (0.7, 0.6)]
@@ -131,6 +132,15 @@ def test_folds_are_joined_to_all_images_and_one_that_failed_is_left_out_of_both(
     assert grids.comparison.blocks == "folds"
     lines = yaml.safe_load(grids.write_next(grids.plan_next().assign(gain=1.0)))["runs"]
     assert {line["fold"] for line in lines} == {0, 1, 2}
+
+
+def test_conditions_on_other_images_have_no_noise_of_images_and_the_words_say_so(tmp_path):
+    for lr in (0.1, 0.2):
+        for seed in (1, 2):
+            run = {"lr": lr, "fold": int(10 * lr), "seed": seed}
+            write_run(tmp_path / "grid" / f"lr={lr},seed={seed}", draw_counts(0.6, seed), split="kfold", **run)
+    grids = GridComparison(write_grid(tmp_path / "grid", [], baseline={"lr": 0.1}))
+    assert grids.compare_noises().empty and "nothing is compared" in grids.scenes and "no baseline" not in grids.scenes
 
 
 def test_classes_are_corrected_all_together(tmp_path):
