@@ -180,7 +180,9 @@ class GridComparison:
         """
         items, rows = {item.label: item for item in self.conditions}, []
         if self.baseline:
-            self.scenes = "no condition has a seed with all the baseline's folds and validation images: nothing is compared"
+            self.scenes = (
+                "no condition has a seed with all the baseline's folds and validation images: nothing is compared"
+            )
         pairs = {item.label: item.baseline for item in self.conditions if item.baseline}
         earlier = self._lend() if pairs and self.comparison.earlier_df else None
         judged = compare_conditions(self._tabulate(), pairs, earlier=earlier) if pairs else pd.DataFrame()
