@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from seglib.data.class_names import check_extra_data, list_json, refuse_focus, resolve_extra_data
+from seglib.data.class_names import check_extra_data, list_json, refuse_focus, refuse_ignored, resolve_extra_data
 from seglib.data.mask_folders import is_mask_split, list_pairs, read_description
 from seglib.data.sources import is_annotation_folder
 from seglib.errors import InputError, unknown_name
@@ -56,7 +56,7 @@ _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
         "resizing": Literal["nearest", "probabilities"], "test_json": Text,
     },
     "bool": {"components": Switch},
-    "list[str]": {"focus_classes": list[Text], "parts": list[Text], "track": list[Literal["tensorboard", "wandb", "mlflow"]]},
+    "list[str]": {"focus_classes": list[Text], "ignore_classes": list[Text], "parts": list[Text], "track": list[Literal["tensorboard", "wandb", "mlflow"]]},
     "list[dict]": {"extra_data": list[dict[Text, Any]]},
     "dict": {
         "loss": Annotated[dict[Text, Any], Field(min_length=1)], "mixing": dict[Text, Any],
@@ -256,6 +256,7 @@ _CHECKS: list[tuple[list[str], Callable]] = [
     (["val_json", "data_dir", "split"], partial(_check_json, "val_json")),
     (["image_size", "encoder"], _check_image_size),
     (["focus_classes"], lambda names: _refuse(refuse_focus(names))),
+    (["ignore_classes"], lambda names: _refuse(refuse_ignored(names))),
     (["extra_data"], check_extra_data),
     (["track"], lambda names: _refuse(refuse_missing(names))),
     (["augmentation"], _check_augmentation),

@@ -11,7 +11,7 @@ import pandas as pd
 from seglib.data import eda
 from seglib.data.augment import augment, build_augmentation
 from seglib.data.coco import load_coco
-from seglib.data.dataset import Subset, assign_subsets, pool_files
+from seglib.data.dataset import Subset, assign_subsets, ignore_annotations, pool_files
 from seglib.data.objects import count_painted, find_overlaps, paint_layers, tabulate_class_pairs, tabulate_objects
 from seglib.data.pipeline_check import check_pipeline
 from seglib.data.pixels import open_pixels
@@ -29,7 +29,8 @@ class DataAnalysis:
     Parameters
     ----------
     p : what has the parameters of 02_train.ipynb that decide what the model is shown: data_dir, train_json, val_json,
-        split, folds, fold, split_seed (or else seed), seed, image_size, paint_order, background, augmentation.
+        split, folds, fold, split_seed (or else seed), seed, image_size, paint_order, background, augmentation, and
+        ignore_classes where there is one.
 
     Raises
     ------
@@ -53,7 +54,8 @@ class DataAnalysis:
         self.size, self.background, self.seed, self.augmentation = p.image_size, p.background, p.seed, p.augmentation
         folder = open_synthetic() if p.data_dir == "synthetic" else Path(p.data_dir).expanduser()
         names = [p.train_json, p.val_json] if p.split == "given" and p.val_json else [p.train_json]
-        self.files = [load_coco(folder, name) for name in names]
+        ignored = getattr(p, "ignore_classes", [])
+        self.files = [ignore_annotations(load_coco(folder, name), ignored) for name in names]
         self.coco = pool_files(self.files)
         self.class_names = self.coco.class_names
         self.content_hashes = hash_files(self.coco.images["path"])

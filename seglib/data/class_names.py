@@ -13,6 +13,7 @@ from seglib.parts import check_options
 
 BACKGROUND = "Background"
 IGNORE = "ignore"  # where a class name is expected: pixels that neither loss nor scores see
+MARKS = ("iscrowd", "ignore")  # of annotations, which `ignore_classes` may name beside classes
 SYNTHETIC = ("UNKNOWN", "General trash", "Paper", "Paper pack", "Metal", "Glass", "Plastic", "Styrofoam", "Plastic bag",
              "Battery", "Clothing")  # fmt: skip
 # Option -> type. Defaults stand where the sets are joined, see `join_extra`.
@@ -44,6 +45,21 @@ def refuse_focus(focus_classes: Sequence[str], known: Sequence[str] | None = Non
             return f"focus_classes must name a class once, got {name!r} twice; take one out"
         if known and name not in known[1:]:
             return unknown_name("class in focus_classes", name, known[1:], limit=20)
+    return ""
+
+
+def refuse_ignored(ignore_classes: Sequence[str], known: Sequence[str] | None = None) -> str:
+    """Say what is wrong with the classes to ignore, "" where nothing is; `known` as in `refuse_focus`."""
+    for place, name in enumerate(ignore_classes):
+        if is_background(name):
+            fix = "set background to ignore where unannotated pixels are meant"
+            return f"ignore_classes must be classes of objects, got {name!r}; {fix}"
+        if name in ignore_classes[:place]:
+            return f"ignore_classes must name a class once, got {name!r} twice; take one out"
+        if known and name not in (*known[1:], *MARKS):
+            return unknown_name("class in ignore_classes", name, (*known[1:], *MARKS), limit=20)
+    if known and len(known) > 1 and {*known[1:]} <= {*ignore_classes}:
+        return f"ignore_classes must leave a class, got all {len(known) - 1}; take one out"
     return ""
 
 

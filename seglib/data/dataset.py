@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from seglib.data.class_names import refuse_focus
+from seglib.data.class_names import MARKS, refuse_focus, refuse_ignored
 from seglib.data.coco import CocoData
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import Pair, Pixels, Progress, map_pixels, open_pixels
@@ -160,6 +160,7 @@ def open_data(
     image_size: int,
     cache: bool,
     focus_classes: Sequence[str] = (),
+    ignore_classes: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> tuple[Subset, Subset]:
     """Read, check and split a data set; return its training and validation images.
@@ -171,6 +172,7 @@ def open_data(
     seed : the other kinds deal the images from it; the parameter `split_seed`, apart from that of the training.
     image_size : side of the square images and masks [px].
     focus_classes : class names of a specialist: all others become background; empty for all classes.
+    ignore_classes : class names, "iscrowd" and "ignore", see `ignore_annotations`.
 
     Raises
     ------
@@ -178,20 +180,21 @@ def open_data(
         One line for each error that `verify_coco` finds.
     """
     names = [train_json, val_json] if split == "given" else [train_json]
-    files = read_files(data_dir, names)
+    files = read_files(data_dir, names, ignore_classes)
     folded, indices = divide_files(files, split, folds, fold, seed, focus_classes)
     painted = [open_pixels(file, image_size, paint_order, background, cache, progress) for file in files]
     pixels = [fold_pixels(*pair) for pair in zip(painted, folded, strict=True)]
     opened = {"data_dir": data_dir, "train_json": train_json, "split": split, "image_size": image_size}
     opened |= {"paint_order": paint_order, "background": background, "focus_classes": list(focus_classes)}
+    opened |= {"ignore_classes": list(ignore_classes)}
     opened |= {"val_json": val_json} if split == "given" else {"folds": folds, "fold": fold, "split_seed": seed}
     return tuple(
         Subset(folded[i], pixels[i], each, built_from=opened) for i, each in zip((0, -1), indices, strict=True)
     )
 
 
-def read_files(data_dir: str, json_names: Sequence[str]) -> list[CocoData]:
-    """Verified files of the same classes; the errors of all of them are refused together."""
+def read_files(data_dir: str, json_names: Sequence[str], ignore_classes: Sequence[str] = ()) -> list[CocoData]:
+    """Verified files of the same classes, less the ignored ones; the errors of all of them are refused together."""
     folder, files, lines = open_synthetic() if data_dir == "synthetic" else Path(data_dir).expanduser(), [], []
     for name in dict.fromkeys(json_names):
         try:
@@ -201,7 +204,7 @@ def read_files(data_dir: str, json_names: Sequence[str]) -> list[CocoData]:
     if lines:
         raise InputErrors(lines)
     _require_same_classes(files[0], files[-1])
-    return files
+    return [ignore_annotations(file, ignore_classes) for file in files]
 
 
 def divide_files(
@@ -301,6 +304,44 @@ def _require_same_classes(first: CocoData, second: CocoData) -> None:
             f"{second.json_path}: required the categories of {first.json_path.name} "
             f"({', '.join(first.class_names[1:])}), got {', '.join(second.class_names[1:])}"
         )
+
+
+def ignore_annotations(data: CocoData, ignore_classes: Sequence[str]) -> CocoData:
+    """Leave the pixels of some classes out of loss and scores: they are painted 255, above all, and are no classes any more.
+
+    Parameters
+    ----------
+    ignore_classes : class names; "iscrowd" and "ignore" stand for the annotations that have this field, 1, whatever their
+        class, beside a class that is called so. Without any of them nothing changes: these are painted like the rest.
+
+    Raises
+    ------
+    InputError
+        A name is unknown, the background, or there twice, or no class is left.
+    """
+    if problem := refuse_ignored(ignore_classes, data.class_names):
+        raise InputError(f"{data.json_path}: {problem}")
+    return mark_ignored(data, ignore_classes)
+
+
+def mark_ignored(data: CocoData, ignore_classes: Sequence[str]) -> CocoData:
+    """The same, names that are no classes being left out."""
+    if not ignore_classes:
+        return data
+    kept = [class_id for class_id, name in enumerate(data.class_names) if not class_id or name not in ignore_classes]
+    ids = {class_id: place for place, class_id in enumerate(kept)} | {-1: -1}  # -1: of no known category
+    class_ids = data.annotations["class_id"].map(lambda class_id: ids.get(class_id, IGNORE_INDEX))
+    is_marked = data.annotations[[name for name in MARKS if name in ignore_classes]].eq(1).any(axis=1)
+    annotations = data.annotations.assign(class_id=class_ids.mask(is_marked, IGNORE_INDEX).astype("int64"))
+    is_ignored = annotations["class_id"] == IGNORE_INDEX
+    ignored = [*([] if data.ignored is None else [data.ignored]), annotations[is_ignored]]
+    return replace(
+        data,
+        annotations=annotations[~is_ignored].reset_index(drop=True),
+        ignored=pd.concat(ignored, ignore_index=True) if is_ignored.any() else data.ignored,
+        class_names=tuple(data.class_names[class_id] for class_id in kept),
+        category_ids=tuple(data.category_ids[class_id - 1] for class_id in kept[1:]),
+    )
 
 
 # Class specialists: a data set in which all classes but a few are background. Masks are painted with all classes, so that

@@ -7,9 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from seglib.data.class_names import IGNORE, refuse_class_map
+from seglib.data.class_names import IGNORE, MARKS, refuse_class_map
 from seglib.data.coco import CocoData
-from seglib.data.dataset import Subset, divide_files, fold_classes, fold_pixels, read_files, require_painted
+from seglib.data.dataset import (
+    Subset,
+    divide_files,
+    fold_classes,
+    fold_pixels,
+    mark_ignored,
+    read_files,
+    require_painted,
+)
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import Pixels, map_pixels, open_pixels
 from seglib.data.splits import drop_leaked
@@ -41,7 +49,7 @@ def join_extra(
           "ignore"; categories that it leaves out are ignored. Without it their names must be those of the training data.
         - `min_confidence`: visible pixels of annotations with a lower `score` are ignored; 0 by default.
 
-        Visible pixels of annotations with `"ignore": 1` are ignored.
+        Visible pixels of annotations with `"ignore": 1` are ignored, and what the training images ignore.
     paint_order, background : as in `paint_mask`. Where the highest class id wins, ignored annotations win over all.
     debug : take five percent of each set.
 
@@ -69,17 +77,21 @@ def join_extra(
 
 def _open_set(place: int, train_images: Subset, entry: Mapping[str, Any], *policy: Any) -> Subset:
     """An extra set in the classes of the training images, its focus included; `policy` as `open_pixels` takes it."""
-    data, class_ids, folded = _read_set(place, train_images.data, entry)
+    ignored = train_images.built_from.get("ignore_classes", ())
+    data, class_ids, folded = _read_set(place, train_images.data, entry, ignored)
     num_classes = len(train_images.data.painted_class_names or train_images.data.class_names)
     pixels = _paint(data, class_ids, num_classes, train_images.image_size, *policy)
     weights = np.full(len(data.images), float(entry.get("weight", 1.0)))
     return Subset(folded, fold_pixels(pixels, folded), np.arange(len(data.images)), weights)
 
 
-def _read_set(place: int, ours: CocoData, entry: Mapping[str, Any]) -> tuple[CocoData, np.ndarray, CocoData]:
+def _read_set(
+    place: int, ours: CocoData, entry: Mapping[str, Any], ignored: Sequence[str]
+) -> tuple[CocoData, np.ndarray, CocoData]:
     """An extra set as it is, what each of its annotations is in our classes, and its objects in our classes in focus."""
     painted_names = ours.painted_class_names or ours.class_names
     data = load_verified(Path(entry.get("data_dir", ours.data_dir)).expanduser(), entry["json"])
+    data = mark_ignored(data, [name for name in ignored if name in MARKS or not entry.get("classes")])
     class_ids = _translate(f"extra_data[{place}]", data, entry, painted_names)
     is_object = (class_ids > 0) & (class_ids != IGNORE_INDEX)
     objects = data.annotations[is_object].assign(class_id=class_ids[is_object]).reset_index(drop=True)
@@ -142,16 +154,18 @@ def find_refusal(
     split_seed: int,
     focus_classes: Sequence[str],
     extra_data: Sequence[Mapping[str, Any]],
+    ignore_classes: Sequence[str] = (),
 ) -> str:
     """What `open_data` and `join_extra` would refuse, a line each, without decoding images; "" where nothing is.
 
     What they print is printed. The parameters are those of 02_train.ipynb.
     """
     try:
-        files = read_files(data_dir, [train_json, val_json] if split == "given" else [train_json])
+        names = [train_json, val_json] if split == "given" else [train_json]
+        files = read_files(data_dir, names, ignore_classes)
         folded, _ = divide_files(files, split, folds, fold, split_seed, focus_classes)
         for place, entry in enumerate(extra_data):
-            _read_set(place, folded[0], entry)
+            _read_set(place, folded[0], entry, ignore_classes)
     except InputError as error:
         return str(error)
     return ""

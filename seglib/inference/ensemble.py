@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from seglib.data.coco import load_coco
-from seglib.data.dataset import Subset
+from seglib.data.dataset import Subset, ignore_annotations
 from seglib.evaluation import findings
 from seglib.evaluation.compare import GAIN, compare_class_iou, measure_gain
 from seglib.evaluation.metrics import compute_metrics, pooled_miou
@@ -354,7 +354,9 @@ class Ensemble:
 
     def count_shares(self) -> np.ndarray:
         """(C,) pixel share of each class in the training data, which a submission is compared with."""
-        return count_shares(load_coco(self.images.data.data_dir, self.members[0].params["train_json"]))
+        params = self.members[0].params
+        data = load_coco(self.images.data.data_dir, params["train_json"])
+        return count_shares(ignore_annotations(data, params.get("ignore_classes", [])))
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a record: with them the same decisions can be made again."""

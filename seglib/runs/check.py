@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from seglib.data.class_names import BACKGROUND, SYNTHETIC, is_background, list_json, refuse_class_map
+from seglib.data.class_names import BACKGROUND, SYNTHETIC, is_background, list_json, refuse_class_map, refuse_ignored
 from seglib.data.layouts import fingerprint_sets
 from seglib.data.sources import open_source
 from seglib.errors import InputError, unknown_name
@@ -150,17 +150,21 @@ def _answer(about: str, parts: Sequence[str], **values: Any) -> str:
 
 def find_class_problems(values: Mapping) -> dict[str, str]:
     """Word the class names that the data does not have: parameter name -> one line."""
-    used, extra_data = _name_classes(values), values.get("extra_data", [])
-    known = _read_class_names(values["data_dir"], values["train_json"]) if any(used.values()) or extra_data else ()
+    used, extra_data, ignored = _name_classes(values), values.get("extra_data", []), values.get("ignore_classes", [])
+    is_asked = any(used.values()) or extra_data or ignored
+    known = _read_class_names(values["data_dir"], values["train_json"]) if is_asked else ()
     if not known:  # nothing to check, or a file that cannot be read: the data's own check says so
         return {}
+    if problem := refuse_ignored(ignored, known):
+        return {"ignore_classes": problem}
+    known = tuple(name for name in known if name not in ignored)
     focused = tuple(used.get("focus_classes", ())) or known[1:]
     usable = {"focus_classes": known[1:], "mixing": focused}  # the background cannot be pasted
     problems = {
         name: _find_unknown(name, names, usable.get(name, (BACKGROUND, *focused))) for name, names in used.items()
     }
     found = (
-        _find_map_problem(place, {"data_dir": values["data_dir"]} | extra_set, known)
+        _find_map_problem(place, {"data_dir": values["data_dir"]} | extra_set, known, ignored)
         for place, extra_set in enumerate(extra_data)
     )
     problems["extra_data"] = next(filter(None, found), "")
@@ -179,10 +183,12 @@ def _name_classes(values: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def _find_map_problem(place: int, extra_set: Mapping, known: Sequence[str]) -> str:
+def _find_map_problem(place: int, extra_set: Mapping, known: Sequence[str], ignored: Sequence[str]) -> str:
     """What is wrong with the classes of an extra set; a file that cannot be read is left to the data's own check."""
     theirs = _read_class_names(extra_set["data_dir"], extra_set["json"])[1:]
-    return refuse_class_map(f"extra_data[{place}]", extra_set.get("classes", {}), theirs, known) if theirs else ""
+    classes = extra_set.get("classes", {})
+    theirs = theirs if classes else [name for name in theirs if name not in ignored]
+    return refuse_class_map(f"extra_data[{place}]", classes, theirs, known) if theirs else ""
 
 
 def _find_unknown(parameter: str, names: Sequence[str], known: Sequence[str]) -> str:
@@ -260,7 +266,7 @@ def _compose_questions(schema: Schema, values: Mapping[str, Any], problems: Mapp
     """What the builders must be asked about a run, as far as its values have no problem yet."""
     parts, questions = values.get("parts", []), []
     for about, names in _QUESTIONS.items():
-        if schema.keys() >= {*names} and problems.keys().isdisjoint({*names, "parts"}):
+        if schema.keys() >= {*names} and problems.keys().isdisjoint({*names, "parts", "ignore_classes"}):
             asked = {name: values[name] for name in names}
             if about == "model":
                 asked["batch_size"] = min(values["batch_size"], 2)
@@ -274,6 +280,7 @@ def _compose_questions(schema: Schema, values: Mapping[str, Any], problems: Mapp
 def _describe_data(values: Mapping[str, Any]) -> dict[str, Any]:
     """What the data's check reads: its content, and nothing that makes no difference to the split."""
     unused = dict.fromkeys(("folds", "fold", "split_seed"), 0) if values["split"] == "given" else {"val_json": ""}
+    unused["ignore_classes"] = values.get("ignore_classes", [])
     if values["data_dir"] == "synthetic" and not values["extra_data"]:
         return unused
     try:

@@ -42,9 +42,18 @@ def hash_code(path: Path) -> str:
 def _strip_layout(source: str) -> str:
     """A cell's code without comments, docstrings and layout; its text where it is not Python alone (magics)."""
     try:
-        return unparse_code(ast.parse(source))
+        tree = ast.parse(source)
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            call.keywords = [each for each in call.keywords if not _passes_later(each)]
+        return unparse_code(tree)
     except (SyntaxError, ValueError, RecursionError):
         return source.strip()
+
+
+def _passes_later(keyword: ast.keyword) -> bool:
+    """Whether it is `ignore_classes=p.ignore_classes`, whose value counts with the parameters."""
+    value = keyword.value
+    return keyword.arg in _LATER and isinstance(value, ast.Attribute) and value.attr == keyword.arg
 
 
 # A run's key: what decides its result, in named parts, so that a run that is to go again can say why.
@@ -53,6 +62,8 @@ def _strip_layout(source: str) -> str:
 # Parameters of a training that leave every bit alone: where results go, what a run must equal to go on from it, speed.
 _WITHOUT_EFFECT = ("run_dir", "continue_from", "checkpoint_minutes", "track", "num_workers", "cache")
 _NO_PATHS = {*_WITHOUT_EFFECT, "extra_data", "parts"}  # or not by their name and value alone
+# Parameters that came after runs were finished: at their default, neither they nor the words that pass them on count.
+_LATER = ("ignore_classes",)
 _FIRST_RESULTS = 1  # seglib.RESULTS of the runs whose records have no parts
 
 
@@ -147,6 +158,7 @@ def _hash_parameters(values: Mapping[str, Any], paths: Sequence[str]) -> str:
     """Of the resolved values that decide something; paths and what is joined to the data count by their content."""
     trains = "data_dir" in values
     left_out = {*((*_WITHOUT_EFFECT, "extra_data", "parts") if trains else ["run_dir"]), *paths}
+    left_out |= {name for name in _LATER if not values.get(name)}
     if "split" in values and find_split_seed(values) in (None, values.get("seed")):
         left_out.add("split_seed")  # nothing is drawn from it, or what was drawn from the seed before there was one
     return hash_values({name: value for name, value in values.items() if name not in left_out})

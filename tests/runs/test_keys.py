@@ -13,7 +13,7 @@ from seglib.data.layouts import fingerprint_data
 from seglib.files import PROJECT, write_json
 from seglib.parameters import read_defaults
 from seglib.runs import record as records_module
-from seglib.runs.keys import hash_code, hash_values
+from seglib.runs.keys import compare_keys, compute_keys, hash_code, hash_values
 
 TRAIN = PROJECT / "notebooks" / "02_train.ipynb"
 NO_EFFECT = (
@@ -147,9 +147,10 @@ def test_a_run_from_before_split_seed_is_done_where_its_images_are_divided_as_be
         record["params"] |= {"split": split, "seed": 3}
         record["data_hash"] = fingerprint_data(tmp_path / "data", jsons)
         record.pop("key_parts", None)
-        if with_parts:  # as a version wrote them that had parts of the key and no split_seed
+        if with_parts:  # as a version wrote them that had parts of the key, no split_seed and no ignore_classes
             values = read_defaults(TRAIN) | record["params"]
-            hashed = {name: value for name, value in values.items() if name not in (*NO_EFFECT, "split_seed")}
+            later = (*NO_EFFECT, "split_seed", "ignore_classes")
+            hashed = {name: value for name, value in values.items() if name not in later}
             record["key_parts"] = {"parameters": hash_values(hashed), "data": {"data_dir": record["data_hash"]}}
             record["key_parts"] |= {"notebook": hash_code(TRAIN), "results": seglib.RESULTS}
         write_json(old_run / "record.json", record)
@@ -268,3 +269,16 @@ def test_a_parameter_that_is_added_to_a_shipped_notebook_is_checked_swept_and_ke
     refused = call(tmp_path / "grid.yaml", "--set", "noise=[loud]", "--set", "nois=1", "--dry-run")
     assert "noise must be a number, got 'loud' (a text) (of the gradient)" in refused.err
     assert "unknown parameter 'nois'; did you mean 'noise'?" in refused.err
+
+
+def test_a_parameter_that_came_later_counts_only_where_it_is_set(tmp_path):
+    values = read_defaults(TRAIN)
+    now, ignoring = compute_keys(TRAIN, [values, values | {"ignore_classes": ["iscrowd"]}])
+    text = TRAIN.read_text()
+    assert ", ignore_classes=p.ignore_classes" in text
+    for name, passed in (("before", ""), ("own", ", ignore_classes=mine"), ("fixed", ", ignore_classes=['iscrowd']")):
+        (tmp_path / f"{name}.ipynb").write_text(text.replace(", ignore_classes=p.ignore_classes", passed))
+    (before,) = compute_keys(tmp_path / "before.ipynb", [{k: v for k, v in values.items() if k != "ignore_classes"}])
+    assert before == now and compare_keys(now, ignoring) == ["parameters"]
+    for name in ("own", "fixed"):
+        assert hash_code(tmp_path / f"{name}.ipynb") != now["notebook"]
