@@ -48,7 +48,7 @@ def test_an_unknown_name_is_one_line(capsys):
     assert capsys.readouterr().err.startswith("unknown architecture or encoder 'Fcn8s'; did you mean 'FCN8s'")
 
 
-@pytest.mark.parametrize("command", ["submission", "soup"])
+@pytest.mark.parametrize("command", ["submission", "convert", "soup"])
 def test_commands_have_their_own_help(capsys, command):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

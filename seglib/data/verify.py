@@ -25,7 +25,7 @@ FIXES = {
     "duplicate-category-id": "give each category an id of its own",
     "duplicate-category-name": "rename or merge the categories",
     "background-category": "rename it where it is an object",
-    "unused-category": "delete it from the categories where it is no class; the ids of those after it move down by one",
+    "unused-category": "name it in ignore_classes, or delete it from the categories; the ids of those after it move down by one",
     "duplicate-image-id": "give each image an id of its own",
     "duplicate-file-name": "merge the entries: each has a part of the objects, and both sides of a split see the image",
     "outside-folder": "write a path relative to the data folder; copy the image where a link leads out of it",

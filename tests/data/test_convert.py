@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
+from pycocotools.mask import decode
 
 from seglib.__main__ import main
 from seglib.data.coco import load_coco
 from seglib.data.dataset import open_data
-from seglib.data.masks import paint_mask
+from seglib.data.masks import paint_mask, segmentation_to_rle
 
 
 def paint(folder, name, paint_order="class_id", background="class"):
@@ -83,3 +85,24 @@ def test_images_of_one_mask_are_refused(small_data, tmp_path, capsys):
     assert main(["convert", str(tmp_path / "train.json"), str(tmp_path / "new"), "--to", "masks"]) == 2
     assert "two images would have the mask a.png" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["compressed", "uncompressed"])
+def test_rle_and_ignored_regions_become_masks_and_come_back(small_data, tmp_path, kind):
+    folder = shutil.copytree(small_data, tmp_path / "data")
+    content = json.loads((folder / "train.json").read_text())
+    content["categories"][2]["ignore"] = 1
+    for entry in content["annotations"]:
+        rle = segmentation_to_rle(entry["segmentation"], 64, 64)
+        runs = np.flatnonzero(np.diff(decode(rle).T.ravel(), prepend=0))
+        counts = np.diff(runs, prepend=0, append=64 * 64).tolist()
+        entry["segmentation"] = {"size": [64, 64], "counts": rle["counts"].decode() if kind == "compressed" else counts}
+    (folder / "train.json").write_text(json.dumps(content))
+    expected = paint(folder, "train.json")
+    assert any((mask == 255).any() for mask in expected[1])
+    assert content["categories"][2]["name"] not in expected[0]
+    assert main(["convert", str(folder / "train.json"), str(tmp_path / "masks"), "--to", "masks"]) == 0
+    assert_same(expected, paint(tmp_path / "masks", "train.txt"))
+    back = [str(tmp_path / "masks" / name) for name in ("train.txt", "back.json")]
+    assert main(["convert", *back, "--to", "coco"]) == 0
+    assert_same(expected, paint(tmp_path / "masks", "back.json"))
