@@ -306,7 +306,9 @@ def _word(
     if low is None:
         hint = "noise unknown" if min(item.n, conditions[reference].n) < 2 else f"no spread over {blocks}"
     elif more:
-        hint = count_noun(more, f"more {blocks[:-1] if blocks in ('seeds', 'folds') else 'block'}")
+        hint = count_noun(more, f"more {'seed' if blocks == 'seeds' else 'block'}")
+        if blocks == "folds":  # there are no further ones: they are trained again with other seeds
+            hint = f"{count_noun(math.ceil(more / item.n), 'more seed')} of all folds"
     return replace(
         item, baseline_mean=conditions[reference].mean, low=low, high=high, paired=bool(row["paired"]),
         verdict=row["verdict"], hint=hint, more=more, chance=chance, baseline=conditions[reference].label, **numbers,

@@ -112,6 +112,18 @@ def test_folds_are_blocks_alone_and_with_seeds(tmp_path):
     assert comparison.blocks == "folds" and (items["0.2"].n, items["0.2"].paired) == (3, True)
 
 
+def test_folds_that_do_not_tell_are_to_be_trained_again_with_other_seeds(tmp_path):
+    gains = (0.01, 0.03, -0.01)
+    runs = [
+        write_ok(tmp_path, f"lr={lr},fold={fold}", {"lr": lr, "fold": fold}, 0.5 + (lr == 0.2) * gains[fold])
+        for lr in (0.1, 0.2)
+        for fold in range(3)
+    ]
+    item = summarise(tmp_path, runs, {"lr": 0.1}, ("lr", "fold"))[1]["0.2"]
+    seeds = -(-item.more // 3)
+    assert item.more > 3 and item.hint == f"{seeds} more seeds of all folds"
+
+
 def test_split_seeds_are_blocks_too(tmp_path):
     runs = [
         write_ok(
