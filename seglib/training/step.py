@@ -143,6 +143,10 @@ class GradientStep:
                 if not _is_oom(error):
                     self._explain(error, images)
                     raise
+            except ValueError as error:
+                if "more than 1 value per channel" in str(error):  # of torch, whose words name no image
+                    raise InputError(_LONELY) from error
+                raise
             # Not inside the handler: while the exception lives, so do the tensors of the step that failed.
             self._free()
             more = _count_parts(len(images), self.accumulate * self.split * 2, batch_size)
@@ -232,6 +236,12 @@ class GradientStep:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             forget_peak_memory(self.device)  # it is of what did not fit
+
+
+_LONELY = (
+    "a batch of one image leaves a batch norm of this model one value per channel, and it needs two; set batch_size to 2 or"
+    " more, and expand: 2 where there is one training image"
+)
 
 
 def _is_oom(error: Exception) -> bool:

@@ -187,7 +187,8 @@ def encode_brush(mask: np.ndarray) -> list[int]:
     values = np.repeat((mask * 255).ravel(), 4).tolist()
     bits, at = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16)), 0
     while at < len(values):
-        length = next((n for n in range(1, len(values) - at) if values[at + n] != values[at]), len(values) - at)
+        own = next((n for n in range(1, len(values) - at) if values[at + n] != values[at]), len(values) - at)
+        length = min(own, 2**16)
         place = next(i for i, size in enumerate((3, 4, 8, 16)) if length - 1 < 2**size)
         single = length == 4
         values_bits = f"{values[at]:08b}" * (length if single else 1)
