@@ -4,11 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from seglib.layers import (
+    BilinearResize,
     DilatedDepthwiseConv2d,
     FixedSizeAveragePool,
+    interpolate,
     replace_average_pools,
+    replace_bilinear_resize,
     speed_up_dilated_depthwise,
 )
 from seglib.models import build_model
@@ -97,3 +101,80 @@ def test_only_dilated_depthwise_convolutions_are_touched():
 def test_a_models_atrous_pyramid_uses_them():
     model = build_model("DeepLabV3Plus", "tu-test_resnet", 3)
     assert sum(isinstance(layer, DilatedDepthwiseConv2d) for layer in model.modules()) == 3
+
+
+RESIZES = [{"size": (7, 33)}, {"size": (16, 1)}, {"scale_factor": (4.0, 4.0)}, {"scale_factor": (1.7, 0.45)}]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("options", RESIZES)
+def test_a_resize_has_torch_s_values_and_the_gradient_of_double_precision(options, align_corners, layout):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 11, 13, generator=generator).contiguous(memory_format=layout).requires_grad_()
+    resized = BilinearResize.apply(features, options.get("size"), options.get("scale_factor"), align_corners)
+    expected = F.interpolate(features, **options, mode="bilinear", align_corners=align_corners)
+    assert torch.equal(resized, expected)
+    weights = torch.randn(resized.shape, generator=generator).contiguous(memory_format=layout)
+    (gradient,) = torch.autograd.grad(resized, features, weights)
+    exact = features.detach().double().requires_grad_()
+    again = F.interpolate(exact, **options, mode="bilinear", align_corners=align_corners)
+    (wanted,) = torch.autograd.grad(again, exact, weights.double())
+    assert (gradient - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+    assert gradient.dtype == torch.float32 and gradient.is_contiguous(memory_format=layout)
+
+
+def test_gradients_of_half_precision_are_added_up_in_float32():
+    features = torch.randn(1, 4, 8, 8).bfloat16().requires_grad_()
+    gradient = torch.randn(1, 4, 32, 32).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        resized = BilinearResize.apply(features, (32, 32), None, False)
+        (found,) = torch.autograd.grad(resized, features, gradient)
+    wide = features.detach().float().requires_grad_()
+    (wanted,) = torch.autograd.grad(F.interpolate(wide, (32, 32), mode="bilinear"), wide, gradient.float())
+    torch.testing.assert_close(found, wanted.bfloat16(), atol=0, rtol=2**-7)
+    assert resized.dtype == found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("module", [nn.Upsample(scale_factor=2, mode="bilinear"), nn.UpsamplingBilinear2d(size=9)])
+def test_every_bilinear_resize_on_cuda_is_replaced_while_algorithms_are_deterministic(module, monkeypatch):
+    seen = []
+    monkeypatch.setattr(F, "interpolate", F.interpolate)  # puts it back afterwards
+    replace_bilinear_resize()
+    assert F.interpolate is interpolate
+    monkeypatch.setattr(BilinearResize, "apply", lambda *arguments: seen.append(arguments[1:]))
+    before = torch.are_deterministic_algorithms_enabled()
+    with FakeTensorMode():
+        images = torch.empty(1, 3, 4, 4, device="cuda")  # of a device that need not be there
+        try:
+            for deterministic in (True, False):
+                torch.use_deterministic_algorithms(deterministic)
+                module(images)
+        finally:
+            torch.use_deterministic_algorithms(before)
+    assert len(seen) == 1
+
+
+def test_other_resizes_stay_torch_s_own():
+    images = torch.rand(1, 3, 8, 8)
+    for options in (
+        {"mode": "nearest"},
+        {"mode": "bicubic"},
+        {"mode": "bilinear"},
+        {"mode": "bilinear", "antialias": True},
+    ):
+        assert torch.equal(interpolate(images, (4, 4), **options), F.interpolate(images, (4, 4), **options))
+    with pytest.raises(ValueError, match="either size or scale_factor"):
+        interpolate(images, mode="bilinear")
+
+
+def test_a_resize_can_be_compiled():
+    def resize(features):
+        return BilinearResize.apply(features, None, (2.0, 2.0), True).square().sum()
+
+    gradients = []
+    for function in (resize, torch.compile(resize, backend="aot_eager", fullgraph=True)):
+        features = torch.arange(32.0).view(1, 2, 4, 4).requires_grad_()
+        function(features).backward()
+        gradients.append(features.grad)
+    torch.testing.assert_close(*gradients)  # compiled, the forward pass adds up in another order

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
+from seglib.layers import replace_bilinear_resize
+
 # What a device computes in, how batches reach it, and how much of its memory was used.
 
 
@@ -76,6 +78,9 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     global _seed
     _seed = seed
     torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a thousand fills a step of memory that nothing reads
+    if deterministic and torch.cuda.is_available():
+        replace_bilinear_resize()
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not deterministic
     random.seed(seed)
@@ -101,7 +106,7 @@ def seed_epoch(seed: int, epoch: int) -> None:
 
 # aten operators that torch 2.11 to 2.13 refuses on CUDA under use_deterministic_algorithms(True), since they add up in any
 # order: the calls of `alertNotDeterministic` in its sources that a network or a loss of images can meet. Not here, because
-# torch takes another way on CUDA in that mode: bilinear F.interpolate and replicating F.pad (indexing), index_put,
+# another way is taken on CUDA in that mode: bilinear F.interpolate (`seglib.layers`), replicating F.pad (indexing), index_put,
 # scatter_add, gather and index_select (sorting), convolutions, and attention (its flash and memory-efficient kernels add
 # in order then, cuDNN's is passed over). The backward of max_pool2d gathers: it has one order.
 REFUSED = {

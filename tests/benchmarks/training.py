@@ -3,8 +3,9 @@
 python tests/benchmarks/training.py [--data_dir DIR] [--model ARCHITECTURE/ENCODER --size PX --batch N] [--threads N]
 
 The plain loop is what baselines hand out: decode and annToMask for each sample, albumentations, images as float / 255,
-float32, Adam, loss.item() and a NumPy confusion matrix at each step. Both loops start from the same weights and pass over
-the same images in turn, an epoch of --steps batches at a time; medians of the epochs after the first are compared.
+float32, Adam, loss.item() and a NumPy confusion matrix at each step. All loops start from the same weights and pass over
+the same images in turn, an epoch of --steps batches at a time; medians of the epochs after the first are compared: ours,
+the plain one, ours without a loader, and on CUDA that without deterministic algorithms.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +39,7 @@ from seglib.training.losses import build_loss
 from seglib.training.optim import build_optimizer, build_scheduler
 from seglib.training.step import EpochLoss, GradientStep
 
+NO_LOADER, FAST = "no loader", "no loader, not deterministic"  # seglib's step with its batches on the device
 TARGETS = {"cpu": 2.0, "cuda": 3.0}  # times the plain loop
 SEED = 21
 LR = 1e-4
@@ -124,20 +127,29 @@ def open_images(options: argparse.Namespace, setting: Setting, scratch: Path) ->
 
 
 def compare(setting: Setting, images: Subset, device: torch.device, options: argparse.Namespace) -> None:
-    """Train in both ways in turn, an epoch each time; print seconds a step and how many times faster ours is."""
+    """Train in every way in turn, an epoch each time; print seconds a step, and the ratios."""
     seed_everything(SEED, deterministic=not options.fast)
     model = build_model(setting.architecture, setting.encoder, len(images.data.class_names))
+    builders = {"plain loop": build_plain_loop, "seglib": build_our_loop, NO_LOADER: partial(build_our_loop, held=True)}
+    if device.type == "cuda" and not options.fast:
+        builders[FAST] = builders[NO_LOADER]
     loops = {}
-    for name, build in {"plain loop": build_plain_loop, "seglib": build_our_loop}.items():
-        ways = [build(copy.deepcopy(model), images, setting.batch, workers, device) for workers in options.workers]
+    for name, build in builders.items():
+        set_deterministic(name, options)
+        workers = [0] if name in (NO_LOADER, FAST) else options.workers
+        ways = [build(copy.deepcopy(model), images, setting.batch, count, device) for count in workers]
         loops[name] = choose_loop(ways, device)
     seconds = {name: [] for name in loops}
     for _ in range(options.epochs):
         for name, loop in loops.items():
-            # The usual notebook makes cuDNN deterministic and leaves other operations as they are.
-            torch.use_deterministic_algorithms(name == "seglib" and not options.fast)
+            set_deterministic(name, options)
             seconds[name].append(time_epoch(loop, device) / options.steps)
     report(setting, loops, seconds, device)
+
+
+def set_deterministic(name: str, options: argparse.Namespace) -> None:
+    """The usual notebook makes cuDNN deterministic and leaves other operations as they are."""
+    torch.use_deterministic_algorithms(name in ("seglib", NO_LOADER) and not options.fast)
 
 
 def choose_loop(loops: list[Loop], device: torch.device) -> Loop:
@@ -152,13 +164,14 @@ def report(setting: Setting, loops: dict[str, Loop], seconds: dict[str, list[flo
     for name, values in seconds.items():
         median = statistics.median(values)
         print(
-            f"  {name:10}  {median:.3f} s a step ({min(values):.3f} to {max(values):.3f}), {setting.batch / median:.1f}"
+            f"  {name:{len(FAST)}}  {median:.3f} s a step ({min(values):.3f} to {max(values):.3f}), {setting.batch / median:.1f}"
             f" images/s, {loops[name].num_workers} loader processes"
         )
-    plain, ours = (statistics.median(values) for values in seconds.values())
-    print(
-        f"  {plain / ours:.2f} times the plain loop (target on {device.type}: {TARGETS[device.type]:.0f})", flush=True
-    )
+    plain, ours, ceiling, *fast = (statistics.median(values) for values in seconds.values())
+    print(f"  {plain / ours:.2f} times the plain loop (target on {device.type}: {TARGETS[device.type]:.0f})")
+    print(f"  {ceiling / ours:.2f} of the step without a loader (target: 0.95)", flush=True)
+    for each in fast:
+        print(f"  {each / ceiling:.2f} of the step without deterministic algorithms (target: 0.95)", flush=True)
 
 
 def time_epoch(loop: Loop, device: torch.device) -> float:
@@ -234,8 +247,10 @@ def count_pairs(truth: np.ndarray, pred: np.ndarray, num_classes: int) -> np.nda
     return pairs.reshape(num_classes, num_classes)
 
 
-def build_our_loop(model: nn.Module, images: Subset, batch: int, num_workers: int, device: torch.device) -> Loop:
-    """What the training notebook does with its defaults."""
+def build_our_loop(
+    model: nn.Module, images: Subset, batch: int, num_workers: int, device: torch.device, held: bool = False
+) -> Loop:
+    """What the training notebook does with its defaults; `held`: an epoch's batches lie on the device from the start."""
     loader = build_loader(images, batch, shuffle=True, augmentation="flips", seed=SEED, num_workers=num_workers)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = build_optimizer("adam", model, LR, 1e-6)
@@ -243,6 +258,7 @@ def build_our_loop(model: nn.Module, images: Subset, batch: int, num_workers: in
     loss = build_loss({"cross_entropy": 1.0}, len(images.data.class_names))
     step = GradientStep(model, optimizer, scheduler, precision=choose_precision("auto", device))
     epochs = itertools.count(1)
+    batches = [(move(images, device), move(masks, device)) for images, masks in loader] if held else loader
 
     def compute_loss(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return loss(model(images), targets)
@@ -250,7 +266,7 @@ def build_our_loop(model: nn.Module, images: Subset, batch: int, num_workers: in
     def run_epoch() -> None:
         loader.batch_sampler.epoch, losses = next(epochs), EpochLoss(device)
         step.set_mode(loader.batch_sampler.epoch)
-        for number, (images, masks) in enumerate(loader, 1):
+        for number, (images, masks) in enumerate(batches, 1):
             value = step.backward(compute_loss, move(images, device), move(masks, device), batch)
             step.update()
             losses.add(number, *value)

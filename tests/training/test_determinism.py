@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from seglib.models import ARCHITECTURES, OWN_ENCODERS, build_model
 from seglib.parts import find_parts
-from seglib.training.device import explain_nondeterminism, find_nondeterministic
+from seglib.training.device import autocast, explain_nondeterminism, find_nondeterministic, seed_everything
 from seglib.training.losses import build_loss
 from seglib.training.mixing import BATCH_MIXES, foreground_activation, mix_batch
 
@@ -105,6 +105,26 @@ def test_every_mix_of_a_batch_is_deterministic(name):
 def test_what_cuda_refuses_is_found(compute, expected):
     images = torch.randn(1, 3, 8, 8, requires_grad=True)
     assert list(find_nondeterministic(lambda: compute(images))) == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize("architecture, encoder", [("DeepLabV3Plus", "resnet18"), ("Segformer", "mit_b0")])
+def test_no_training_step_reads_memory_that_nothing_was_written_to(architecture, encoder):
+    """`seed_everything` leaves it as it is; filled with NaN as torch would, what read it would give NaN."""
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    masks, gradients = (images[:, 0] % 3).contiguous(), []
+    try:
+        for fill in (False, True):
+            seed_everything(0, deterministic=True)
+            assert not torch.utils.deterministic.fill_uninitialized_memory
+            torch.utils.deterministic.fill_uninitialized_memory = fill
+            model = build_model(architecture, encoder, 3, image_size=64).train()
+            with autocast(torch.device("cpu"), "bfloat16"):
+                logits = model(images)
+            build_loss({"cross_entropy": 0.5, "dice": 0.2, "lovasz": 0.3}, 3)(logits, masks).backward()
+            gradients.append([each.grad for each in model.parameters() if each.grad is not None])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
 def test_settings_are_as_before_an_audit():
