@@ -245,8 +245,11 @@ _LONELY = (
 
 
 def _is_oom(error: Exception) -> bool:
-    """Also cuDNN's own words, which torch does not translate."""
-    words = ("_STATUS_ALLOC_FAILED", "unable to find an engine to execute", "valid cuDNN algorithm")
+    """Also cuDNN's and oneDNN's own words, which torch does not translate, and tensors too large for a kernel's indices."""
+    words = (
+        *("_STATUS_ALLOC_FAILED", "unable to find an engine to execute", "valid cuDNN algorithm", "out of memory"),
+        *("can't allocate memory", "could not create a primitive", "INT_MAX", "32-bit index", "canUse32BitIndexMath"),
+    )
     return isinstance(error, torch.OutOfMemoryError) or any(word.lower() in str(error).lower() for word in words)
 
 

@@ -192,18 +192,20 @@ class Crowded(TwoHeads):
     def __init__(self, num_classes, most):
         super().__init__(num_classes)
         self.most, self.seen = most, []
+        self.error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     def forward(self, images):
         if self.training:
             self.seen.append(len(images))
         if self.training and len(images) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            raise self.error
         return super().forward(images)
 
 
-def train_crowded(loader, most, on_oom):
+def train_crowded(loader, most, on_oom, error=None):
     torch.manual_seed(0)
     model = Crowded(12, most)
+    model.error = error or model.error
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     step = GradientStep(model, optimizer, scheduler, on_oom=on_oom)
@@ -220,6 +222,21 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_step(subsets, capsys
     assert torch.allclose(got, expected, atol=1e-6)
     assert value == pytest.approx(expected_value, rel=1e-6)
     assert "out of memory with 4 images at a time; going on with 2, the step is still of 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "upsample_nearest_nhwc only supports grad_output tensors with less than INT_MAX elements, but got [16, 64, 2048]",
+        "Expected canUse32BitIndexMath(input) && canUse32BitIndexMath(output) to be true, but got false.",
+        "could not create a primitive",
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_what_is_too_large_for_a_kernel_is_treated_as_out_of_memory(subsets, words):
+    step, _, _ = train_crowded(one_batch(subsets[0]), 3, "accumulate", RuntimeError(words))
+    assert step.split == 4
 
 
 @pytest.mark.parametrize(("most", "seen"), [(1, [8, 4, 2, 1] + 8 * [1]), (2, [8, 4] + 4 * [2])])
