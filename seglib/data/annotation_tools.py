@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import yaml
 
 from seglib.data.formats import Content, Source, find_size, read_json, read_text
-from seglib.data.mask_folders import IMAGE_ENDINGS, encode_labels
+from seglib.data.mask_folders import DESCRIPTION, IMAGE_ENDINGS, encode_labels
 from seglib.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -181,9 +181,9 @@ def open_labelme(kind: str, folder: Path, data_dir: Path) -> Source:
 
 
 def _place_image(image_path: str, folder: Path, data_dir: Path) -> str:
-    """An image's name as seen from the data folder; of one that lies elsewhere only the name."""
+    """An image's name as seen from the data folder; of one that is not there any more only the name."""
     path = os.path.normpath(os.path.join(os.path.relpath(folder, data_dir), str(image_path).replace("\\", "/")))
-    return os.path.basename(path) if path.startswith("..") or os.path.isabs(path) else path
+    return path if os.path.isfile(data_dir / path) and not path.startswith(os.pardir) else os.path.basename(path)
 
 
 def _outline(shape: Content, path: Path, width: int, height: int) -> Any:
@@ -214,6 +214,24 @@ def _read_png(text: str, corner: Sequence[float], width: int, height: int) -> Co
     mask = np.zeros((height, width), bool)
     mask[top : top + part.shape[0], left : left + part.shape[1]] = part[: height - top, : width - left]
     return _encode(mask)
+
+
+# Folders of other tools' files: refused where no classes.json says that there are masks.
+
+
+def find_boxes(data_dir: Path, name: str) -> Path | None:
+    """A folder of XML or of JSON files that are not labelme's."""
+    folder = data_dir / name
+    if not os.path.isdir(folder) or (data_dir / DESCRIPTION).is_file():
+        return None
+    return next((path for ending in ("*.xml", "*.json") for path in sorted(folder.glob(ending))), None)
+
+
+def refuse_boxes(kind: str, path: Path, data_dir: Path) -> Source:
+    """Pascal VOC and others have a file for each image."""
+    got = "XML, as Pascal VOC and CVAT write" if path.suffix == ".xml" else "JSON files that are not labelme's"
+    fix = "name one of its files, or export them as COCO"
+    raise InputError(f"{path.parent}: must be a COCO file, labelme's or YOLO's folder, got {got} ({path.name}); {fix}")
 
 
 # YOLO: a text file for each image, with a class and the shares of width and height in each line.
@@ -284,8 +302,12 @@ def _read_yolo_names(folder: Path, data_dir: Path) -> tuple[list[str], Path]:
                         f"{path}: must be of YOLO's polygons, got its keypoints; export segmentation labels"
                     )
                 names = content.get("names") or []
+            if isinstance(names, dict):
+                if {*names} != {*range(len(names))}:
+                    raise InputError(f"{path} [names]: must be numbered from 0 on, got {[*names][:9]}; name them all")
+                names = [names[number] for number in range(len(names))]
             if names:
-                return [str(each) for each in (names.values() if isinstance(names, dict) else names)], path
+                return [str(each) for each in names], path
     fix = "write `names: [bottle, can]` into data.yaml there, or the names into classes.txt, one per line"
     raise InputError(f"{data_dir}: YOLO's labels need a file that names the classes, got none; {fix}")
 

@@ -56,6 +56,7 @@ class ImageFinder:
 
         That is "missing-image" or "ambiguous-image", with the path where the image should be, or "outside-folder" with "".
         """
+        name = name.rpartition("?d=")[2]  # Label Studio's /data/local-files/?d=images/a.jpg
         if os.path.isabs(name) or "\0" in name:
             return "", "outside-folder"
         for folder in dict.fromkeys((self.root, self.beside)):

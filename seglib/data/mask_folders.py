@@ -222,7 +222,10 @@ def _refuse(problems: Sequence[str]) -> None:
 
 def _read_list(path: Path) -> list[str]:
     """The first word of each line, where the line is no name itself."""
-    lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: a list of images must be text in UTF-8, got: {error}; save it as UTF-8") from None
     return [line for line in lines if line]
 
 

@@ -13,7 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seglib.data.annotation_tools import find_labelme, find_yolo, is_labelme, open_labelme, open_tasks, open_yolo
+import yaml
+
+from seglib.data.annotation_tools import (
+    find_boxes,
+    find_labelme,
+    find_yolo,
+    is_labelme,
+    open_labelme,
+    open_tasks,
+    open_yolo,
+    refuse_boxes,
+)
 from seglib.data.formats import Content, Source, open_coco, open_lvis, open_panoptic, read_json, take_first
 from seglib.data.mask_folders import hash_masks, is_mask_split, list_pairs, read_description, read_masks
 from seglib.errors import InputError
@@ -57,7 +68,7 @@ def _refuse_unsound(kind: str, path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OSError, yaml.YAMLError) as error:
         raise InputError(
             f"{path}: must be as {kind} writes it, got something else ({error!r}); export it again"
         ) from error
@@ -157,4 +168,8 @@ _OF_OBJECTS: dict[str, tuple[_Fits, Any]] = {
     ),
     "VGG Image Annotator": (lambda content, _: _is_via(content), "export it there as COCO"),
 }
-_FOLDERS = (("labelme", find_labelme, open_labelme), ("YOLO", find_yolo, open_yolo))
+_FOLDERS = (
+    ("labelme", find_labelme, open_labelme),
+    ("YOLO", find_yolo, open_yolo),
+    ("files per image", find_boxes, refuse_boxes),
+)

@@ -360,6 +360,14 @@ def test_labels_that_no_list_orders_are_sorted_and_those_that_a_list_lacks_refus
         load_coco(tmp_path, "train")
 
 
+def test_labelme_images_that_were_moved_are_found_by_name(tmp_path):
+    make_labelme(tmp_path)
+    for number, path in enumerate(sorted((tmp_path / "train").iterdir())):
+        place = ("{}.png", "C:\\Users\\me\\{}.png")[number].format(path.stem)
+        write(path, json.loads(path.read_text()) | {"imagePath": place})
+    assert all(map(np.array_equal, paint(tmp_path, "train")[1], map(draw, SHAPES)))
+
+
 def test_label_studio_takes_the_ground_truth_else_the_last_answer_and_its_labels_may_stand_apart(tmp_path):
     make_label_studio(tmp_path)
     shape = {"points": [[0, 0], [50, 0], [50, 50]]}
@@ -419,6 +427,14 @@ def test_yolo_labels_without_images_boxes_and_lines_that_are_none_are_refused(tm
         write(tmp_path / "labels/train/c.txt", line)
         with pytest.raises(InputError, match=rf"c.txt \[line 1\]: {words}"):
             load_coco(tmp_path, "labels/train")
+    write(tmp_path / "data.yaml", "names: {1: car, 0: road}")
+    (tmp_path / "labels/train/c.txt").unlink()
+    assert load_coco(tmp_path, "labels/train").class_names == ("Background", *NAMES)
+    for text, words in (("names: {1: car}", "must be numbered from 0 on"), ("names: [", "must be as YOLO writes it"),
+                        ("kpt_shape: [17, 3]\nnames: [a]", "got its keypoints")):  # fmt: skip
+        write(tmp_path / "data.yaml", text)
+        with pytest.raises(InputError, match=words):
+            load_coco(tmp_path, "labels/train")
     (tmp_path / "data.yaml").unlink()
     with pytest.raises(InputError, match="need a file that names the classes"):
         load_coco(tmp_path, "labels/train")
@@ -450,6 +466,37 @@ def test_formats_without_outlines_are_refused_by_name_in_one_line(tmp_path, case
         assert "\n" not in str(caught.value)
 
 
+def list_places(node, place=()):
+    """The way to each entry of a JSON value."""
+    yield from [place] if place else []
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        yield from list_places(value, (*place, key))
+
+
+@pytest.mark.parametrize("case", ["LVIS", "panoptic", "Label Studio's polygons", "Label Studio's brush", "labelme"])
+def test_what_is_broken_in_a_file_is_refused_in_lines_or_read(tmp_path, case):
+    name, rng = FORMATS[case](tmp_path), np.random.default_rng(0)
+    path = tmp_path / name if name.endswith(".json") else tmp_path / "train/a.json"
+    content = json.loads(path.read_text())
+    places = [place for place in list_places(content) if len(place) < 9]
+    for number in rng.choice(len(places), 12):
+        for value in (None, {}, [3], "x", -1.5, "gone"):
+            *way, last = places[number]
+            broken = parent = json.loads(json.dumps(content))
+            for key in way:
+                parent = parent[key]
+            parent[last] = value
+            if value == "gone":
+                del parent[last]
+            write(path, broken)
+            for read in (load_verified, lambda folder, name: fingerprint_data(folder, [name])):
+                try:
+                    read(tmp_path, name)
+                except InputError as error:
+                    assert str(tmp_path) in str(error)
+
+
 def test_files_that_are_no_json_name_what_they_are(tmp_path):
     write(tmp_path / "annotations.xml", "<annotations/>")
     write(tmp_path / "data.yaml", "names: [a]")
@@ -459,6 +506,21 @@ def test_files_that_are_no_json_name_what_they_are(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             load_coco(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("a.xml", "got XML, as Pascal VOC"), ("a.json", "JSON files that are not")]
+)
+def test_a_folder_of_other_files_names_what_they_are(tmp_path, name, words):
+    write(tmp_path / "Annotations" / name, "{}")
+    with pytest.raises(InputError, match=words):
+        load_coco(tmp_path, "Annotations")
+
+
+def test_local_files_of_label_studio_are_found(tmp_path):
+    save_images(tmp_path / "images")
+    write(tmp_path / "result.json", coco("/data/local-files/?d=images/{}.png"))
+    assert all(map(np.array_equal, paint(tmp_path, "result.json")[1], map(draw, SHAPES)))
 
 
 def test_keypoints_with_outlines_are_read_as_instances(tmp_path):
