@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import yaml
 
+from seglib.data.class_names import is_background
 from seglib.data.formats import Content, Source, find_size, read_json, read_text
 from seglib.data.mask_folders import DESCRIPTION, IMAGE_ENDINGS, encode_labels
 from seglib.errors import InputError, unknown_name
@@ -355,6 +356,7 @@ def _list_categories(used: set[str], data_dir: Path, folder: Path, where: Path) 
     names = _read_names(lists[0]) if lists else sorted(used)
     if unknown := sorted(used - {*names}):
         raise InputError(f"{where}: {unknown_name(f'label, by {lists[0].name},', unknown[0], names)}")
+    names = [each for each in names if each in used or not is_background(each)]  # labelme's lists have it as a rule
     categories = [{"id": number, "name": each} for number, each in enumerate(names, 1)]
     return [each | {"ignore": 1} if each["name"] == _IGNORED else each for each in categories], lists
 

@@ -208,7 +208,7 @@ def make_label_studio_coco(folder: Path) -> str:
 
 def make_labelme(folder: Path) -> str:
     save_images(folder / "photos")
-    write(folder / "labels.txt", "__ignore__\nroad\ncar\n")
+    write(folder / "labels.txt", "__ignore__\n_background_\nroad\ncar\n")
     for name, shapes in SHAPES.items():
         entries = [
             {"label": label, "points": points, "group_id": None, "shape_type": "polygon", "flags": {}}
