@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     listing.add_argument("--parts", nargs="+", default=[], metavar="FILE", help="files with parts of your own")
     listing.add_argument("--works-with", metavar="NAME", default="", help="with model: one architecture or encoder")
     commands.add_parser("submission", help="check, send, score and list submissions", add_help=False)
-    commands.add_parser("convert", help="masks as a COCO file, COCO files as masks", add_help=False)
+    commands.add_parser("convert", help="masks or another format as a COCO file, either as masks", add_help=False)
     commands.add_parser("soup", help="average the weights of finished runs", add_help=False)
     passes_on = arguments[:1] in (["submission"], ["convert"], ["soup"])
     options, rest = parser.parse_known_args(arguments[:1] if passes_on else arguments)

@@ -18,12 +18,14 @@ import yaml
 
 from seglib.data.class_names import is_background
 from seglib.data.formats import Content, Source, find_size, read_json, read_text
-from seglib.data.mask_folders import DESCRIPTION, IMAGE_ENDINGS, encode_labels
+from seglib.data.mask_folders import DESCRIPTION, IMAGE_ENDINGS, encode_labels, remember
 from seglib.errors import InputError, unknown_name
+from seglib.files import hash_files, hash_text
 
 if TYPE_CHECKING:
     import numpy as np
 
+_VERSION = 1  # of what is remembered of files
 _LISTS = ("labels.txt", "classes.txt")  # a name per line
 _IGNORED = "__ignore__"  # labelme's class of pixels that no class has
 
@@ -48,7 +50,8 @@ def open_tasks(kind: str, tasks: list[Content], path: Path, data_dir: Path) -> S
             annotations += [(number, label, _read_shape(each, where)) for label, each in found]
         return _compose(images, annotations, categories)
 
-    return Source(kind, names, _name_classes(categories), read, [path, *files])
+    files = [path, *files]  # strokes take a while to decode
+    return Source(kind, names, _name_classes(categories), lambda: remember(_digest(kind, files), read), files)
 
 
 def _choose_answer(task: Content) -> Content | None:
@@ -159,10 +162,7 @@ def is_labelme(content: Any) -> bool:
 def open_labelme(kind: str, folder: Path, data_dir: Path) -> Source:
     """A folder of labelme's files."""
     files = sorted(folder.glob("*.json"))
-    contents = [read_json(path) for path in files]
-    for path, content in zip(files, contents, strict=True):
-        if not is_labelme(content):
-            raise InputError(f"{path}: must be labelme's as the files beside it, got another; move it elsewhere")
+    contents = remember(_digest(kind, files), lambda: {"files": [_read_labelme(path) for path in files]})["files"]
     names = [_place_image(content["imagePath"], folder, data_dir) for content in contents]
     used = {read_text(shape, "label") for content in contents for shape in content["shapes"]}
     categories, lists = _list_categories(used, data_dir, folder, folder)
@@ -179,6 +179,15 @@ def open_labelme(kind: str, folder: Path, data_dir: Path) -> Source:
         return _compose(images, annotations, categories)
 
     return Source(kind, names, _name_classes(categories), read, [*files, *lists])
+
+
+def _read_labelme(path: Path) -> Content:
+    """What is needed of a file: not the image, which most have in them."""
+    content = read_json(path)
+    if not is_labelme(content):
+        raise InputError(f"{path}: must be labelme's as the files beside it, got another; move it elsewhere")
+    names = ("imagePath", "imageWidth", "imageHeight", "shapes")
+    return {name: content[name] for name in names if name in content}
 
 
 def _place_image(image_path: str, folder: Path, data_dir: Path) -> str:
@@ -375,6 +384,10 @@ def _compose(
         for number, (image_id, label, segmentation) in enumerate(annotations, 1)
     ]
     return {"images": images, "annotations": rows, "categories": list(categories)}
+
+
+def _digest(kind: str, files: Sequence[Path]) -> str:
+    return hash_text(json.dumps([_VERSION, kind, hash_files(files)]))
 
 
 def _encode(mask: "np.ndarray") -> Content:
