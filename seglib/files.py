@@ -22,6 +22,7 @@ from stat import S_ISREG
 from seglib.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
+RUNS_AT_ONCE = "SEGLIB_RUNS_AT_ONCE"  # in a run's environment: how many run_grid.py executes on this machine at a time
 MISSING = ""  # the hash of a file that is not there
 SETTLED = 2.0  # [s] a file changed more recently could change again within the clock tick of its own timestamp
 

@@ -64,7 +64,7 @@ _LIMITS: dict[str, dict[str, Any]] = {  # annotation -> name -> what it may be
         "callbacks": dict[Text, dict[Text, Any]],
     },
     "object": {
-        "augmentation": Any, "architecture": Any, "optimizer": Any, "split": Any,
+        "num_workers": Literal["auto"] | _whole(0, 64), "augmentation": Any, "architecture": Any, "optimizer": Any, "split": Any,
         "weights": Literal["auto", "greedy", "mean", "best"] | dict[Text, _number()],
     },
 }  # fmt: skip

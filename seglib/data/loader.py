@@ -1,5 +1,8 @@
 """Batches of samples by (seed, epoch, index), and mixes of an image with others of its set."""
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -16,10 +19,12 @@ from seglib.data.augment import augment, build_augmentation
 from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX, resize_rle, segmentation_to_rle
 from seglib.errors import InputError, unknown_name
+from seglib.files import RUNS_AT_ONCE
 from seglib.parameters import CountRange, ScaleRange
 from seglib.parts import read_choices, register
 
 NO_MIXING = MappingProxyType({})
+MOST_WORKERS = 12  # loader processes that `auto` starts; of 391 images/s that an H200 takes, 8 bring 318
 
 # Mixes of an image with others of its set: mosaic, another background, pasted objects; before augmentation. They take
 # and give an image (S, S, 3) uint8 RGB and its mask (S, S) uint8.
@@ -283,7 +288,7 @@ def build_loader(
     shuffle: bool,
     augmentation: str | Sequence,
     seed: int,
-    num_workers: int,
+    num_workers: int | str,
     mixing: Mapping = NO_MIXING,
     expand: int = 1,
 ) -> DataLoader:
@@ -294,9 +299,12 @@ def build_loader(
     Parameters
     ----------
     augmentation : a preset's name or a list of steps, see `build_augmentation`.
+    num_workers : loader processes, or "auto", see `choose_workers`.
     mixing : name -> probability or options; those that mix an image with others of the subset, see `SampleMixing`.
     expand : how often each image stands in an epoch, see `SegmentationDataset`.
     """
+    if num_workers == "auto":
+        num_workers = choose_workers(len(subset) * expand, batch_size, subset.image_size)
     if num_workers:
         # Workers are forked: OpenCV's threads must be gone before (in a worker the same call waits for them for ever),
         # and each worker is one of several processes anyway.
@@ -309,12 +317,28 @@ def build_loader(
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        multiprocessing_context="fork"
+        if num_workers and sys.platform == "linux"
+        else None,  # Python 3.14 forks no more
         generator=torch.Generator(),  # workers' seeds come from here, not from the stream that the model draws from
     )
     loader.built_from = {"seed": seed}
     if shuffle:
         loader.built_from |= {"augmentation": augmentation, "mixing": dict(mixing), "expand": expand}
     return loader
+
+
+def choose_workers(num_images: int, batch_size: int, image_size: int) -> int:
+    """Loader processes for a device: none on a CPU, which computes meanwhile; on CUDA what cores and shared memory allow.
+
+    The cores are this process's, divided by the runs of `run_grid.py --workers`. Each process has up to three batches in
+    /dev/shm, which is small in many containers: half of what is free there is left.
+    """
+    if not torch.cuda.is_available() or sys.platform != "linux":
+        return 0
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get(RUNS_AT_ONCE, "1"))
+    fit = shutil.disk_usage("/dev/shm").free // 2 // (3 * batch_size * 4 * image_size**2)
+    return min(MOST_WORKERS, max(1, cores - 1), -(-num_images // batch_size), fit)
 
 
 def _collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

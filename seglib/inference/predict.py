@@ -317,7 +317,7 @@ def predict_batches(
     """
     seed_everything(run.record["params"]["seed"], run.record["params"]["deterministic"])
     model = model.to(device, memory_format=channels_last).eval()
-    loader = build_loader(images, batch_size, shuffle=False, augmentation="none", seed=0, num_workers=0)
+    loader = build_loader(images, batch_size, shuffle=False, augmentation="none", seed=0, num_workers="auto")
     for batch, masks in loader:
         with autocast(device, run.record["precision"]), _threads(run.record["threads"]):
             computed = compute(partial(_forward, model), move(batch, device))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError
-from seglib.files import PROJECT, find_free_folder, outputs_dir, write_text
+from seglib.files import PROJECT, RUNS_AT_ONCE, find_free_folder, outputs_dir, write_text
 from seglib.runs.averages import explain_averages
 from seglib.runs.conditions import RunResult, find_earlier_noise, summarise_conditions
 from seglib.runs.grid import Grid, Job, Run, find_neighbours, group_steps, plan_step
@@ -103,7 +103,7 @@ def run_jobs(
                 try:
                     job = prepare(job)
                     with _interrupts_held_back():  # in between, a process would have begun that nobody ends or records
-                        active.append(_start(job, place))
+                        active.append(_start(job, place, workers))
                     report(f"{place} {job.label}")
                 except OSError as error:
                     statuses.append("failed")
@@ -150,13 +150,17 @@ def _stop_late(active: Sequence[_Active], limit: float, report: Callable[[str], 
     _stop([run.process for run in late])
 
 
-def _start(job: Job, place: str) -> _Active:
+def _start(job: Job, place: str, workers: int) -> _Active:
+    seen = {
+        "SEGLIB_OUTPUTS": str(outputs_dir()),
+        RUNS_AT_ONCE: str(workers),
+    }  # outputs from here, not from where the run stands
     job.run_dir.mkdir(parents=True, exist_ok=True)
     with open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
         process = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, cwd=PROJECT,
-            env=os.environ | {"SEGLIB_OUTPUTS": str(outputs_dir())},  # seen from here, not from where the run stands
+            env=os.environ | seen,
             close_fds=False,  # the lock on the grid's folder is the one handle that is inheritable
             start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which ends its children in order
         )  # fmt: skip

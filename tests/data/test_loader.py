@@ -1,11 +1,15 @@
 """Batches: the same for any number of workers, whole epochs, expanded and mixed as asked."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from seglib.data import loader
 from seglib.data.dataset import open_data
 from seglib.data.loader import EpochBatches, build_loader
+from seglib.files import RUNS_AT_ONCE
 
 OPTIONS = {"split": "given", "folds": 4, "fold": 0, "seed": 1, "paint_order": "class_id", "background": "class",
            "image_size": 64, "cache": False}  # fmt: skip
@@ -90,6 +94,22 @@ def test_mixed_and_augmented_samples_do_not_depend_on_the_number_of_workers(smal
     for (images, masks), (others, other_masks) in zip(here, there, strict=True):
         assert torch.equal(images, others)
         assert torch.equal(masks, other_masks)
+
+
+def test_auto_starts_loader_processes_for_a_gpu_only_as_cores_runs_and_shared_memory_allow(monkeypatch):
+    room = {"free": 64 * 2**30}
+    monkeypatch.setattr(loader.os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: SimpleNamespace(**room))
+    monkeypatch.delenv(RUNS_AT_ONCE, raising=False)
+    assert loader.choose_workers(3000, 16, 512) == 0  # of a CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert loader.choose_workers(3000, 16, 512) == 12
+    assert loader.choose_workers(33, 16, 512) == 3  # one for each batch
+    monkeypatch.setenv(RUNS_AT_ONCE, "4")
+    assert loader.choose_workers(3000, 16, 512) == 3
+    room["free"] = 64 * 2**20  # of a container that nobody has given more
+    assert loader.choose_workers(3000, 16, 512) == 0  # three batches are 48 MiB
+    assert loader.choose_workers(3000, 8, 256) == 3
 
 
 def test_mixing_changes_samples_and_keeps_the_classes(small_data):
