@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from seglib.data.coco import CocoData, load_coco, read_content
-from seglib.data.mask_folders import DESCRIPTION, read_description
+from seglib.data.mask_folders import DESCRIPTION, LABELMAP, read_description
 from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS, paint_mask
 from seglib.data.verify import refuse_errors, verify_coco
 from seglib.errors import InputError
@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _locate(source: Path, data_dir: Path | None) -> tuple[Path, str]:
     """(data folder, name seen from it) of a source."""
     source = source.absolute()
-    described = [folder for folder in (source, *source.parents) if (folder / DESCRIPTION).is_file()]
+    names = (DESCRIPTION, LABELMAP)
+    described = [folder for folder in (source, *source.parents) if any((folder / name).is_file() for name in names)]
     if data_dir is None and (source.suffix.lower() == ".json" or not described):
         labels = [folder for folder in (source, *source.parents) if folder.name == "labels"]  # of YOLO, beside images
         data_dir = labels[0].parent if labels and source.is_dir() else source.parent

@@ -28,16 +28,9 @@ _FOLDERS = (("images", "masks"), ("JPEGImages", "SegmentationClass"), ("images",
             ("img", "masks"), ("imgs", "masks"), ("leftImg8bit", "gtFine"))  # fmt: skip
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _MASKS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".jpg", ".jpeg"}
-_OPTIONS = (
-    "classes",
-    "class_names",
-    "ignore_index",
-    "ignore_classes",
-    "image_dir",
-    "mask_dir",
-    "image_suffix",
-    "mask_suffix",
-)
+_OPTIONS = ("classes", "class_names", "ignore_index", "ignore_classes", "image_dir", "mask_dir", "image_suffix",
+            "mask_suffix")  # fmt: skip
+LABELMAP = "labelmap.txt"  # of CVAT
 _SPLIT = "{split}"
 _LINES = 100  # of a refusal
 Pair = tuple[str, str]  # an image and its mask, as seen from the data folder
@@ -75,7 +68,7 @@ def is_mask_split(data_dir: str | Path, name: str) -> bool:
 
 
 def read_description(data_dir: str | Path) -> MaskFolder:
-    """Read `classes.json` of a data folder.
+    """Read `classes.json` of a data folder, or else CVAT's `labelmap.txt`.
 
     It is a list of names, the first of value 0; or an object name -> colour or value -> name; or an object with one of
     these as `classes`, and with `ignore_index` (a value or several; 255 unless that is a class), `ignore_classes` (names),
@@ -87,14 +80,15 @@ def read_description(data_dir: str | Path) -> MaskFolder:
     InputError
         The file is missing, or says something else.
     """
-    path = Path(data_dir) / DESCRIPTION
+    path, labelmap = Path(data_dir) / DESCRIPTION, Path(data_dir) / LABELMAP
     try:
-        content = json.loads(path.read_text("utf-8-sig"))
+        by_cvat = labelmap.is_file() and not path.is_file()
+        content = _read_labelmap(labelmap) if by_cvat else json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         fix = 'write it, such as ["background", "road", "car"] for the values 0, 1 and 2'
         raise InputError(f"{path}: masks need a file that names their classes, got none; {fix}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: must be JSON that can be read, got: {error}; correct it") from None
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{labelmap if by_cvat else path}: must be readable, got: {error}; correct it") from None
     options = (
         content if isinstance(content, dict) and {"classes", "class_names"} & content.keys() else {"classes": content}
     )
@@ -120,6 +114,12 @@ def read_description(data_dir: str | Path) -> MaskFolder:
         )
     folders = {name: str(options.get(name, "")) for name in ("image_dir", "mask_dir", "image_suffix", "mask_suffix")}
     return MaskFolder(Path(data_dir), classes, tuple(ignored), **_complete(Path(data_dir), folders))
+
+
+def _read_labelmap(path: Path) -> dict[str, list[int]]:
+    """Name -> colour; a line is `car:128,0,0::`."""
+    rows = [line.split(":") for line in path.read_text("utf-8-sig").splitlines() if line.strip() and line[0] != "#"]
+    return {name: [int(each) for each in colour.split(",")] for name, colour, *_ in rows}
 
 
 def _read_classes(classes: Any, path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seglib.__main__ import main
 from seglib.data.analysis import DataAnalysis
 from seglib.data.coco import load_coco
 from seglib.data.dataset import open_data
@@ -251,7 +252,7 @@ BAD = {
     "a list": (lambda folder: (folder / "train.txt").write_text("a\nz"), r"train.txt \[line 2\]: must name one image, got 'z'"),
     "an empty list": (lambda folder: (folder / "train.txt").write_text(""), r"images: must have images, got none"),
     "no description": (lambda folder: (folder / "classes.json").unlink(), r"classes.json: masks need a file that names"),
-    "no JSON": (lambda folder: (folder / "classes.json").write_text("{"), r"classes.json: must be JSON"),
+    "no JSON": (lambda folder: (folder / "classes.json").write_text("{"), r"classes.json: must be readable"),
     "an option": (write_classes({"classes": NAMES, "mask_folder": "m"}), r"unknown option 'mask_folder'"),
     "no classes": (write_classes([]), r"\[classes\]: must be a list of names"),
     "one value twice": (write_classes({"a": [1, 2, 3], "b": [1, 2, 3]}), r"must have a value of its own"),
@@ -303,3 +304,20 @@ def test_masks_are_read_once(tmp_path, monkeypatch):
 def test_one_mask_alone_can_be_read(tmp_path):
     folder = make(tmp_path)
     assert np.array_equal(read_mask(read_description(folder), folder / "masks/a.png"), draw(97))
+
+
+def test_the_labelmap_of_cvat_names_the_classes_by_colour(tmp_path):
+    make(tmp_path, "JPEGImages/{}.jpg", "SegmentationClass/{}.png", encode=lambda mask: COLOURS[mask % 255])
+    (tmp_path / "classes.json").unlink()
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::", "road:128,64,128::", "car:0,0,142::"]
+    (tmp_path / "labelmap.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "train.txt").rename(tmp_path / "ImageSets/Segmentation/default.txt")
+    masks = paint(tmp_path, "ImageSets/Segmentation/default.txt")
+    assert all(np.array_equal(mask, draw(ord(stem)) % 255) for mask, stem in zip(masks, "ab", strict=True))
+    source = str(tmp_path / "ImageSets/Segmentation/default.txt")
+    assert main(["convert", source, str(tmp_path / "train.json"), "--to", "coco"]) == 0
+    assert all(map(np.array_equal, paint(tmp_path, "train.json"), masks))
+    (tmp_path / "labelmap.txt").write_text("road:1,x,2::")
+    with pytest.raises(InputError, match=r"labelmap\.txt: must be readable"):
+        load_coco(tmp_path, "ImageSets/Segmentation/default.txt")
