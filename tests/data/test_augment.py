@@ -2,6 +2,7 @@
 
 import random
 
+import albumentations as A
 import cv2
 import numpy as np
 import pytest
@@ -129,6 +130,14 @@ def test_flips_are_independent_of_each_other():
     augmentation = build_augmentation("flips", SIZE)
     outcomes = {augment(augmentation, IMAGE, MASK, 5, 1, index)[0].tobytes() for index in range(200)}
     assert len(outcomes) == 8  # all symmetries of the square; flips that always go together reach fewer
+
+
+def test_quarter_turns_are_albumentations_own_pixels():
+    ours, plain = build_augmentation([{"RandomRotate90": {"p": 1}}], SIZE), A.Compose([A.RandomRotate90(p=1)])
+    assert type(ours.transforms[0]) is not type(plain.transforms[0])
+    turns = [ours.transforms[0].apply(IMAGE, factor).tobytes() for factor in range(4)]
+    assert turns == [np.ascontiguousarray(plain.transforms[0].apply(IMAGE, factor)).tobytes() for factor in range(4)]
+    assert np.array_equal(ours.transforms[0].apply(MASK, 3), plain.transforms[0].apply(MASK, 3))
 
 
 def test_nested_steps_draw_from_the_stream_of_the_sample_independently_of_each_other():
