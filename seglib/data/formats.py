@@ -90,11 +90,19 @@ def open_lvis(kind: str, content: Content, path: Path, data_dir: Path) -> Source
 def open_panoptic(kind: str, content: Content, path: Path, data_dir: Path) -> Source:
     """Panoptic JSON, and its PNGs in a folder of the file's name, or beside it."""
     entries = [each for each in content["annotations"] if read_text(each, "file_name")]
+    if outside := [each["file_name"] for each in entries if _leads_out(each["file_name"])]:
+        raise InputError(
+            f"{path}: files of segments must stay inside the data folder, got {outside[0]!r}; export it again"
+        )
     folders = [path.with_suffix(""), data_dir / path.stem, path.parent, data_dir]
     folder = next((each for each in folders if entries and (each / entries[0]["file_name"]).is_file()), folders[0])
     files = [path, *(folder / entry["file_name"] for entry in entries)]
     source = open_coco(kind, content, path, data_dir)
     return replace(source, files=files, read=partial(_read_panoptic, content, entries, files))
+
+
+def _leads_out(name: str) -> bool:
+    return Path(name).is_absolute() or ".." in Path(name).parts
 
 
 def _read_panoptic(content: Content, entries: Sequence[Content], files: Sequence[Path]) -> Content:

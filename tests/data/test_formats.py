@@ -392,6 +392,16 @@ def test_a_brush_stroke_is_decoded_to_the_pixel(shape):
     assert np.array_equal(decode_brush(encode_brush(mask), *shape), mask)
 
 
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/passwd"])
+def test_panoptic_reads_no_file_outside_of_its_folder(tmp_path, name):
+    path = tmp_path / make_panoptic(tmp_path)
+    content = json.loads(path.read_text())
+    content["annotations"][0]["file_name"] = name
+    write(path, content)
+    with pytest.raises(InputError, match="must stay inside the data folder"):
+        load_coco(tmp_path, "annotations/panoptic_train2017.json")
+
+
 def test_panoptic_segments_are_those_of_the_file(tmp_path):
     name = make_panoptic(tmp_path)
     png = tmp_path / "annotations/panoptic_train2017/b.png"
