@@ -1,4 +1,4 @@
-"""Files that are never half written, hashes of content, numbered folders, arrays on disk, and where all of it is kept.
+"""Files that are never half written and checked when read, hashes of content, numbered folders, arrays on disk.
 
 A dry run of a grid imports this file and must answer in a second: NumPy is imported where an array is written.
 """
@@ -13,17 +13,22 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from stat import S_ISREG
+from typing import Any
 
 from seglib.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
 RUNS_AT_ONCE = "SEGLIB_RUNS_AT_ONCE"  # in a run's environment: how many run_grid.py executes on this machine at a time
 MISSING = ""  # the hash of a file that is not there
+CHECKSUM = "checksum"  # the last entry of the JSON objects that `write_json` writes
 SETTLED = 2.0  # [s] a file changed more recently could change again within the clock tick of its own timestamp
 
 
@@ -69,14 +74,86 @@ def clear_parts(folder: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
+    """Write a text file in UTF-8, whole or not at all; half a surrogate, which UTF-8 cannot hold, as its escape."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def write_json(path: str | Path, value: object) -> None:
-    """Write JSON (NaN as null, so that every reader can parse it), whole or not at all."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: str | Path, value: object, indent: int | None = 2) -> None:
+    """Write JSON (NaN as null, so that every reader can parse it), whole or not at all; an object with its checksum."""
+    value = _finite(value)
+    if isinstance(value, dict):
+        rest = {name: item for name, item in value.items() if name != CHECKSUM}
+        value = rest | {CHECKSUM: hash_text(json.dumps(rest))}
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON; of an object that carries a checksum, as `write_json` writes it, the rest, checked.
+
+    Raises
+    ------
+    InputError
+        What is there is no JSON, or another content than was written.
+    OSError
+        There is no such file, or it cannot be read.
+    """
+    content = read_file(path)
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
+        raise InputError(f"{path}: {'is truncated' if cut else f'is no JSON: {error}'}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: is no JSON: {error}") from None
+    if not isinstance(value, dict) or not value:
+        return value
+    *rest, (name, found) = value.items()
+    rest = dict(rest)
+    if found == hash_text(json.dumps(rest)):  # whatever it is called: its name may be what is damaged
+        return rest
+    if name == CHECKSUM:
+        raise InputError(f"{path}: is not what was written; if you changed it, delete its {CHECKSUM}")
+    return value
+
+
+def keep_json(path: Path, value: object) -> None:
+    """Write JSON into the cache; where that cannot be written the work goes on without, and one line says so."""
+    try:
+        write_json(path, value, indent=None)
+    except OSError as error:
+        report_no_cache(cache_dir(), error.strerror)
+
+
+@cache
+def report_no_cache(folder: Path, why: str) -> None:
+    """Say once that nothing is kept in the cache."""
+    print(
+        f"{folder}: cannot be written to ({why}), so nothing is cached; set SEGLIB_CACHE to a folder that can",
+        flush=True,
+    )
+
+
+def read_file(path: str | Path) -> bytes:
+    """The content of a file; a pipe or a device, which may have no end, is refused."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InputError(f"{path}: required a file, got a pipe or a device")
+        return file.read()
+
+
+def check_zip(path: str | Path) -> None:
+    """Raise zipfile.BadZipFile where a .pt or .npz file is not what was written: its readers do not look at its CRCs."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            as_folders = (
+                each.filename for each in file.infolist() if each.external_attr & 0x10
+            )  # torch reads none of it
+            damaged = file.testzip() or next(as_folders, None)
+    except (zlib.error, RuntimeError, EOFError, ValueError) as error:  # OSError says more by itself
+        raise zipfile.BadZipFile(str(error)) from None
+    if damaged:
+        raise zipfile.BadZipFile(f"{damaged} is not what was written")
 
 
 def find_free_folder(folder: Path, is_taken: Callable[[Path], bool] = Path.exists, first: int = 2) -> Path:
@@ -119,6 +196,16 @@ def array_header(shape: Sequence[int], descr: str) -> bytes:
     return header.getvalue()
 
 
+def checksums(rows: Any) -> Any:
+    """(N, ...) -> (N,) uint64: sums of 64-bit words, which find what is cut, missing or changed at the speed of memory."""
+    import numpy as np
+
+    flat = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
+    whole = flat.shape[1] // 8 * 8
+    words = np.ascontiguousarray(flat[:, :whole]).view(np.uint64)
+    return words.sum(1, dtype=np.uint64) + flat[:, whole:].sum(1, dtype=np.uint64)
+
+
 def hash_file(path: str | Path) -> str:
     """Hex digest of a file's content (BLAKE2b, 16 bytes)."""
     with open(path, "rb") as file:
@@ -142,7 +229,7 @@ def hash_files(paths: Sequence[str | Path]) -> list[str]:
 
     Raises
     ------
-    InputError : a file exists and cannot be read, or the cache folder cannot be written.
+    InputError : a file exists and cannot be read.
     """
     paths = [os.path.abspath(path) for path in paths]
     known, started = _load_known(), time.time()
@@ -175,7 +262,7 @@ def _known_path() -> Path:
 def _load_known() -> dict[str, list]:
     """Entries by absolute path; a file that is damaged is as good as none, everything is hashed again."""
     try:
-        entries = json.loads(_known_path().read_bytes())
+        entries = read_json(_known_path())
     except (OSError, ValueError):
         return {}
     if not isinstance(entries, dict):
@@ -185,12 +272,7 @@ def _load_known() -> dict[str, list]:
 
 def _save_known(entries: dict[str, list]) -> None:
     """Add entries to what is known by now: two writers at once may lose an entry, never the file."""
-    try:
-        write_text(_known_path(), json.dumps(_load_known() | entries))
-    except OSError as error:
-        raise InputError(
-            f"{_known_path()}: the cache folder must be writable, got {error.strerror}; set SEGLIB_CACHE to one that is"
-        ) from error
+    keep_json(_known_path(), _load_known() | entries)
 
 
 def _finite(value: object) -> object:

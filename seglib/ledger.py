@@ -3,7 +3,6 @@
 import argparse
 import csv
 import fcntl
-import json
 import math
 import os
 import re
@@ -20,7 +19,7 @@ import pandas as pd
 
 from seglib.data.coco import load_coco
 from seglib.errors import InputError
-from seglib.files import hash_file, outputs_dir, replacing
+from seglib.files import hash_file, outputs_dir, read_json, replacing
 from seglib.runs.leaderboard import align
 from seglib.submission import Verdict, count_shares, read_file_names, validate_submission
 
@@ -174,7 +173,7 @@ def _find_row(rows: list[Entry], which: str | Path, ledger: Path) -> Entry:
 def _read_record(path: Path) -> dict | None:
     """The record beside a submission; None where there is none, or the CSV changed since."""
     try:
-        record = json.loads(path.with_suffix(".json").read_bytes())
+        record = read_json(path.with_suffix(".json"))
     except (FileNotFoundError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("hash") == hash_file(path) else None

@@ -14,7 +14,7 @@ import pytest
 from seglib import files
 from seglib.data.layouts import fingerprint_data
 from seglib.errors import InputError
-from seglib.files import hash_file, hash_files
+from seglib.files import hash_file, hash_files, read_file, read_json, write_json
 
 CAMVID = Path(__file__).parents[1].parent / "shared/data/camvid"
 
@@ -157,7 +157,7 @@ def test_writers_at_the_same_time_do_not_damage_the_cache(tmp_path, monkeypatch)
     with ThreadPoolExecutor(8) as pool:
         hashed = list(pool.map(lambda start: hash_files(paths[start::12]), range(12)))
     assert hashed == [[hash_file(path) for path in paths[start::12]] for start in range(12)]
-    remembered = json.loads((tmp_path / "cache/file_hashes.json").read_text())
+    remembered = read_json(tmp_path / "cache/file_hashes.json")
     assert all(entry[-1] == hash_file(path) for path, entry in remembered.items())
 
 
@@ -199,10 +199,52 @@ def test_an_image_that_cannot_be_read_is_named(data_dir, monkeypatch):
         hash_files([data_dir / "images/a.jpg"])
 
 
-def test_a_cache_folder_that_cannot_be_written_is_refused(data_dir, reads, tmp_path, monkeypatch):
+def test_without_a_cache_that_can_be_written_all_goes_on_and_one_line_says_so(data_dir, reads, monkeypatch, capsys):
+    expected = both(data_dir)
     monkeypatch.setenv("SEGLIB_CACHE", str(data_dir / "train.json"))
-    with pytest.raises(InputError, match=r"the cache folder must be writable, got .*set SEGLIB_CACHE"):
-        both(data_dir)
+    assert both(data_dir) == both(data_dir) == expected
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{data_dir / 'train.json'}: cannot be written to (") and "set SEGLIB_CACHE" in line
+
+
+def test_json_comes_back_and_its_checksum_does_not(tmp_path):
+    value = {"miou": 0.1 + 0.2, "iou": {"비닐": None, "half \udc80": [1, 2**70]}, "4": "\u202e"}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    write_json(tmp_path / "a.json", json.loads((tmp_path / "a.json").read_text()) | {"more": 1})
+    assert read_json(tmp_path / "a.json") == value | {"more": 1}
+
+
+@pytest.mark.parametrize("value", [{"an": "older file"}, {}, [1], "text", None])
+def test_json_without_a_checksum_is_read_as_it_is(tmp_path, value):
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    assert read_json(tmp_path / "a.json") == value
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"a": 1, "checksum": "0"}', "a.json: is not what was written; if you changed it, delete its checksum"),
+        ('{"a": 1, "b": [1, 2', "a.json: is truncated"),
+        ('{"a": "some te', "a.json: is truncated"),
+        ("", "a.json: is truncated"),
+        ("{'a': 1}", "a.json: is no JSON: Expecting property name"),
+        ("\udcff", "a.json: is no JSON: "),
+        ("[" * 100_000, "a.json: is no JSON: "),
+    ],
+)
+def test_json_that_is_damaged_is_refused_in_a_line(tmp_path, content, words):
+    (tmp_path / "a.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=words) as caught:
+        read_json(tmp_path / "a.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(InputError, match="required a file, got a pipe or a device"):
+            read_file(path)
 
 
 def test_importing_it_leaves_the_slow_libraries_alone():

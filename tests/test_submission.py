@@ -12,7 +12,7 @@ import torch
 from seglib.data.coco import load_coco
 from seglib.data.masks import paint_mask
 from seglib.errors import InputError, InputErrors
-from seglib.files import hash_file
+from seglib.files import hash_file, read_json
 from seglib.submission import (
     count_shares,
     encode_mask,
@@ -453,7 +453,7 @@ def test_the_record_says_what_is_behind_the_file(tmp_path, large):
     sources = [{"run": "outputs/kfold/fold=0", "weights_sha256": "ab"}]
     large[2] = 0
     record = write(tmp_path / "s.csv", large, sources=sources, val_score=0.61)
-    assert json.loads((tmp_path / "s.json").read_text()) == json.loads(json.dumps(record))
+    assert read_json(tmp_path / "s.json") == json.loads(json.dumps(record))
     assert record["hash"] == hash_file(tmp_path / "s.csv")
     assert record["sources"] == sources and record["val_score"] == 0.61 and record["images"] == 6
     assert record["resizing"] == "argmax at the model's size, then nearest"

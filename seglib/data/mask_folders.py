@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from seglib.data.class_names import is_background
 from seglib.errors import InputError, InputErrors, unknown_name
-from seglib.files import cache_dir, hash_files, hash_text, write_text
+from seglib.files import cache_dir, hash_files, hash_text, keep_json, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -294,9 +294,9 @@ def remember(digest: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` makes of files with this hash, kept in `cache_dir()`/masks."""
     kept = cache_dir() / "masks" / f"{digest}.json"
     with suppress(OSError, ValueError):  # none yet, or damaged: made now
-        return json.loads(kept.read_bytes())
+        return read_json(kept)
     content = make()
-    write_text(kept, json.dumps(content, ensure_ascii=False))
+    keep_json(kept, content)
     return content
 
 

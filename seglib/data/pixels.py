@@ -1,11 +1,12 @@
 """Images decoded and masks painted once: pairs of one size, read from disk without keeping the set in memory."""
 
+import errno
 import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -26,8 +27,11 @@ from seglib.errors import InputError
 from seglib.files import (
     array_header,
     cache_dir,
+    checksums,
     hash_files,
     hash_text,
+    read_json,
+    report_no_cache,
     require_space,
     write_json,
 )
@@ -35,6 +39,8 @@ from seglib.files import (
 CHUNK = 32  # images decoded before they are written: bounds the memory of a build
 THREADS = 8  # each holds a photograph in full size while it decodes, 0.2 GB with 24 megapixels
 CHANNELS = {"images.npy": (3,), "masks.npy": ()}
+SUMS = "checksums.npy"  # (N, 2) uint64: of each image and mask
+FILES = (*CHANNELS, SUMS)
 # seglib.RESULTS -> what stands for the code that decodes and paints in a cache's key. Of the first it is the digests of
 # the code's files at the time, so that caches of that time stay in use; a later number stands for itself.
 _PAINTERS = {
@@ -79,7 +85,7 @@ def open_pixels(
 
     With the cache, the first opening of a combination of data and settings decodes every image into
     `cache_dir()`/pixels; processes that open the same one meanwhile wait for it. A cache whose content is not what was
-    written is made again, with a warning.
+    written is made again, with a warning. Where it cannot be written, images are decoded at each reading.
 
     Parameters
     ----------
@@ -101,14 +107,20 @@ def open_pixels(
         return pixels
     about = {"image_size": image_size, "paint_order": paint_order, "background": background}
     folder = cache_dir() / "pixels" / _key(data, about)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        damage = _find_damage(folder)
-        if damage:
-            if folder.exists():
-                warnings.warn(f"{folder}: {damage}; building the cache again", stacklevel=2)
-            _build(pixels, folder, {"json": str(data.json_path), "images": len(pixels)} | about, progress)
-        offsets = {name: np.load(folder / name, mmap_mode="r").offset for name in CHANNELS}
+    if _find_damage(folder):  # a whole one is read without a lock, which needs permission to write
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_suffix(".lock")):
+                if damage := _find_damage(folder):
+                    if folder.exists():
+                        warnings.warn(f"{folder}: {damage}; building the cache again", stacklevel=2)
+                    _build(pixels, folder, {"json": str(data.json_path), "images": len(pixels)} | about, progress)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+                raise
+            report_no_cache(cache_dir(), error.strerror)
+            return pixels
+    offsets = {name: np.load(folder / name, mmap_mode="r").offset for name in FILES}
     return replace(pixels, read=partial(_read_cached, folder, offsets, range(len(pixels)), image_size))
 
 
@@ -162,13 +174,15 @@ def _decode(
 def _read_cached(folder: Path, offsets: Mapping[str, int], places: range, image_size: int, index: int) -> Pair:
     """Every reading opens, seeks and reads on its own: processes share no position in a file, a worker needs nothing but
     this small function, and, unlike with a memory map, no page stays counted as the process's memory."""
-    arrays = []
-    for name, channels in CHANNELS.items():
+    arrays, sums = [], np.fromfile(folder / SUMS, np.uint64, 2, offset=offsets[SUMS] + places[index] * 16)
+    for number, (name, channels) in enumerate(CHANNELS.items()):
         shape = (image_size, image_size, *channels)
         count = int(np.prod(shape))
         pixels = np.fromfile(folder / name, np.uint8, count, offset=offsets[name] + places[index] * count)
-        if len(pixels) < count:
-            raise InputError(f"{folder / name}: the file was cut after it was opened; start again to rebuild it")
+        if len(pixels) < count or len(sums) < 2 or checksums(pixels[None])[0] != sums[number]:
+            with suppress(OSError):
+                (folder / "meta.json").unlink()
+            raise InputError(f"{folder / name}: the file was damaged after it was written; start again to rebuild it")
         arrays.append(pixels.reshape(shape))
     return arrays[0], arrays[1]
 
@@ -194,11 +208,11 @@ def _key(data: CocoData, about: Mapping[str, Any]) -> str:
 def _find_damage(folder: Path) -> str:
     """What is wrong with a cache, "" if nothing is."""
     try:
-        hashes = json.loads((folder / "meta.json").read_bytes())["hashes"]
-        written = [hashes[name] for name in CHANNELS]
+        hashes = read_json(folder / "meta.json")["hashes"]
+        written = [hashes[name] for name in FILES]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"meta.json cannot be used ({error!r})"
-    for name, digest, found in zip(CHANNELS, written, hash_files([folder / name for name in CHANNELS]), strict=True):
+    for name, digest, found in zip(FILES, written, hash_files([folder / name for name in FILES]), strict=True):
         if digest != found or not found:
             return f"{name} is not what was written"
     return ""
@@ -215,7 +229,7 @@ def _build(pixels: Pixels, folder: Path, about: Mapping[str, Any], progress: Pro
         try:
             part.mkdir()
             _write_arrays(pixels, part, progress)
-            hashes = dict(zip(CHANNELS, hash_files([part / name for name in CHANNELS]), strict=True))
+            hashes = dict(zip(FILES, hash_files([part / name for name in FILES]), strict=True))
             write_json(part / "meta.json", {"hashes": hashes, **about})
             part.rename(folder)
         finally:
@@ -228,6 +242,8 @@ def _write_arrays(pixels: Pixels, folder: Path, progress: Progress | None) -> No
         files = [stack.enter_context(open(folder / name, "wb")) for name in CHANNELS]
         for file, channels in zip(files, CHANNELS.values(), strict=True):
             file.write(array_header((len(pixels), pixels.image_size, pixels.image_size, *channels), "|u1"))
+        sums = stack.enter_context(open(folder / SUMS, "wb"))
+        sums.write(array_header((len(pixels), 2), "<u8"))
         pool = stack.enter_context(ThreadPoolExecutor(THREADS))
         for start in range(0, len(pixels), CHUNK):
             for done, pair in enumerate(
@@ -235,5 +251,6 @@ def _write_arrays(pixels: Pixels, folder: Path, progress: Progress | None) -> No
             ):
                 for file, array in zip(files, pair, strict=True):
                     file.write(array.data)
+                    sums.write(checksums(array[None]).tobytes())
                 if progress:
                     progress(done, len(pixels))

@@ -18,7 +18,7 @@ from seglib.data.masks import PAINTS_LESS, segmentation_problems
 from seglib.data.objects import measure_masks
 from seglib.data.sources import hash_annotations
 from seglib.errors import InputError, InputErrors
-from seglib.files import PROJECT, cache_dir, hash_file, hash_files, hash_text, write_json
+from seglib.files import PROJECT, cache_dir, hash_file, hash_files, hash_text, keep_json, read_json
 
 FIXES = {
     "no-images": "export the file with its images",
@@ -137,10 +137,10 @@ def _examine(data: CocoData) -> tuple[pd.DataFrame, np.ndarray, list[int]]:
     content = [[hash_annotations(data.data_dir, name)], data.images["file_name"].tolist(), image_hashes, _hash_code()]
     path = cache_dir() / "verified" / f"{hash_text(json.dumps(content))}.json"
     try:
-        rows, areas, turns = json.loads(path.read_bytes()).values()
+        rows, areas, turns = read_json(path).values()
     except (OSError, ValueError, AttributeError):  # not there, or damaged
         problems, areas, turns = verify_coco(data), measure_masks(data), find_turns(data)
-        write_json(path, {"problems": problems.to_numpy().tolist(), "mask_areas": areas.tolist(), "turns": turns})
+        keep_json(path, {"problems": problems.to_numpy().tolist(), "mask_areas": areas.tolist(), "turns": turns})
         return problems, areas, turns
     return pd.DataFrame(rows, columns=_COLUMNS, dtype="str"), np.array(areas, np.int64), turns
 

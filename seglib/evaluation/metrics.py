@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
-from seglib.files import replacing
+from seglib.files import check_zip, replacing
 from seglib.parts import find_parts
 
 # What `select_by` may name, own metrics aside. 1: higher is better.
@@ -191,6 +191,7 @@ def load_confusion(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]
         The file is missing, broken, or holds something else.
     """
     try:
+        check_zip(path)
         with np.load(path, allow_pickle=False) as file:
             confusion, image_ids, class_names = (file[name] for name in ("confusion", "image_ids", "class_names"))
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from seglib.errors import InputError
-from seglib.files import array_header, replacing, require_space, write_json
+from seglib.files import array_header, checksums, read_json, replacing, require_space, write_json
 
 DTYPES = ("uint8", "float16")
 DATA, SUMS, ABOUT = "probabilities.npy", "checksums.npy", "store.json"
@@ -157,13 +157,13 @@ def open_store(folder: str | Path) -> Store:
         got = "one that is not finished" if folder.is_dir() or _part_of(folder).is_dir() else "no such folder"
         raise InputError(f"{folder}: required a finished store of probabilities, got {got}; predict again to finish it")
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(folder / ABOUT)
         shape = tuple(about["shape"])
         data = _open_array(folder / DATA, shape, about["dtype"])
         sums = np.array(_open_array(folder / SUMS, shape[:2], "uint64"))
         names, class_names = list(about["file_names"]), list(about["class_names"])
         image_ids, origin = np.array(about["image_ids"], np.int64), about["facts"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except Exception as error:  # a damaged header raises nearly anything
         raise InputError(
             f"{folder}: required a whole store of probabilities, got a damaged one ({type(error).__name__}: {error});"
             " delete the folder and predict again"
@@ -180,14 +180,6 @@ def open_store(folder: str | Path) -> Store:
         return planes
 
     return Store(folder, image_ids, names, class_names, shape[-1], data.dtype, origin, read)
-
-
-def checksums(planes: np.ndarray) -> np.ndarray:
-    """(C, ...) -> (C,) uint64: sums of 64-bit words, which find what is cut, missing or changed at the speed of memory."""
-    flat = np.ascontiguousarray(planes).reshape(len(planes), -1).view(np.uint8)
-    whole = flat.shape[1] // 8 * 8
-    words = np.ascontiguousarray(flat[:, :whole]).view(np.uint64)
-    return words.sum(1, dtype=np.uint64) + flat[:, whole:].sum(1, dtype=np.uint64)
 
 
 def argmax_planes(planes: np.ndarray) -> np.ndarray:
@@ -266,7 +258,7 @@ def _prepare(part: Path, about: Mapping[str, Any], batch_size: int) -> int:
 
 def _read_about(part: Path) -> dict | None:
     try:
-        return json.loads((part / ABOUT).read_text(encoding="utf-8"))
+        return read_json(part / ABOUT)
     except (OSError, ValueError):
         return None
 

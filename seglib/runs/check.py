@@ -21,7 +21,7 @@ from seglib.data.class_names import BACKGROUND, SYNTHETIC, is_background, list_j
 from seglib.data.layouts import fingerprint_sets
 from seglib.data.sources import open_source
 from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, cache_dir, hash_file, hash_files, hash_text, write_json
+from seglib.files import PROJECT, cache_dir, hash_file, hash_files, hash_text, keep_json, read_json
 from seglib.parameters import Schema, read_defaults, read_schema
 from seglib.part_files import hash_parts
 from seglib.parts import find_parts, load_parts, read_choice
@@ -87,7 +87,7 @@ def ask_builders(questions: Sequence[Mapping[str, Any]]) -> list[str]:
         asked = [{name: value for name, value in each.items() if name != "content"} for each in new.values()]
         remembered |= dict(zip(new, _run_child(asked), strict=True))
         mended = {key for key, question in new.items() if _may_be_mended(question["about"], remembered[key])}
-        write_json(path, {key: answer for key, answer in remembered.items() if key not in mended})
+        keep_json(path, {key: answer for key, answer in remembered.items() if key not in mended})
     return [remembered[key] for key in keys]
 
 
@@ -113,7 +113,7 @@ def _run_child(questions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _read_remembered(path: Path) -> dict[str, str]:
     try:
-        remembered = json.loads(path.read_text())
+        remembered = read_json(path)
     except (OSError, ValueError):  # absent or damaged: everything is asked again
         return {}
     sound = isinstance(remembered, dict) and all(isinstance(answer, str) for answer in remembered.values())

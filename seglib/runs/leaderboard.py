@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
 
-from seglib.files import replacing
+from seglib.files import read_json, replacing
 from seglib.runs.conditions import METRICS, Comparison, RunResult
 from seglib.runs.grid_file import shorten
 from seglib.runs.record import read_record
@@ -211,11 +211,11 @@ def _describe_unpainted(subset: str, classes: object) -> str:
 
 def _why_unreadable(path: Path) -> str:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError:
         return "no record.json"
     except (OSError, ValueError) as error:
-        return f"record.json cannot be read: {error}"
+        return f"record.json cannot be read: {error}".replace(f"{path}: ", "")
     return f"record.json must hold an object, got {type(value).__name__}"
 
 

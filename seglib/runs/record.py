@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from seglib.errors import InputError
-from seglib.files import PROJECT, clear_parts, find_free_folder, hash_text, outputs_dir, write_json
+from seglib.files import PROJECT, clear_parts, find_free_folder, hash_text, outputs_dir, read_json, write_json
 from seglib.parameters import Parameters
 from seglib.part_files import keep_cells
 from seglib.parts import load_parts
@@ -139,7 +139,7 @@ def read_record(run_dir: str | Path) -> dict[str, Any] | None:
     A record that says `running` while its process is gone is a run that was killed, and reads so.
     """
     try:
-        record = json.loads((Path(run_dir) / NAME).read_text(encoding="utf-8"))
+        record = read_json(Path(run_dir) / NAME)
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict):

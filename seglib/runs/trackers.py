@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from seglib.files import outputs_dir, write_json
+from seglib.files import outputs_dir, read_json, write_json
 from seglib.runs.leaderboard import read_history
 from seglib.runs.record import read_record
 
@@ -373,7 +373,7 @@ def finish_tracking(run_dir: Path, parameters: Mapping[str, Any], files: Sequenc
 
 def _read_notes(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError:
         return {}
 

@@ -1,11 +1,13 @@
 """Weights and training state on disk: written whole, resumed to the same bits, trained on, transferred."""
 
+import copy
 import hashlib
 import io
 import math
 import pickle
 import shutil
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from seglib.errors import InputError
-from seglib.files import find_free_folder, replacing
+from seglib.files import check_zip, find_free_folder, replacing
 from seglib.models import build_model
 from seglib.runs.record import find_split_seed, read_record
 from seglib.training.averaging import Averages
@@ -31,22 +33,29 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         torch.save(state, temporary)
 
 
+_NESTED = {"model", "params", "optimizer", "scheduler", "scaler", "averages"}  # entries that are dicts
+
+
 def load_checkpoint(path: str | Path, required: tuple[str, ...]) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU, checked: torch looks at none of the checksums that it writes.
 
     Raises
     ------
     InputError
-        No such file, a truncated or foreign one, or one without the required entries.
+        No such file, one that is damaged or foreign, or one without the required entries.
     """
     try:
+        check_zip(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such checkpoint") from error
     except Exception as error:  # a damaged file raises nearly anything
         cause = str(error).strip().split("\n")[0][:160]
-        raise InputError(f"{path}: required a checkpoint, got {type(error).__name__}: {cause}") from error
+        raise InputError(
+            f"{path}: required a checkpoint, got {type(error).__name__}: {cause}; train it again"
+        ) from error
     missing = [name for name in required if not isinstance(state, dict) or name not in state]
+    missing += [name for name in _NESTED & {*required} - {*missing} if not isinstance(state[name], dict)]
     if missing:
         raise InputError(f"{path}: required a checkpoint with {', '.join(required)}; it has no {', '.join(missing)}")
     return state
@@ -144,21 +153,33 @@ class TrainingState:
             return self._begin()
         try:
             saved = self._read()
+            position = self._load(saved)
         except InputError as error:
             print(f"{error}; set aside in {set_aside(self.path.parent)}, training begins again")
             return self._begin()
-        for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
-        for callback, state in zip(self.callbacks, saved.get("callbacks", ()), strict=False):
-            callback.load_state_dict(state)  # checkpoints of earlier versions have none
-        self.step.split = saved["split"]
-        position = Position(**{name: saved[name] for name in vars(Position())})
-        if position.step:
-            _write_generators(saved["generators"], self.step.device)
         if not position.rows and not position.step:
             return position
         step = f" and step {position.step} of the next" if position.step else ""
         print(f"going on after epoch {len(position.rows)}{step}, where an earlier process stopped")
+        return position
+
+    def _load(self, saved: Mapping[str, Any]) -> Position:
+        """Go on from a checkpoint; one that cannot be loaded changes nothing."""
+        loaded = [*self.parts.values(), *self.callbacks]
+        before = copy.deepcopy([each.state_dict() for each in loaded])
+        try:
+            position = Position(**{name: saved[name] for name in vars(Position())})
+            _require_types(position, saved["split"])
+            states = [saved[name] for name in self.parts] + list(saved.get("callbacks", ()))
+            for each, state in zip(loaded, states, strict=False):  # checkpoints of earlier versions have no callbacks
+                each.load_state_dict(state)
+            self.step.split = saved["split"]
+            if position.step:
+                _write_generators(saved["generators"], self.step.device)
+        except Exception as error:  # what is in it may be anything
+            for each, state in zip(loaded, before, strict=True):
+                each.load_state_dict(state)
+            raise InputError(f"{self.path}: cannot be gone on from ({type(error).__name__}: {error})") from error
         return position
 
     def _begin(self) -> Position:
@@ -183,7 +204,20 @@ class TrainingState:
         wrong = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
         if wrong:
             raise InputError(f"{self.path}: is of another model, with other {', '.join(wrong[:3])}")
+        for name in ("best.pt", "confusion.npz") if saved["best"] is not None else ():
+            try:
+                check_zip(self.path.with_name(name))  # the last epoch may be done, and nothing would write it again
+            except (OSError, zipfile.BadZipFile) as error:
+                raise InputError(f"{self.path.with_name(name)}: is damaged or gone ({error})") from error
         return saved
+
+
+def _require_types(position: Position, split: object) -> None:
+    numbers = (position.step, position.lr, position.seconds, position.best or 0, split)
+    sound = isinstance(position.rows, list) and all(isinstance(row, dict) and "epoch" in row for row in position.rows)
+    sound = sound and all(isinstance(number, int | float) for number in numbers)
+    if not sound or not isinstance(position.loss, Tensor | None):
+        raise TypeError("rows, best, step, lr, loss, seconds or split are of other types")
 
 
 def _read_state(callback: object) -> dict[str, Any]:

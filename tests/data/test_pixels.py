@@ -20,6 +20,7 @@ from seglib.data import pixels
 from seglib.data.coco import load_coco
 from seglib.data.pixels import open_pixels, resize_image, resize_mask
 from seglib.errors import InputError
+from seglib.files import write_json
 
 CAMVID = Path(__file__).parents[2].parent / "shared/data/camvid"
 SIZE = 32
@@ -159,6 +160,22 @@ def test_without_the_cache_nothing_is_written(data_dir, cache):
     assert not cache.exists()
 
 
+def refuse_to_write(*_):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_another_users_cache_is_read_and_without_one_the_run_decodes(data_dir, cache, monkeypatch, capsys):
+    expected = open_small(data_dir, cache=False)
+    open_small(data_dir)
+    monkeypatch.setattr(pixels, "FileLock", refuse_to_write)
+    assert_same(open_small(data_dir), expected)
+    assert capsys.readouterr().out == ""
+    shutil.rmtree(only_cache(cache))
+    assert_same(open_small(data_dir), expected)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "cannot be written to (Permission denied), so nothing is cached; set SEGLIB_CACHE" in line
+
+
 def test_progress_counts_the_images_of_a_build(data_dir):
     seen = []
     open_small(data_dir, progress=lambda done, total: seen.append((done, total)))
@@ -208,7 +225,7 @@ def flip_a_bit(path: Path) -> None:
 def lose(path: Path) -> None:
     meta = json.loads((path.parent / "meta.json").read_text())
     meta["hashes"][path.name] = ""
-    (path.parent / "meta.json").write_text(json.dumps(meta))
+    write_json(path.parent / "meta.json", meta)
     path.unlink()
 
 
@@ -255,7 +272,7 @@ def test_a_file_cut_while_open_is_not_read_as_pixels(data_dir, cache):
     opened = open_small(data_dir)
     cut(only_cache(cache) / "images.npy")
     opened.read(COUNT - 2)
-    with pytest.raises(InputError, match=r"images\.npy: the file was cut after it was opened; start again"):
+    with pytest.raises(InputError, match=r"images\.npy: the file was damaged after it was written; start again"):
         opened.read(COUNT - 1)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from seglib.errors import InputError
-from seglib.inference.stores import average_stores, checksums, describe_store, join_stores, open_store, write_store
+from seglib.files import checksums
+from seglib.inference.stores import average_stores, describe_store, join_stores, open_store, write_store
 
 COUNT, CLASSES, SIZE, BATCH = 7, 3, 6, 2  # planes of 36 bytes: no whole number of words
 

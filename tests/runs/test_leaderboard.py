@@ -61,8 +61,8 @@ def test_every_planned_run_is_a_row_in_the_grids_order(tmp_path):
     ("content", "reason"),
     [
         (None, "no record.json"),
-        ('{"status": "ok", "metr', "record.json cannot be read: Unterminated string"),
-        ("", "record.json cannot be read: Expecting value"),
+        ('{"status": "ok", "metr', "record.json cannot be read: is truncated"),
+        ("", "record.json cannot be read: is truncated"),
         ("[1, 2]", "record.json must hold an object, got list"),
     ],
 )

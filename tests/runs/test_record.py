@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from seglib.errors import InputError
+from seglib.files import write_json
 from seglib.parameters import Parameter, Parameters
 from seglib.runs.record import (
     UNDER_RUNNER,
@@ -90,7 +91,7 @@ def test_a_running_record_of_a_process_that_is_gone_reads_as_killed(tmp_path):
     assert read_record(tmp_path)["status"] == "running"
     record = json.loads((tmp_path / "record.json").read_text())
     record["process"]["started"] -= 100  # the id went to another process
-    (tmp_path / "record.json").write_text(json.dumps(record))
+    write_json(tmp_path / "record.json", record)
     assert (
         read_record(tmp_path)["status"] == "killed"
         and "killed before it could say why" in read_record(tmp_path)["error"]

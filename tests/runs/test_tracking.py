@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from seglib.files import write_json
 from seglib.runs.execute import run_job
 from seglib.runs.record import UNDER_RUNNER, read_record
 from seglib.runs.trackers import Tracking, finish_tracking, open_trackers, refuse_missing
@@ -234,7 +235,7 @@ def kill_and_resume(tmp_path, figures, monkeypatch):
         assert child.returncode == -signal.SIGKILL
         note = json.loads((tmp_path / "tracking.json").read_text())
         note[name]["logged"] = 2  # as if it had been killed before it could note the third
-        (tmp_path / "tracking.json").write_text(json.dumps(note))
+        write_json(tmp_path / "tracking.json", note)
         states = random.getstate(), torch.get_rng_state()
         tracking = open_trackers([name], tmp_path, parameters)
         tracking.epoch(make_history(5))

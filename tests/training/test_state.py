@@ -173,6 +173,17 @@ def change_a_shape(path):
     torch.save(state, path)
 
 
+def flip_a_bit_of_a_weight(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+def put(**entries):
+    """Entries of types that no training writes."""
+    return lambda path: torch.save(load_checkpoint(path, ()) | entries, path)
+
+
 TAGGED = {"tag": 0.1, "seed": 5}
 
 
@@ -192,6 +203,12 @@ def tagged(subsets, train_small, tmp_path_factory):
         (change_architecture, r"last\.pt: is of another run, with other architecture"),
         (change_parameter, r"last\.pt: is of another run, with other tag"),
         (change_a_shape, r"last\.pt: is of another model, with other "),
+        (flip_a_bit_of_a_weight, r"last\.pt: required a checkpoint, got BadZipFile: .*; train it again"),
+        (put(model=None), r"last\.pt: required a checkpoint with model, .* it has no model"),
+        (put(optimizer={"state": []}), r"last\.pt: cannot be gone on from \(KeyError"),
+        (put(rows=None), r"last\.pt: cannot be gone on from \(TypeError"),
+        (lambda path: flip_a_bit_of_a_weight(path.with_name("best.pt")), r"best\.pt: is damaged or gone"),
+        (lambda path: path.with_name("confusion.npz").write_bytes(b""), r"confusion\.npz: is damaged or gone"),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_named_and_set_aside(
