@@ -5,10 +5,8 @@ import csv
 import fcntl
 import math
 import os
-import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from seglib.data.coco import load_coco
 from seglib.errors import InputError
 from seglib.files import hash_file, outputs_dir, read_json, replacing
 from seglib.runs.leaderboard import align
+from seglib.sending import SEND, SEND_HELP, expand, run_hidden
 from seglib.submission import Verdict, count_shares, read_file_names, validate_submission
 
 # The ledger: one CSV row per content, what is behind it, when it was sent, what it scored.
@@ -38,13 +37,7 @@ COLUMNS = [
 ]
 RUNNING = "?"  # exit code of a send that has not ended, or never said how
 MIN_HASH = 6  # hex digits that name a content
-PER_DAY, UTC_OFFSET, SEND = "SEGLIB_SUBMISSIONS_PER_DAY", "SEGLIB_SUBMISSIONS_UTC_OFFSET", "SEGLIB_SEND"
-SEND_HELP = (
-    'split as a shell does but run without one, such as \'curl --fail -H "Authorization: Bearer $TOKEN" '
-    '-F "file=@\\"{file}\\"" URL\', where the inner quotes keep curl from splitting a path at its commas; '
-    f"$TOKEN comes from the environment and is never shown (default: ${SEND})"
-)
-_PLACE = re.compile(r"\{file\}|\$\{(\w+)\}|\$([A-Za-z_]\w*)")
+PER_DAY, UTC_OFFSET = "SEGLIB_SUBMISSIONS_PER_DAY", "SEGLIB_SUBMISSIONS_UTC_OFFSET"
 
 Entry = dict[str, str]
 
@@ -196,37 +189,18 @@ def send_submission(path: Path, template: str, ledger: Path, **limits) -> tuple[
     Raises
     ------
     InputError
-        The template is no command or lacks a variable, or the ledger refuses the send.
+        The template is no command or lacks a variable, the ledger refuses the send, or it does not end: then it counts.
     """
-    command, secrets = expand(template, path)
-    started = start_send(path, ledger, **limits)
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    except OSError as error:  # its own text could hold the expanded command
-        end_send(ledger, started, 127)
-        got = f"{error.strerror}: {shlex.split(template)[0]}"
-        raise InputError(f"--send: required a command that can be run, got {got}") from None
-    end_send(ledger, started, done.returncode)
-    printed = done.stdout + done.stderr
-    for name, value in sorted(secrets.items(), key=lambda item: -len(item[1])):  # the longest first
-        printed = printed.replace(value, f"${name}")
-    return done.returncode, printed.strip()
-
-
-def expand(template: str, path: Path) -> tuple[list[str], dict[str, str]]:
-    """The command's arguments, and the values by name of the variables in it."""
-    try:
-        words = shlex.split(template)
-    except ValueError as error:
-        raise InputError(f"--send: required a command, got a text with {str(error).lower()}") from None
-    if "{file}" not in template or not words:
-        raise InputError("--send: required a command with {file} in it, got one without; such as -F 'file=@\"{file}\"'")
-    names = {name for word in words for match in _PLACE.finditer(word) if (name := match[1] or match[2])}
-    for name in sorted(names):
-        if not os.environ.get(name):
-            raise InputError(f"--send: required the environment variable {name}, got none; export {name}=...")
-    values, file = {name: os.environ[name] for name in names}, str(path.resolve())
-    return [_PLACE.sub(lambda m: values.get(m[1] or m[2] or "", file), word) for word in words], values
+    with expand(template, path) as (command, secrets):
+        started = start_send(path, ledger, **limits)
+        try:
+            code, printed = run_hidden(command, secrets)
+        except OSError as error:  # its own text could hold the expanded command
+            end_send(ledger, started, 127)
+            got = f"{error.strerror}: {shlex.split(template)[0]}"
+            raise InputError(f"--send: required a command that can be run, got {got}") from None
+    end_send(ledger, started, code)
+    return code, printed
 
 
 def start_send(

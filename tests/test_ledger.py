@@ -4,26 +4,27 @@ import csv
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from seglib import ledger as ledger_module
+from seglib import sending
 from seglib.errors import InputError
 from seglib.ledger import (
     COLUMNS,
-    SEND_HELP,
     add_submission,
     count_today,
     end_send,
-    expand,
     list_sent,
     main,
     read_ledger,
     score_submission,
     start_send,
 )
+from seglib.sending import SEND_HELP, expand
 from seglib.submission import write_submission
 
 
@@ -311,7 +312,32 @@ def test_the_recommended_quotes_reach_curl_around_a_path_with_commas(folder):
     assert '-F "file=@\\"{file}\\"" URL' in SEND_HELP
     path = folder / "loss=ce0.9,seed=1;2" / "s.csv"
     for written in ('-F "file=@\\"{file}\\""', "-F 'file=@\"{file}\"'"):
-        assert expand(f"curl {written} URL", path)[0] == ["curl", "-F", f'file=@"{path}"', "URL"]
+        with expand(f"curl {written} URL", path) as (command, _):
+            assert command == ["curl", "-F", f'file=@"{path}"', "URL"]
+
+
+def test_a_token_in_a_header_of_curl_is_not_among_the_arguments(folder, monkeypatch):
+    monkeypatch.setenv("TOKEN", "s3cret")
+    template = 'curl -H "Authorization: Bearer $TOKEN" -H "Accept: */*" -F file=@{file} URL'
+    with expand(template, folder / "s.csv") as (command, _):
+        header = Path(command[2][1:])
+        assert command[2][0] == "@" and header.read_text() == "Authorization: Bearer s3cret"
+        assert header.parent.stat().st_mode & 0o077 == 0 and "s3cret" not in " ".join(command)
+        assert command[3:5] == ["-H", "Accept: */*"]
+    assert not header.exists()
+
+
+def test_a_token_elsewhere_is_said_to_be_seen(call, save, monkeypatch):
+    monkeypatch.setenv("TOKEN", "s3cret")
+    code, out, _ = call("send", save(), "--send", f"{sys.executable} -c 0 {{file}} $TOKEN")
+    assert code == 0 and "$TOKEN: other users of this machine could list it" in out and "s3cret" not in out
+
+
+def test_a_command_that_does_not_end_is_stopped_and_counts(call, save, folder, monkeypatch):
+    monkeypatch.setattr(sending, "LONGEST", 0.5)
+    code, _, err = call("send", save(), "--send", f"{sys.executable} -c 'import time; time.sleep(60)' {{file}}")
+    assert code == 1 and "counts as sent" in err
+    assert read_ledger(folder / "submissions.csv")[0]["sends"].endswith("=?")
 
 
 def test_what_a_command_prints_is_shown_without_the_token(call, save, folder, monkeypatch):
