@@ -83,11 +83,11 @@ def read_schema(notebook: str | Path) -> dict[str, Parameter]:
     InputError
         Not a notebook, not exactly one such cell, or a line of it that is not `name: type = literal`.
     """
-    cells = [cell for cell in read_code_cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
-    if len(cells) != 1:
-        raise InputError(
-            f"{notebook}: required one code cell tagged `parameters`, got {len(cells)}; tag it in JupyterLab"
-        )
+    cells = [cell for cell in _read_cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
+    kinds = [cell["cell_type"] for cell in cells]  # papermill takes the first one, whatever it is
+    if kinds != ["code"]:
+        got = f"{len(kinds)}" + (f" ({', '.join(kinds)})" if kinds else "")
+        raise InputError(f"{notebook}: required one code cell tagged `parameters`, got {got}; tag it in JupyterLab")
     try:
         return parse_parameters(cells[0]["source"])
     except InputError as error:
@@ -101,10 +101,15 @@ def read_defaults(notebook: str | Path) -> dict[str, Any]:
 
 def read_code_cells(notebook: str | Path) -> list[dict[str, Any]]:
     """A notebook's code cells; `source` of each is one text."""
+    return [cell for cell in _read_cells(notebook) if cell["cell_type"] == "code"]
+
+
+def _read_cells(notebook: str | Path) -> list[dict[str, Any]]:
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-        code = [cell for cell in cells if cell["cell_type"] == "code" and isinstance(cell["metadata"], dict)]
-        return [cell | {"source": "".join(cell.get("source", ""))} for cell in code]
+        cells = [cell for cell in cells if isinstance(cell["cell_type"], str) and isinstance(cell["metadata"], dict)]
+        _ = [{*cell["metadata"].get("tags", [])} for cell in cells]  # papermill stops at those that are no list
+        return [cell | {"source": "".join(cell.get("source", ""))} for cell in cells]
     except OSError as error:
         raise InputError(f"{notebook}: required a notebook that can be read, got {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

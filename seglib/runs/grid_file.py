@@ -224,6 +224,7 @@ _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
 _KEYS = ("notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", *_EMPTY)
 _MAX_SEEDS = 5  # of `seeds: auto`
 _STEP_KEYS = ("notebook", "each", "fixed")
+_OWN_FILES = (".csv", ".html", ".ipynb", ".json", ".log", ".lock", ".npz", ".part", ".pt", ".yaml")
 _NAME = re.compile(r"[\w][\w.+,=@() -]{0,79}(?<! )")
 
 
@@ -354,9 +355,18 @@ def _find_step_problems(step: Mapping) -> list[str]:
     problems = [f"`then`: {unknown_name('key', key, _STEP_KEYS)}" for key in step if key not in _STEP_KEYS]
     if not isinstance(step.get("notebook"), str):
         problems.append(f"`then`: notebook must be the path of a notebook, got {_kind(step.get('notebook'))}")
+    elif not _can_name_folder(Path(step["notebook"]).stem):
+        problems.append(f"`then`: results go to a folder of the notebook's name, got {step['notebook']!r}; rename it")
     if not isinstance(step.get("each", False), bool):
         problems.append(f"`then`: each must be true or false, got {_kind(step['each'])}")
     return problems + _find_mapping_problems("`then`: fixed", step.get("fixed") or {})
+
+
+def _can_name_folder(stem: str) -> bool:
+    """Whether a step's folder can stand beside a grid's and a run's own files."""
+    return (
+        bool(_NAME.fullmatch(stem)) and Path(stem).suffix not in _OWN_FILES and stem not in ("figures", "probabilities")
+    )
 
 
 _KINDS = {

@@ -142,6 +142,14 @@ BROKEN = {
         HEAD + "then: [{notebook: a, each: 1}]",
         "`then`: each must be true or false, got the number 1",
     ),
+    "then, a folder that is the grid's own": (
+        HEAD + "then: [{notebook: ..ipynb}]",
+        "`then`: results go to a folder of the notebook's name, got '..ipynb'; rename it",
+    ),
+    "then, a folder in a file's place": (
+        HEAD + "then: [{notebook: a/index.html.ipynb, each: true}]",
+        "`then`: results go to a folder of the notebook's name, got 'a/index.html.ipynb'; rename it",
+    ),
     "then without notebook": (
         HEAD + "then: [{each: true}]",
         "`then`: notebook must be the path of a notebook, got nothing",

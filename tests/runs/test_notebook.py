@@ -49,6 +49,11 @@ def test_the_hash_is_of_the_code_alone(write_notebook, tmp_path):
         ('{"cells": [3]}', "required a Jupyter notebook"),
         ('{"cells": [{"cell_type": "code"}]}', "required a Jupyter notebook"),
         ("[" * 100_000, "required a Jupyter notebook"),
+        ('{"cells": [{"cell_type": "code", "metadata": {"tags": null}}]}', "required a Jupyter notebook"),
+        (
+            as_notebook(code("a = 1", "parameters") | {"cell_type": "markdown"}, code("a = 1", "parameters")),
+            "required one code cell tagged `parameters`, got 2 (markdown, code); tag it in JupyterLab",
+        ),
         (as_notebook(code("a = 1")), "required one code cell tagged `parameters`, got 0; tag it in JupyterLab"),
         (as_notebook(code("a = 1", "parameters"), code("a = 1", "parameters")), "tagged `parameters`, got 2"),
         (as_notebook(code("a = = 1", "parameters")), "the parameters cell must be Python, got line 1: invalid syntax"),
