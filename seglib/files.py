@@ -3,6 +3,7 @@
 A dry run of a grid imports this file and must answer in a second: NumPy is imported where an array is written.
 """
 
+import csv
 import errno
 import hashlib
 import io
@@ -17,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from stat import S_ISREG
@@ -77,6 +78,23 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all; half a surrogate, which UTF-8 cannot hold, as its escape."""
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a text begins that a spreadsheet would run
+
+
+def write_table(path: str | Path, table: Any) -> None:
+    """Write a pandas table as CSV, without an index that only counts; formulas get an apostrophe in front."""
+    rows = csv.reader(io.StringIO(table.to_csv(index=type(table.index).__name__ != "RangeIndex")))
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([_defuse(cell) for cell in row] for row in rows)
+
+
+def _defuse(cell: str) -> str:
+    with suppress(ValueError):
+        float(cell)
+        return cell
+    return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
 def write_json(path: str | Path, value: object, indent: int | None = 2) -> None:

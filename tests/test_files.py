@@ -9,12 +9,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from seglib import files
 from seglib.data.layouts import fingerprint_data
 from seglib.errors import InputError
-from seglib.files import hash_file, hash_files, read_file, read_json, write_json
+from seglib.files import hash_file, hash_files, read_file, read_json, write_json, write_table
 
 CAMVID = Path(__file__).parents[1].parent / "shared/data/camvid"
 
@@ -260,3 +262,15 @@ def test_camvid_is_fingerprinted_in_a_moment_the_second_time(reads):
     reads.clear()
     assert fingerprint_data(CAMVID, ["train.json", "val.json"]) == first
     assert reads == []
+
+
+def test_a_table_keeps_its_numbers_and_no_text_of_it_is_a_formula(tmp_path):
+    names = ["=HYPERLINK(1)", "+1+cmd", "@SUM(A1)", "-x", "\tx", "Glass, brown", '"quoted"']
+    table = pd.DataFrame({"class": names, "=iou": -np.arange(7.0) / 3})
+    write_table(tmp_path / "t.csv", table)
+    back = pd.read_csv(tmp_path / "t.csv")
+    assert back["class"].tolist() == [f"'{name}" for name in names[:5]] + names[5:]
+    assert [*back] == ["class", "'=iou"] and back["'=iou"].tolist() == table["=iou"].tolist()
+    plain = pd.DataFrame({"a": [1.5, np.nan], "b": ["x", None]}, index=pd.Index(["r", "s"], name="row"))
+    write_table(tmp_path / "p.csv", plain)
+    assert (tmp_path / "p.csv").read_text() == plain.to_csv()

@@ -18,7 +18,7 @@ from seglib.data.pixels import open_pixels
 from seglib.data.splits import find_near_duplicates
 from seglib.data.synthetic import open_synthetic
 from seglib.data.verify import verify_coco
-from seglib.files import hash_files, write_text
+from seglib.files import hash_files, write_table, write_text
 
 
 class DataAnalysis:
@@ -175,5 +175,5 @@ class DataAnalysis:
     def save(self, folder: Path, lines: Sequence[str]) -> None:
         """Write every table as CSV, and the findings as summary.md."""
         for name, table in self.tables.items():
-            write_text(folder / f"{name}.csv", table.to_csv(index=not isinstance(table.index, pd.RangeIndex)))
+            write_table(folder / f"{name}.csv", table)
         write_text(folder / "summary.md", "\n".join(f"- {line}" for line in lines) + "\n")

@@ -10,7 +10,7 @@ import torch
 
 from seglib.evaluation import compare, errors, findings
 from seglib.evaluation.metrics import load_confusion, mean_iou, pooled_miou
-from seglib.files import write_text
+from seglib.files import write_table, write_text
 from seglib.inference.predict import (
     count_confusion,
     describe_agreement,
@@ -165,7 +165,7 @@ class ErrorAnalysis:
     def save(self, lines: list[str]) -> None:
         """Write every table as CSV, and the findings as findings.md."""
         for name, table in self.tables.items():
-            write_text(self.folder / f"{name}.csv", table.to_csv(index=not isinstance(table.index, pd.RangeIndex)))
+            write_table(self.folder / f"{name}.csv", table)
         write_text(self.folder / "findings.md", "\n".join(f"- {line}" for line in lines) + "\n")
 
 

@@ -16,7 +16,7 @@ from seglib.errors import InputError, unknown_name
 from seglib.evaluation.compare import compare_noises, find_scenes
 from seglib.evaluation.metrics import image_miou, load_confusion, load_scene_names
 from seglib.evaluation.verdicts import Noise, compare_conditions, correct_holm
-from seglib.files import write_text
+from seglib.files import write_table, write_text
 from seglib.inference.predict import open_predictions, take_images
 from seglib.inference.runs import BOARD, find_newest_run, load_finished_run, prepare_output_dir
 from seglib.runs.averages import explain_averages
@@ -373,7 +373,7 @@ class GridComparison:
     def save(self, lines: Sequence[str], **tables: pd.DataFrame) -> None:
         """Write tables as CSV, and the findings as findings.md."""
         for name, table in tables.items():
-            write_text(self.folder / f"{name}.csv", table.to_csv(index=not isinstance(table.index, pd.RangeIndex)))
+            write_table(self.folder / f"{name}.csv", table)
         write_text(self.folder / "findings.md", "\n".join(f"- {line}" for line in lines) + "\n")
 
 

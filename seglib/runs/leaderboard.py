@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
 
-from seglib.files import read_json, replacing
+from seglib.files import FORMULA, read_json, replacing
 from seglib.runs.conditions import METRICS, Comparison, RunResult
 from seglib.runs.grid_file import shorten
 from seglib.runs.record import read_record
@@ -247,7 +247,7 @@ def _cell(value: object) -> object:
     if isinstance(value, bool | int | float):
         return value
     text = _text(value) or ""
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return "'" + text if text.startswith(FORMULA) else text
 
 
 def _format_comparison(comparison: Comparison, width: int) -> str:
