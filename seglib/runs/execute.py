@@ -37,6 +37,7 @@ from traitlets.config import Config
 from seglib.files import clear_parts, write_text
 from seglib.parameters import read_defaults
 from seglib.runs.keys import saves_result
+from seglib.runs.page import allow_scripts, find_scripts
 from seglib.runs.record import UNDER_RUNNER, kill_family, read_record, start_record, update_record
 from seglib.runs.trackers import NAME as TRACKING
 from seglib.runs.trackers import finish_tracking
@@ -218,6 +219,9 @@ _FOLDED = """{%- extends "lab/index.html.j2" -%}
 <details><summary>code</summary>{{ super() }}</details>
 {%- else -%}{{ super() }}{%- endif -%}
 {%- endblock input_group -%}"""
+_CDN = "https://cdnjs.cloudflare.com/ajax/libs"
+# What nbconvert's template loads, for formulas and diagrams; MathJax runs its settings by eval.
+_TEMPLATES_SCRIPTS = f"{_CDN}/require.js/ {_CDN}/mathjax/ {_CDN}/mermaid/ {_CDN}/mermaid-layout-elk/ 'unsafe-eval'"
 
 
 def render_html(notebook: Path) -> None:
@@ -228,8 +232,10 @@ def render_html(notebook: Path) -> None:
             "tags", []
         ):  # from page to page, where these links go from notebook to notebook
             cell.source = cell.source.replace(f"/{quote(notebook.name)})", f"/{quote(notebook.stem)}.html)")
-    page, _ = HTMLExporter(embed_images=True, raw_template=_FOLDED).from_notebook_node(content)
-    write_text(notebook.with_suffix(".html"), page)
+    exporter = HTMLExporter(embed_images=True, raw_template=_FOLDED)
+    page, _ = exporter.from_notebook_node(content)
+    own, _ = exporter.from_notebook_node(nbformat.v4.new_notebook())
+    write_text(notebook.with_suffix(".html"), allow_scripts(page, find_scripts(own), _TEMPLATES_SCRIPTS))
 
 
 def _stop(signum: int, frame: object) -> None:
