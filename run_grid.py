@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from seglib.errors import InputError
+from seglib.errors import InputError, print_anything, printable
 from seglib.files import outputs_dir
 from seglib.runs.engine import StatusLine, find_next, keep_finished, run_grid, write_results
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid, require_weights
@@ -24,6 +24,7 @@ from seglib.runs.repeat import repeat_run
 
 def main(arguments: list[str] | None = None) -> int:
     """Check a grid, run what is not done yet, write leaderboard and index; return the exit code."""
+    print_anything()
     options = parse_arguments(arguments)
     try:
         if options.repeat:
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if options.dry_run else 1
     except OSError as error:  # a disk that is full
-        print(f"{options.file or options.repeat}: stopped: {error}; what ran is kept", file=sys.stderr)
+        print(printable(f"{options.file or options.repeat}: stopped: {error}; what ran is kept"), file=sys.stderr)
         return 1
     return 0
 
@@ -68,7 +69,7 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
             ok = run_grid(grid, waiting, options.workers, options.fail_fast, line.keep, line.show)
         finally:
             line.keep("")
-        print(write_results(grid, shutil.get_terminal_size((100, 24)).columns))
+        print(printable(write_results(grid, shutil.get_terminal_size((100, 24)).columns)))
     return 0 if ok else 1
 
 
@@ -76,14 +77,14 @@ def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
     """List the runs, and what varies; which are done already, and why the others are to go."""
     reasons = find_reasons(grid, chosen, fresh)
     require_weights(grid, [run for run in chosen if run.name in reasons])
-    print("\n".join(grid.notes), end="\n" if grid.notes else "")
+    print(printable("\n".join(grid.notes)), end="\n" if grid.notes else "")
     soon = {*find_next(grid, [run.name for run in chosen])}
     for run in (run for run in chosen if run.name in soon):
         print(f"run   {run.name}  ({', '.join(reasons[run.name])})" if run.name in reasons else f"skip  {run.name}")
     for name in grid.varied:
         values = list(dict.fromkeys(shorten(run.varied[name]) for run in chosen if name in run.varied))
         rest = f", ... ({len(values)} values)" if len(values) > 12 else ""
-        print(f"{name}: {', '.join(values[:12])}{rest}")
+        print(printable(f"{name}: {', '.join(values[:12])}{rest}"))
     print(describe_plan(grid, chosen, reasons))
     if outlook := foresee_verdicts(grid):
         print(outlook)

@@ -5,7 +5,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, print_anything, unknown_name
 from seglib.parts import find_parts, list_names
 
 _KINDS = ("model", "loss", "augmentation", "mixing", "optimizer", "scheduler", "split", "metric", "callback")
@@ -14,6 +14,7 @@ _KINDS = ("model", "loss", "augmentation", "mixing", "optimizer", "scheduler", "
 def main(arguments: list[str] | None = None) -> int:
     """Dispatch a command; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m seglib", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="names that a grid may use")

@@ -1,21 +1,38 @@
 """What a user did wrong, in one line: where, what was required, what arrived, the fix."""
 
 import difflib
+import sys
 from collections.abc import Iterable
+
+# What a terminal would obey: control characters but line ends and tabs, and those that turn the direction of writing.
+_OBEYED = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_SHOWN = {code: ascii(chr(code))[1:-1] for code in _OBEYED}
+
+
+def printable(text: str) -> str:
+    """A text with its control characters shown, not sent: names and errors come from files of others."""
+    return text.translate(_SHOWN)
+
+
+def print_anything() -> None:
+    """Let standard output and errors take every text, whatever the terminal's encoding: what it lacks is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class InputError(ValueError):
     """A mistake in a file, a parameter or a path that the user can mend; its message is one line."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(printable(" ".join(str(message).split())))
 
 
 class InputErrors(InputError):
     """Several mistakes found together; `lines` has one line each and the message is the lines."""
 
     def __init__(self, lines: Iterable[str]):
-        self.lines = [" ".join(str(line).split()) for line in lines]
+        self.lines = [printable(" ".join(str(line).split())) for line in lines]
         Exception.__init__(self, self.lines)  # what pickle hands to __init__ when a worker process raises it
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from seglib.errors import InputError
+from seglib.errors import InputError, printable
 from seglib.files import PROJECT, RUNS_AT_ONCE, find_free_folder, outputs_dir, write_text
 from seglib.runs.averages import explain_averages
 from seglib.runs.conditions import RunResult, find_earlier_noise, summarise_conditions
@@ -46,6 +46,7 @@ class StatusLine:
 
     def show(self, text: str) -> None:
         """Show what is going on now."""
+        text = printable(text)
         if self.live:
             print(f"\r\x1b[K{fit(text, shutil.get_terminal_size().columns - 1)}", end="", flush=True)
         elif text != self.last and time.monotonic() - self.printed > 10:
@@ -54,7 +55,7 @@ class StatusLine:
 
     def keep(self, text: str) -> None:
         """Print a line that stays."""
-        print(("\r\x1b[K" if self.live else "") + text, flush=True)
+        print(("\r\x1b[K" if self.live else "") + printable(text), flush=True)
 
 
 @dataclass(frozen=True)
