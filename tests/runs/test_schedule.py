@@ -195,6 +195,7 @@ def test_ctrl_c_while_a_process_is_being_started_leaves_no_process_and_a_record(
         return process
 
     monkeypatch.setattr(engine.subprocess, "Popen", interrupt_at_once)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt):
         run_jobs([make_job(tmp_path / "a", "sleep")], 1, False, lambda job: job, ignore, ignore, ignore)
     assert read_record(tmp_path / "a")["status"] == "interrupted"
