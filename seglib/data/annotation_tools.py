@@ -37,6 +37,9 @@ def open_tasks(kind: str, tasks: list[Content], path: Path, data_dir: Path) -> S
     """Label Studio's JSON: the tasks that were annotated."""
     shown = [(task, answer) for task in tasks if (answer := _choose_answer(task)) is not None]
     names, results = _name_images([task for task, _ in shown]), [_read_results(answer) for _, answer in shown]
+    for name, (_, answer), found in zip(names, shown, results, strict=True):
+        if lonely := _count_unlabelled(answer, {each.get("id") for _, each in found}):
+            raise InputError(f"{path} [{name}]: regions must have a label, got {lonely} without; label or delete them")
     used = {label for each in results for label, _ in each}
     categories, files = _list_categories(used, data_dir, path.parent, path)
 
@@ -79,6 +82,14 @@ def _read_results(answer: Content) -> list[tuple[str, Content]]:
     results = [each for each in answer.get("result", []) if isinstance(each.get("value"), dict)]
     labels = [each["value"].get(each.get("type"), []) if _is_label(each) else [] for each in results]
     return [(label[0], each) for label, each in zip(labels, results, strict=True) if label]
+
+
+def _count_unlabelled(answer: Content, labelled: set) -> int:
+    """Outlines that no label belongs to; of a region that is drawn first and named then, two results have one id."""
+    values = [
+        (each.get("id"), each["value"]) for each in answer.get("result", []) if isinstance(each.get("value"), dict)
+    ]
+    return sum(bool({"points", "rle"} & value.keys()) and number not in labelled for number, value in values)
 
 
 def _is_label(result: Content) -> bool:

@@ -182,6 +182,21 @@ def make_label_studio(folder: Path, brush: bool = False) -> str:
     return "project-1.json"
 
 
+@pytest.mark.parametrize("number, refused", [("x", False), ("z", True)])
+def test_a_region_of_label_studio_that_nobody_labelled_is_refused(tmp_path, number, refused):
+    path = tmp_path / make_label_studio(tmp_path)
+    tasks = json.loads(path.read_text())
+    results = max((answer["result"] for answer in tasks[0]["annotations"]), key=len)
+    bare = {"points": results[0]["value"]["points"]}  # of "x" there is a label in another result
+    results.append(results[0] | {"id": number, "type": "polygon", "value": bare})
+    write(path, tasks)
+    if refused:
+        with pytest.raises(InputError, match="regions must have a label, got 1 without; label or delete them"):
+            load_coco(tmp_path, path.name)
+    else:
+        assert len(load_coco(tmp_path, path.name).annotations) == len(SHAPES["a"]) + len(SHAPES["b"])
+
+
 def encode_brush(mask: np.ndarray) -> list[int]:
     """As the encoder of Label Studio's canvas does, with runs and with single values."""
     values = np.repeat((mask * 255).ravel(), 4).tolist()
