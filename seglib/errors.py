@@ -25,7 +25,10 @@ class InputError(ValueError):
     """A mistake in a file, a parameter or a path that the user can mend; its message is one line."""
 
     def __init__(self, message: str):
-        super().__init__(printable(" ".join(str(message).split())))
+        words = str(message)
+        if words.startswith("Caught ") and "\nOriginal Traceback" in words:  # torch's, of what a loader process raised
+            words = words.strip().splitlines()[-1].partition(": ")[2]
+        super().__init__(printable(" ".join(words.split())))
 
 
 class InputErrors(InputError):

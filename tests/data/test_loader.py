@@ -1,5 +1,6 @@
 """Batches: the same for any number of workers, whole epochs, expanded and mixed as asked."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from seglib.data import loader
 from seglib.data.dataset import open_data
 from seglib.data.loader import EpochBatches, build_loader
+from seglib.errors import InputError
 from seglib.files import RUNS_AT_ONCE
 
 OPTIONS = {"split": "given", "folds": 4, "fold": 0, "seed": 1, "paint_order": "class_id", "background": "class",
@@ -110,6 +112,19 @@ def test_auto_starts_loader_processes_for_a_gpu_only_as_cores_runs_and_shared_me
     room["free"] = 64 * 2**20  # of a container that nobody has given more
     assert loader.choose_workers(3000, 16, 512) == 0  # three batches are 48 MiB
     assert loader.choose_workers(3000, 8, 256) == 3
+
+
+def test_an_error_in_a_loader_process_says_what_it_said_there(small_data):
+    train, _ = open_small(small_data)
+
+    def fail(place):
+        raise InputError(f"image {place}: required pixels, got none; copy it again")
+
+    broken = replace(train, pixels=replace(train.pixels, read=fail))
+    loader = build_loader(broken, 4, shuffle=False, augmentation="none", seed=1, num_workers=1)
+    with pytest.raises(InputError) as error:
+        next(iter(loader))
+    assert str(error.value) == "image 0: required pixels, got none; copy it again"
 
 
 def test_mixing_changes_samples_and_keeps_the_classes(small_data):
