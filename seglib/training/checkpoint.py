@@ -165,21 +165,22 @@ class TrainingState:
 
     def _load(self, saved: Mapping[str, Any]) -> Position:
         """Go on from a checkpoint; one that cannot be loaded changes nothing."""
-        loaded = [*self.parts.values(), *self.callbacks]
-        before = copy.deepcopy([each.state_dict() for each in loaded])
+        before = copy.deepcopy({name: part.state_dict() for name, part in self.parts.items()})
         try:
             position = Position(**{name: saved[name] for name in vars(Position())})
             _require_types(position, saved["split"])
-            states = [saved[name] for name in self.parts] + list(saved.get("callbacks", ()))
-            for each, state in zip(loaded, states, strict=False):  # checkpoints of earlier versions have no callbacks
-                each.load_state_dict(state)
+            callbacks = list(saved.get("callbacks", ()))  # checkpoints of earlier versions have none
+            for name, part in self.parts.items():
+                part.load_state_dict(saved[name])
             self.step.split = saved["split"]
             if position.step:
                 _write_generators(saved["generators"], self.step.device)
         except Exception as error:  # what is in it may be anything
-            for each, state in zip(loaded, before, strict=True):
-                each.load_state_dict(state)
+            for name, part in self.parts.items():
+                part.load_state_dict(before[name])
             raise InputError(f"{self.path}: cannot be gone on from ({type(error).__name__}: {error})") from error
+        for callback, state in zip(self.callbacks, callbacks, strict=False):
+            callback.load_state_dict(state)  # an error of the user's own code fails the run, and sets nothing aside
         return position
 
     def _begin(self) -> Position:

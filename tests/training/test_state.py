@@ -106,6 +106,16 @@ def test_a_callback_goes_on_after_a_kill_where_it_was(subsets, train_small, tmp_
     assert same_files(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_a_callback_that_fails_at_its_state_costs_no_training(subsets, train_small, tmp_path):
+    train_small(subsets, tmp_path / "run", callback=Decay(), epochs=1)
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    broken = Decay()
+    broken.load_state_dict = lambda state: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        train_small(subsets, tmp_path / "run", callback=broken, epochs=1)
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+
+
 def test_a_state_that_cannot_be_read_again_or_of_another_callback_is_refused(subsets, train_small, tmp_path, capsys):
     odd = Decay()
     odd.state_dict = lambda: {"rate": object()}
