@@ -15,11 +15,13 @@ from pathlib import Path
 
 from seglib.errors import InputError, print_anything, printable
 from seglib.files import outputs_dir
-from seglib.runs.engine import StatusLine, find_next, keep_finished, run_grid, write_results
+from seglib.runs.engine import find_next, keep_finished, run_grid, write_results
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid, require_weights
 from seglib.runs.grid_file import parse_settings, shorten
+from seglib.runs.local import LocalMachine
 from seglib.runs.record import only_runner
 from seglib.runs.repeat import repeat_run
+from seglib.runs.schedule import StatusLine
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +68,7 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         require_weights(grid, waiting)
         line.keep("\n".join([*grid.notes, describe_plan(grid, chosen, reasons)]))
         try:
-            ok = run_grid(grid, waiting, options.workers, options.fail_fast, line.keep, line.show)
+            ok = run_grid(grid, waiting, LocalMachine(options.workers), options.fail_fast, line.keep, line.show)
         finally:
             line.keep("")
         print(printable(write_results(grid, shutil.get_terminal_size((100, 24)).columns)))

@@ -1,6 +1,6 @@
 """Executes one notebook with papermill, in a process of its own, and says in record.json how it ended.
 
-Started by engine.py as `python -m seglib.runs.execute`, with the job as one line of JSON on standard input, which
+Started by local.py as `python -m seglib.runs.execute`, with the job as one line of JSON on standard input, which
 stays open for as long as the runner lives.
 """
 

@@ -62,7 +62,7 @@ def kill_family(pid: int) -> None:
 def only_runner(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
     """Hold a grid's folder; it is made if it is not there.
 
-    The processes of the runs inherit the lock (see engine.py), so that a runner which was killed cannot be followed by
+    The processes of the runs inherit the lock (see local.py), so that a runner which was killed cannot be followed by
     a second one before its last run has stopped writing.
 
     Parameters

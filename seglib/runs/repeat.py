@@ -10,10 +10,11 @@ from seglib.files import PROJECT, find_free_folder
 from seglib.parameters import read_schema
 from seglib.part_files import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
-from seglib.runs.engine import run_jobs
 from seglib.runs.grid import Job
 from seglib.runs.keys import compare_keys, compute_keys
+from seglib.runs.local import LocalMachine
 from seglib.runs.record import complete_params, read_record
+from seglib.runs.schedule import run_jobs
 
 # What may make a difference, in the order in which it is reported.
 _CAUSES = (
@@ -37,7 +38,7 @@ def repeat_run(run_dir: Path, report: Callable[[str], None], show: Callable[[str
     """
     before = _read_finished(run_dir)
     job = _plan(run_dir, before)
-    if not run_jobs([job], 1, False, lambda job: job, report, show, lambda: None):
+    if not run_jobs([job], LocalMachine(), report, show):
         return False
     after = read_record(job.run_dir) or {}
     same = [_hashes(record) for record in (before, after)]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs import engine
+from seglib.runs import local, schedule
 
 PARAMETERS = 'do: str = "ok"  # what happens\nweight: float = 0.0\nseed: int = 21\nrun_dir: str = ""\n'
 IMPORTS = "import os, sys, time\nfrom pathlib import Path\nfrom seglib.runs.record import save_result\n"
@@ -100,8 +100,8 @@ def stand_in(tmp_path, monkeypatch):
     """Runs are executed by a short script, which does to the record what a notebook does, and not by papermill; its path."""
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(engine, "COMMAND", (sys.executable, str(script)))
-    monkeypatch.setattr(engine, "POLL", 0.02)
+    monkeypatch.setattr(local, "COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(schedule, "POLL", 0.02)
     return script
 
 

@@ -9,8 +9,7 @@ import pytest
 
 from seglib.errors import InputError
 from seglib.files import PROJECT
-from seglib.runs.engine import find_neighbours
-from seglib.runs.grid import load_grid
+from seglib.runs.grid import find_neighbours, load_grid
 from seglib.runs.keys import find_notebook
 
 TRAIN = f"notebook: {PROJECT}/notebooks/02_train.ipynb\n"

@@ -10,9 +10,11 @@ import psutil
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs import engine
-from seglib.runs.engine import Job, run_jobs
+from seglib.runs import engine, local, schedule
+from seglib.runs.grid import Job
+from seglib.runs.local import LocalMachine
 from seglib.runs.record import read_record
+from seglib.runs.schedule import run_jobs
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -106,13 +108,13 @@ def test_code_that_changes_while_the_grid_runs_is_told_and_recorded(
     call, write_grid, write_notebook, records, tmp_path, monkeypatch
 ):
     path = write_grid("grid: {seed: [1, 2]}")
-    start = engine._start
+    start = LocalMachine.start
 
     def start_and_edit(*arguments):
         write_notebook(tmp_path / "notebook.ipynb", "print('another idea')")
         return start(*arguments)
 
-    monkeypatch.setattr(engine, "_start", start_and_edit)
+    monkeypatch.setattr(LocalMachine, "start", start_and_edit)
     result = call(path)
     assert result.code == 0 and result.out.count("changed since the grid was checked") == 1
     assert "seed=2: notebook changed" in result.out
@@ -171,15 +173,7 @@ def test_ctrl_c_stops_what_runs_and_records_it(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(
-            [make_job(tmp_path / name, "sleep") for name in "ab"],
-            1,
-            False,
-            lambda job: job,
-            kept.append,
-            interrupt_once,
-            ignore,
-        )
+        run_jobs([make_job(tmp_path / name, "sleep") for name in "ab"], LocalMachine(), kept.append, interrupt_once)
     record = read_record(tmp_path / "a")
     assert (record["status"], record["error"]) == ("interrupted", "stopped before its end")
     assert not psutil.pid_exists(pids[0]) and not (tmp_path / "b").exists()
@@ -194,10 +188,10 @@ def test_ctrl_c_while_a_process_is_being_started_leaves_no_process_and_a_record(
         signal.raise_signal(signal.SIGINT)
         return process
 
-    monkeypatch.setattr(engine.subprocess, "Popen", interrupt_at_once)
+    monkeypatch.setattr(local.subprocess, "Popen", interrupt_at_once)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(KeyboardInterrupt):
-        run_jobs([make_job(tmp_path / "a", "sleep")], 1, False, lambda job: job, ignore, ignore, ignore)
+        run_jobs([make_job(tmp_path / "a", "sleep")], LocalMachine(), ignore, ignore)
     assert read_record(tmp_path / "a")["status"] == "interrupted"
     assert not psutil.Process().children()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -209,7 +203,7 @@ def test_an_error_of_the_runner_itself_leaves_no_process(tmp_path):
 
     jobs = [make_job(tmp_path / "a", "raise"), make_job(tmp_path / "b", "sleep")]
     with pytest.raises(ZeroDivisionError):
-        run_jobs(jobs, 2, False, lambda job: job, ignore, ignore, fail)
+        run_jobs(jobs, LocalMachine(2), ignore, ignore, on_end=fail)
     assert not psutil.Process().children()
 
 
@@ -219,7 +213,7 @@ def test_a_run_whose_folder_goes_while_it_runs_fails_alone(tmp_path, stand_in):
     lines = []
     (tmp_path / "file").write_text("no folder can be made here")
     jobs = [make_job(tmp_path / "a", "vanish"), make_job(tmp_path / "file" / "b"), make_job(tmp_path / "c")]
-    assert not run_jobs(jobs, 1, False, lambda job: job, lines.append, ignore, ignore)
+    assert not run_jobs(jobs, LocalMachine(), lines.append, ignore)
     assert read_record(tmp_path / "c")["status"] == "ok"
     assert any("[1/3]" in line and ": failed" in line and "run.log" in line for line in lines), lines
     assert any("[2/3]" in line and "failed, not started" in line for line in lines)
@@ -242,7 +236,7 @@ def test_a_disk_that_is_full_for_a_while_ends_no_run(call, write_grid, records, 
 
 def test_a_run_over_its_time_is_stopped_and_the_others_go_on(tmp_path):
     lines, jobs = [], [make_job(tmp_path / "a", "sleep"), make_job(tmp_path / "b")]
-    assert not run_jobs(jobs, 1, False, lambda job: job, lines.append, ignore, ignore, 8)
+    assert not run_jobs(jobs, LocalMachine(), lines.append, ignore, limit=8)
     assert read_record(tmp_path / "a")["status"] != "ok" and read_record(tmp_path / "b")["status"] == "ok"
     assert any("stopped after 8s (timeout_hours)" in line for line in lines)
     assert not psutil.Process().children()
@@ -254,8 +248,8 @@ def test_shortened_options_are_refused(call, write_grid, capsys):
 
 
 def test_a_process_that_ends_before_it_hears_of_its_job_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "COMMAND", ("sh", "-c", "echo no such module >&2; exit 3"))
-    assert not run_jobs([make_job(tmp_path / "a", "x" * 1_000_000)], 1, False, lambda job: job, ignore, ignore, ignore)
+    monkeypatch.setattr(local, "COMMAND", ("sh", "-c", "echo no such module >&2; exit 3"))
+    assert not run_jobs([make_job(tmp_path / "a", "x" * 1_000_000)], LocalMachine(), ignore, ignore)
     assert read_record(tmp_path / "a")["error"] == f"no such module; see {tmp_path / 'a' / 'run.log'}"
 
 
@@ -268,8 +262,8 @@ def test_a_dry_run_into_head_is_quiet(tmp_path, write_grid):
 
 def test_the_time_that_is_left_counts_down_from_what_runs_took_so_far(tmp_path, monkeypatch):
     job = make_job(tmp_path / "a", "ok")
-    runs = [engine._Active(job, None, f"[{n}/5]", began) for n, began in ((2, 100.0), (3, 104.0))]
-    monkeypatch.setattr(engine.time, "monotonic", lambda: 106.0)
-    assert engine._describe(runs, 2, [], 2) == "[2/5] starting 6s | [3/5] starting 2s"
+    runs = [schedule._Active(job, None, f"[{n}/5]", began) for n, began in ((2, 100.0), (3, 104.0))]
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: 106.0)
+    assert schedule._describe(runs, 2, [], 2) == "[2/5] starting 6s | [3/5] starting 2s"
     # 2 waiting runs of 10 s, 4 s and 8 s of those that run, by two workers
-    assert engine._describe(runs, 2, [9.0, 11.0], 2).startswith("about 16s left | [2/5] starting 6s")
+    assert schedule._describe(runs, 2, [9.0, 11.0], 2).startswith("about 16s left | [2/5] starting 6s")

@@ -1,0 +1,66 @@
+"""Runs on this machine: each is a process of its own, in one of several slots."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+
+from seglib.files import PROJECT, RUNS_AT_ONCE, outputs_dir
+from seglib.runs.grid import Job
+from seglib.runs.record import kill_family
+
+COMMAND = (sys.executable, "-m", "seglib.runs.execute")
+
+
+class LocalProcess:
+    """A job that runs on this machine; see `schedule.Process`."""
+
+    def __init__(self, process: subprocess.Popen):
+        self.process = process
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self, ended_well: bool) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        if not ended_well:
+            kill_family(self.process.pid)
+
+
+class LocalMachine:
+    """Starts jobs as processes of this machine; see `schedule.Place`.
+
+    Parameters
+    ----------
+    workers : runs at a time.
+    """
+
+    def __init__(self, workers: int = 1):
+        self.slots = workers
+
+    def start(self, job: Job) -> LocalProcess:
+        seen = {"SEGLIB_OUTPUTS": str(outputs_dir()), RUNS_AT_ONCE: str(self.slots)}
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        with open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                COMMAND,
+                stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, cwd=PROJECT,
+                env=os.environ | seen,
+                close_fds=False,  # the lock on the grid's folder is the one handle that is inheritable
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its children in order
+            )  # fmt: skip
+        with contextlib.suppress(BrokenPipeError):  # it ended already; its exit code says how
+            process.stdin.write(json.dumps(asdict(job), default=str) + "\n")
+            process.stdin.flush()  # and stays open: when this process is killed, its end tells the child
+        return LocalProcess(process)

@@ -1,0 +1,230 @@
+"""Which job runs next, in the slots of a place that can start jobs, and how each ended."""
+
+import contextlib
+import json
+import math
+import shutil
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from seglib.errors import printable
+from seglib.runs.grid import Job
+from seglib.runs.leaderboard import fit, format_seconds
+from seglib.runs.record import describe_key, read_record, update_record
+
+GRACE = 20  # [s] that a run which is to stop gets to save its notebook before it is killed
+POLL = 0.25  # [s] between two looks at what runs
+
+
+class Process(Protocol):
+    """A job that was started."""
+
+    def poll(self) -> int | None:
+        """The exit code, negative for the signal that ended it; None until it has ended."""
+
+    def stop(self) -> None:
+        """Ask it to save and end."""
+
+    def kill(self) -> None:
+        """End it now; when this returns it writes no more."""
+
+    def close(self, ended_well: bool) -> None:
+        """Called once, after its end: clear what it left behind."""
+
+
+class Place(Protocol):
+    """Where jobs run: this machine, or others. `slots` is the number of jobs that it takes at a time."""
+
+    slots: int
+
+    def start(self, job: Job) -> Process:
+        """Start a job; called only while a slot is free. OSError: it cannot be started, the others go on."""
+
+
+class StatusLine:
+    """Progress: one line that changes in place on a terminal; elsewhere a new line, at most every ten seconds."""
+
+    def __init__(self):
+        self.live, self.last, self.printed = sys.stdout.isatty(), "", 0.0
+
+    def show(self, text: str) -> None:
+        """Show what is going on now."""
+        text = printable(text)
+        if self.live:
+            print(f"\r\x1b[K{fit(text, shutil.get_terminal_size().columns - 1)}", end="", flush=True)
+        elif text != self.last and time.monotonic() - self.printed > 10:
+            print(f"    {text}", flush=True)
+            self.last, self.printed = text, time.monotonic()
+
+    def keep(self, text: str) -> None:
+        """Print a line that stays."""
+        print(("\r\x1b[K" if self.live else "") + printable(text), flush=True)
+
+
+@dataclass(frozen=True)
+class _Active:
+    """A job that runs: its process, its position in the list, when it began on the monotonic clock [s]."""
+
+    job: Job
+    process: Process
+    position: str
+    began: float
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    place: Place,
+    report: Callable[[str], None],
+    show: Callable[[str], None],
+    *,
+    prepare: Callable[[Job], Job] = lambda job: job,
+    on_end: Callable[[], None] = lambda: None,
+    fail_fast: bool = False,
+    limit: float = math.inf,
+) -> bool:
+    """Execute jobs in the slots of a place; return whether all are ok.
+
+    What happens to the files of one run is that run's failure: the others go on.
+
+    Parameters
+    ----------
+    report : takes a line that stays (a run began or ended).
+    show : takes the line of what is going on now, about four times a second.
+    prepare : called just before a job starts; makes room in its folder and returns the job to start.
+    on_end : called after each job.
+    fail_fast : start no further job after one has failed.
+    limit : [s] after which a run is stopped; it is `interrupted`, and goes on from there the next time.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C, when every process has ended; records say `interrupted`.
+    """
+    waiting, active, statuses, seconds = list(jobs), [], [], []
+    try:
+        while waiting or active:
+            while waiting and len(active) < place.slots:
+                position = f"[{len(jobs) - len(waiting) + 1}/{len(jobs)}]"
+                job = waiting.pop(0)
+                try:
+                    job = prepare(job)
+                    with _interrupts_held_back():  # in between, a process would have begun that nobody ends or records
+                        active.append(_Active(job, place.start(job), position, time.monotonic()))
+                    report(f"{position} {job.label}")
+                except OSError as error:
+                    statuses.append("failed")
+                    report(f"{position} {job.label}: failed, not started: {error}")
+            time.sleep(POLL)
+            show(_describe(active, len(waiting), seconds, place.slots))
+            _stop_late(active, limit, report)
+            for run in [run for run in active if run.process.poll() is not None]:
+                active.remove(run)
+                statuses.append(_finish(run, report))
+                seconds += [time.monotonic() - run.began] if statuses[-1] == "ok" else []
+                on_end()
+            if fail_fast and any(status != "ok" for status in statuses):
+                waiting.clear()
+    finally:
+        if active:  # Ctrl-C, or a disk that is full
+            show("stopping ...")
+            _stop([run.process for run in active])
+            for run in active:
+                _finish(run, report, interrupted=True)
+    return len(statuses) == len(jobs) and all(status == "ok" for status in statuses)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let Ctrl-C, and the signals that end as it does, wait until the block is left."""
+    came = []
+    held = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.default_int_handler]
+    for number in held:
+        signal.signal(number, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        for number in held:
+            signal.signal(number, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _stop_late(active: Sequence[_Active], limit: float, report: Callable[[str], None]) -> None:
+    late = [run for run in active if time.monotonic() - run.began > limit and run.process.poll() is None]
+    for run in late:
+        report(f"{run.position} {run.job.label}: stopped after {format_seconds(limit)} (timeout_hours)")
+    _stop([run.process for run in late])
+
+
+def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = False) -> str:
+    """Say how a job ended; of one whose folder is gone or full that it failed."""
+    try:
+        status, detail = _read_end(run, interrupted)
+    except OSError as error:
+        status, detail = "failed", f"{error}"
+    seconds = format_seconds(time.monotonic() - run.began)
+    report(f"{run.position} {run.job.label}: {status}, {seconds}  {detail[:300]}".rstrip())
+    return status
+
+
+def _read_end(run: _Active, interrupted: bool) -> tuple[str, str]:
+    """Status and detail of a job that ended; if its process could not say so itself, say it for it."""
+    job, code = run.job, run.process.poll()
+    run.process.close(ended_well=not code and not interrupted)
+    if code:
+        status, error = "failed", _last_line(job.run_dir / "run.log")
+        if interrupted:
+            status, error = "interrupted", "stopped before its end"
+        elif code < 0:
+            status, error = "killed", f"the process of the run was killed (signal {-code})"
+        update_record(
+            job.run_dir, status=status, error=error, params=job.parameters, varied=job.varied, **describe_key(job.key)
+        )
+    (job.run_dir / "progress.json").unlink(missing_ok=True)
+    record = read_record(job.run_dir) or {}
+    status, miou = record.get("status", "failed"), (record.get("metrics") or {}).get("miou")
+    detail = f"mIoU {miou:.4f}" if status == "ok" and miou is not None else record.get("error") or ""
+    return status, detail or ("" if record else f"{job.run_dir} has no record.json: was it moved or deleted?")
+
+
+def _stop(processes: Sequence[Process]) -> None:
+    """Ask every process to stop and save, and end those that do not."""
+    for process in processes:
+        process.stop()
+    deadline = time.monotonic() + GRACE
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"{lines[-1][:300] if lines else 'the process of the run ended without a word'}; see {log}"
+
+
+def _describe(active: Sequence[_Active], waiting: int, seconds: Sequence[float], slots: int) -> str:
+    """What each run does now, after the time that is left if all take as long as those that were ok [s]."""
+    parts = []
+    elapsed = [time.monotonic() - run.began for run in active]
+    if seconds:
+        mean = statistics.fmean(seconds)
+        left = (waiting * mean + sum(max(0, mean - so_far) for so_far in elapsed)) / slots
+        parts += [f"about {format_seconds(left)} left"] if left >= 1 else []
+    for run, so_far in zip(active, elapsed, strict=True):
+        parts.append(f"{run.position} {_read_progress(run.job.run_dir) or f'starting {format_seconds(so_far)}'}")
+    return " | ".join(parts)
+
+
+def _read_progress(run_dir: Path) -> str:
+    try:
+        return json.loads((run_dir / "progress.json").read_text())["text"]
+    except (OSError, ValueError, KeyError):  # not written yet
+        return ""
