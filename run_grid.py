@@ -15,6 +15,7 @@ from pathlib import Path
 
 from seglib.errors import InputError, print_anything, printable
 from seglib.files import outputs_dir
+from seglib.runs.cost import forecast
 from seglib.runs.engine import find_next, keep_finished, run_grid, write_results
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid, require_weights
 from seglib.runs.grid_file import parse_settings, shorten
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = choose_runs(grid, options.only, options.limit)
         if not options.dry_run:
             return execute(grid, chosen, options)
-        print_plan(grid, chosen, options.fresh)
+        print_plan(grid, chosen, options.fresh, options.workers)
         sys.stdout.flush()
     except InputError as error:
         lines = str(error).splitlines()
@@ -66,7 +67,9 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         reasons = find_reasons(grid, chosen, options.fresh)
         waiting = [run for run in chosen if run.name in reasons]
         require_weights(grid, waiting)
-        line.keep("\n".join([*grid.notes, describe_plan(grid, chosen, reasons)]))
+        soon = {*find_next(grid, [run.name for run in waiting])}
+        outlook = forecast(grid, [run for run in waiting if run.name in soon], options.workers)
+        line.keep("\n".join(filter(None, [*grid.notes, describe_plan(grid, chosen, reasons), outlook])))
         try:
             ok = run_grid(grid, waiting, LocalMachine(options.workers), options.fail_fast, line.keep, line.show)
         finally:
@@ -75,8 +78,8 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
     return 0 if ok else 1
 
 
-def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
-    """List the runs, and what varies; which are done already, and why the others are to go."""
+def print_plan(grid: Grid, chosen: list[Run], fresh: bool, workers: int) -> None:
+    """List the runs, and what varies; which are done already, why the others are to go, what they take."""
     reasons = find_reasons(grid, chosen, fresh)
     require_weights(grid, [run for run in chosen if run.name in reasons])
     print(printable("\n".join(grid.notes)), end="\n" if grid.notes else "")
@@ -88,8 +91,11 @@ def print_plan(grid: Grid, chosen: list[Run], fresh: bool) -> None:
         rest = f", ... ({len(values)} values)" if len(values) > 12 else ""
         print(printable(f"{name}: {', '.join(values[:12])}{rest}"))
     print(describe_plan(grid, chosen, reasons))
-    if outlook := foresee_verdicts(grid):
-        print(outlook)
+    outlook = [
+        forecast(grid, [run for run in chosen if run.name in soon & {*reasons}], workers),
+        foresee_verdicts(grid),
+    ]
+    print("".join(f"{line}\n" for line in outlook if line), end="")
 
 
 def describe_plan(grid: Grid, chosen: list[Run], reasons: Collection[str]) -> str:
