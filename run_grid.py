@@ -17,6 +17,7 @@ from seglib.errors import InputError, print_anything, printable
 from seglib.files import outputs_dir
 from seglib.runs.cost import forecast
 from seglib.runs.engine import find_next, keep_finished, run_grid, write_results
+from seglib.runs.family import NOT_ADOPTED, adopt_orphans
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid, require_weights
 from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.local import LocalMachine
@@ -142,4 +143,6 @@ if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, signal.default_int_handler)  # ends as Ctrl-C does
+    if not adopt_orphans():
+        print(NOT_ADOPTED, flush=True)
     sys.exit(main())

@@ -24,7 +24,7 @@ import yaml
 
 from seglib.data.synthetic import make_synthetic
 from seglib.files import PROJECT
-from seglib.runs.record import UNDER_RUNNER
+from seglib.runs.family import UNDER_RUNNER
 from seglib.training.checkpoint import hash_weights
 
 pytestmark = pytest.mark.slow

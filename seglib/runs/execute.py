@@ -36,9 +36,10 @@ from traitlets.config import Config
 
 from seglib.files import clear_parts, write_text
 from seglib.parameters import read_defaults
+from seglib.runs.family import UNDER_RUNNER, adopt_orphans, kill_family
 from seglib.runs.keys import saves_result
 from seglib.runs.page import allow_scripts, find_scripts
-from seglib.runs.record import UNDER_RUNNER, kill_family, read_record, start_record, update_record
+from seglib.runs.record import read_record, start_record, update_record
 from seglib.runs.trackers import NAME as TRACKING
 from seglib.runs.trackers import finish_tracking
 
@@ -253,6 +254,7 @@ def _watch_runner() -> None:
 def main() -> None:
     for number in _STOPPED:
         signal.signal(number, _stop)
+    adopt_orphans()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_watch_runner, daemon=True).start()
     run_job(job)

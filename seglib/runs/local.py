@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from typing import ClassVar
 
 from seglib.files import PROJECT, RUNS_AT_ONCE, outputs_dir
+from seglib.runs.family import kill_family
 from seglib.runs.grid import Job
-from seglib.runs.record import kill_family
 
 COMMAND = (sys.executable, "-m", "seglib.runs.execute")
 
@@ -18,8 +19,11 @@ COMMAND = (sys.executable, "-m", "seglib.runs.execute")
 class LocalProcess:
     """A job that runs on this machine; see `schedule.Process`."""
 
+    live: ClassVar[set[int]] = set()
+
     def __init__(self, process: subprocess.Popen):
         self.process = process
+        self.live.add(process.pid)
 
     def poll(self) -> int | None:
         return self.process.poll()
@@ -34,8 +38,9 @@ class LocalProcess:
     def close(self, ended_well: bool) -> None:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
+        self.live.discard(self.process.pid)
         if not ended_well:
-            kill_family(self.process.pid)
+            kill_family(self.process.pid, keep=self.live)
 
 
 class LocalMachine:

@@ -24,11 +24,9 @@ from seglib.files import PROJECT, clear_parts, find_free_folder, hash_text, outp
 from seglib.parameters import Parameters
 from seglib.part_files import keep_cells
 from seglib.parts import load_parts
+from seglib.runs.family import UNDER_RUNNER
 
-# Processes of runs: which still live, and which belong to one run.
-
-
-UNDER_RUNNER = "SEGLIB_RUNNER"  # in the environment of all that a run starts: the id of the process that executes it
+# Which processes still live.
 
 
 def describe_process() -> dict[str, Any]:
@@ -45,14 +43,6 @@ def is_alive(record: Mapping[str, Any]) -> bool:
         return abs(process.create_time() - signed["started"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
-
-
-def kill_family(pid: int) -> None:
-    """Kill what the process of a run has started and left behind: its kernel, the workers of its loader."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # gone, or another user's
-            if process.environ().get(UNDER_RUNNER) == str(pid) and process.pid != os.getpid():
-                process.kill()
 
 
 # One runner at a time in a grid's folder, for as long as any process that it started is alive.

@@ -17,7 +17,7 @@ RESULT = 'save_result(run_dir, metrics={"miou": 0.5})\n'
 
 STAND_IN = """
 import json, os, signal, sys, time
-from seglib.runs.record import UNDER_RUNNER
+from seglib.runs.family import UNDER_RUNNER
 from seglib.runs.record import save_result, start_record, update_record
 os.environ[UNDER_RUNNER] = "1"
 job = json.loads(sys.stdin.readline())

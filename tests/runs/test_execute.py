@@ -10,7 +10,8 @@ import pytest
 
 from seglib.files import write_json
 from seglib.runs.execute import run_job
-from seglib.runs.record import UNDER_RUNNER, read_record
+from seglib.runs.family import UNDER_RUNNER
+from seglib.runs.record import read_record
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs.record import UNDER_RUNNER, read_record
+from seglib.runs.family import UNDER_RUNNER
+from seglib.runs.record import read_record
 
 # The first time, what `do` says happens; the next time the run is well.
 MISFORTUNE = """

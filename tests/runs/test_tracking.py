@@ -17,7 +17,8 @@ from PIL import Image
 
 from seglib.files import write_json
 from seglib.runs.execute import run_job
-from seglib.runs.record import UNDER_RUNNER, read_record
+from seglib.runs.family import UNDER_RUNNER
+from seglib.runs.record import read_record
 from seglib.runs.trackers import Tracking, finish_tracking, open_trackers, refuse_missing
 
 METRICS = {"miou": 0.5, "loss": float("nan"), "iou": {"일반 쓰레기": 0.5, "bag & box": 0.25, "absent": float("nan")}}
