@@ -16,13 +16,14 @@ from pathlib import Path
 from seglib.errors import InputError, print_anything, printable
 from seglib.files import outputs_dir
 from seglib.runs.cost import forecast
-from seglib.runs.engine import find_next, keep_finished, run_grid, write_results
+from seglib.runs.engine import find_next, keep_finished, run_grid
 from seglib.runs.family import NOT_ADOPTED, adopt_orphans
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid, require_weights
 from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.local import LocalMachine
 from seglib.runs.record import only_runner
 from seglib.runs.repeat import repeat_run
+from seglib.runs.results import write_results
 from seglib.runs.schedule import StatusLine
 
 

@@ -74,6 +74,15 @@ def clear_parts(folder: str | Path) -> None:
             path.unlink()
 
 
+def sign(path: str | Path) -> tuple[int, int, int] | None:
+    """What another file of this name, or another content, would have otherwise; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all; half a surrogate, which UTF-8 cannot hold, as its escape."""
     with replacing(path) as temporary:

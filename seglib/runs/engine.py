@@ -3,19 +3,15 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from typing import Any
+from functools import partial
 
 from seglib.errors import InputError
 from seglib.files import find_free_folder, write_text
-from seglib.runs.averages import explain_averages
-from seglib.runs.conditions import RunResult, find_earlier_noise, summarise_conditions
 from seglib.runs.grid import Grid, Job, Run, find_neighbours, group_steps, plan_step
 from seglib.runs.keys import compare_keys, compute_keys, find_changes, is_finished
-from seglib.runs.leaderboard import collect_runs, format_table, write_leaderboard
-from seglib.runs.page import write_index
 from seglib.runs.planning import find_needed
 from seglib.runs.record import describe_key, read_record, update_record
+from seglib.runs.results import ResultsWriter, collect_rows, lend_noise, write_results
 from seglib.runs.schedule import Place, run_jobs
 
 
@@ -43,14 +39,16 @@ def run_grid(
         for run in waiting
     }
     ok, tried, limit = True, set(), grid.file.timeout_hours * 3600 or math.inf
+    results = ResultsWriter(grid, report)
     try:
         while (ok or not fail_fast) and (names := find_next(grid, jobs.keys() - tried, tried)):
             if tried:
                 report(f"{len(names)} more runs, where one more seed can still tell")
-            steps = {"prepare": partial(_prepare, grid, report), "on_end": partial(_write_on_the_way, grid, report)}
+            steps = {"prepare": partial(_prepare, grid, report), "on_end": results.write_soon}
             chosen = [jobs[name] for name in names]
             ok = run_jobs(chosen, place, report, show, **steps, fail_fast=fail_fast, limit=limit) and ok
             tried.update(names)
+        results.close()
         if grid.file.then:
             write_results(grid)  # which a step reads; nothing ran where the grid only became smaller
         for places in group_steps(grid.file.then):
@@ -61,8 +59,11 @@ def run_grid(
             ok = ended and planned and ok
         return ok
     except KeyboardInterrupt:
+        results.close()
         write_results(grid)
         raise
+    finally:
+        results.close()
 
 
 def _plan_group(grid: Grid, places: Sequence[int], ok: bool, report: Callable[[str], None]) -> tuple[list[Job], bool]:
@@ -118,41 +119,6 @@ def keep_finished(grid: Grid) -> None:
 
 def find_next(grid: Grid, waiting: Collection[str], tried: Collection[str] = ()) -> list[str]:
     """Those of the waiting runs that are worth their time by what the others came to, in the grid's order."""
-    rows = _collect(grid) if grid.file.max_seeds else []  # a thousand records are not read for nothing
-    wanted = find_needed(grid, rows, tried, _lend(grid)) & {*waiting}
+    rows = collect_rows(grid) if grid.file.max_seeds else []  # a thousand records are not read for nothing
+    wanted = find_needed(grid, rows, tried, lend_noise(grid)) & {*waiting}
     return [run.name for run in grid.runs if run.name in wanted]
-
-
-def _write_on_the_way(grid: Grid, report: Callable[[str], None]) -> None:
-    """The results so far; a disk that is full now ends no run, and at the end they are written again."""
-    try:
-        write_results(grid)
-    except OSError as error:
-        report(f"{grid.folder}: leaderboard and page were not written: {error}; the runs go on")
-
-
-def write_results(grid: Grid, width: int = 100) -> str:
-    """Write leaderboard.csv and index.html; return the leaderboard as text `width` columns wide, and where to look."""
-    rows, earlier = _collect(grid), _lend(grid)
-    needed = find_needed(grid, rows, earlier=earlier)
-    rows = [row for row in rows if row.run in needed or row.status != "planned"]
-    options = {"worthwhile": grid.file.worthwhile, "earlier": earlier, "max_seeds": grid.file.max_seeds}
-    comparison = summarise_conditions(rows, grid.varied, grid.file.baseline, **options)
-    averages = explain_averages(grid.folder, rows, grid.varied, grid.file.worthwhile)
-    comparison = replace(comparison, averages=averages)
-    table = write_leaderboard(grid.folder, rows)
-    page = write_index(grid.folder, rows, comparison, grid.varied, grid.name, grid.notebook.stem)
-    return f"{format_table(rows, comparison, grid.varied, width)}\n\nleaderboard  {table}\nlook here    {page}"
-
-
-def _collect(grid: Grid) -> list[RunResult]:
-    """A row for each run of the grid; one whose key is another now is outdated, its score no result."""
-    rows = collect_runs(grid.folder, [run.name for run in grid.runs], grid.varied)
-    done = {run.name for run in grid.runs if is_finished(run.folder, grid.notebook, run.key)}
-    return [replace(row, status="outdated") if row.status == "ok" and row.run not in done else row for row in rows]
-
-
-def _lend(grid: Grid) -> Callable[[], Any]:
-    """Gives the noise of earlier grids where it is asked for; all records of the outputs folder are read once for it."""
-    runs = [run.name for run in grid.runs]
-    return cache(partial(find_earlier_noise, grid.folder.parent, grid.folder, runs))

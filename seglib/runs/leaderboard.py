@@ -5,14 +5,14 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 
-from seglib.files import FORMULA, read_json, replacing
+from seglib.files import FORMULA, read_json, replacing, sign
 from seglib.runs.conditions import METRICS, Comparison, RunResult
 from seglib.runs.grid_file import shorten
-from seglib.runs.record import read_record
+from seglib.runs.record import NAME, read_record
 
 # Numbers as short texts, and columns of text for a terminal, where a Korean syllable takes two columns.
 
@@ -32,6 +32,8 @@ def align(lines: list[list[str]], shrinking: set[int], left: set[int], width: in
 
 def count_columns(text: str) -> int:
     """Terminal columns of a text: wide characters take two, combining marks none."""
+    if text.isascii() and text.isprintable():
+        return len(text)
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in _plain(text))
 
 
@@ -72,24 +74,49 @@ def _line(cells: list[str], widths: list[int], left: set[int]) -> str:
 
 def _plain(text: str) -> str:
     """Composed syllables (macOS names files decomposed), and nothing that a terminal would obey."""
+    if text.isascii() and text.isprintable():  # nearly all are, and ten thousand rows have many
+        return text
     return "".join(c if c.isprintable() else "�" for c in unicodedata.normalize("NFC", text))
 
 
 # A grid's records as one table: collected, ranked, printed.
 
 
+_rows: dict[tuple, tuple[object, RunResult]] = {}  # rows of runs that ended, and of which state of their files
+
+
 def collect_runs(grid_dir: str | Path, run_names: list[str], varied: list[str]) -> list[RunResult]:
-    """Read the record of every planned run, in the grid's order; what cannot be read becomes a row that says so."""
-    return [_read_row(Path(grid_dir) / run, run, varied) for run in run_names]
+    """A row for the record of every planned run, in the grid's order; what cannot be read becomes a row that says so.
+
+    Records that are the same as when they were last read are not read again.
+    """
+    rows, grid_dir = [], Path(grid_dir)
+    for run in run_names:
+        place, state = (grid_dir, run, *varied), (sign(grid_dir / run / NAME), sign(grid_dir / run / "history.csv"))
+        known, row = _rows.get(place, (None, None))
+        if row is None or known != state:
+            row = _read_row(grid_dir / run, run, varied)
+            if state[0] and row.status != "running":  # whether it still runs is another question each time
+                _rows[place] = state, row
+        rows.append(row)
+    return rows
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """Rows of a history.csv as finite numbers by column, without pandas; none where no epoch was finished."""
-    if not path.is_file():
+def read_history(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, float]]:
+    """Rows of a history.csv as finite numbers by column, without pandas; none where no epoch was finished.
+
+    `columns`: those that are wanted, all where None.
+    """
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            header, *lines = csv.reader(file)
+    except (OSError, ValueError):  # none, or no line in it
         return []
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        rows = [{name: _parse(text) for name, text in row.items()} for row in csv.DictReader(file)]
-    rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    wanted = [(place, name) for place, name in enumerate(header) if columns is None or name in columns]
+    rows = []
+    for line in lines:
+        numbers = ((name, _parse(line[place])) for place, name in wanted if place < len(line))
+        rows.append({name: value for name, value in numbers if value is not None})
     return [row for row in rows if "epoch" in row]
 
 
@@ -108,10 +135,10 @@ def read_average_scores(run_dir: str | Path, params: Mapping[str, object]) -> di
     return {name.removesuffix("_miou"): (score, plain) for name, score in best.items() if None not in (score, plain)}
 
 
-def _parse(text: object) -> float | None:
+def _parse(text: str) -> float | None:
     try:
         return _number(float(text))
-    except (TypeError, ValueError):  # a text, or a line that is too long or too short
+    except ValueError:  # a text
         return None
 
 

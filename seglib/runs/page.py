@@ -1,20 +1,24 @@
-"""The page of a grid: index.html, filled in by jinja2 from page.html; it loads nothing from outside."""
+"""The page of a grid: index.html, filled in by jinja2 from page.html; it loads nothing from outside.
+
+Its runs are a JSON text in the page, which its own script draws piece by piece as one scrolls: ten thousand stay small.
+"""
 
 import base64
 import hashlib
+import itertools
+import json
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from seglib.files import write_text
+from seglib.files import sign, write_text
 from seglib.runs.conditions import Comparison, RunResult
 from seglib.runs.leaderboard import format_number, format_seconds, rank_rows, read_history
-
-Points = list[tuple[float, float]]
 
 # A mark beside each word, so that no state is told by colour alone; also the order in the summary.
 STATUS_MARKS = {
@@ -22,8 +26,13 @@ STATUS_MARKS = {
     "planned": "○",
 }  # fmt: skip
 VERDICT_MARKS = {"baseline": "◆", "better": "▲", "worse": "▼", "equal": "=", "can't tell yet": "?"}
-MOST_PICTURES = 12
-MOST_POINTS = 24  # of a curve: more cannot be seen at its size, and a thousand runs must stay one small file
+MOST_PICTURES, MOST_CONDITIONS, MOST_ERRORS, MOST_PLAIN = 12, 300, 200, 20  # in one page
+MOST_POINTS = 24  # of a curve: more cannot be seen at its size, and ten thousand runs must stay one small file
+DIGITS = "".join(chr(code) for code in range(35, 127) if chr(code) not in "&'<>\\")  # a place in a curve is one of them
+FIELDS = (
+    "name", "links", "values", "status", "note", "miou", "iou", "train_loss", "curve", "miou_image", "loss", "epoch",
+    "seconds", "memory",
+)  # fmt: skip
 PLOT = (36, 144, 5, 39)  # left, right, top, bottom of the curves [px]
 
 
@@ -46,26 +55,39 @@ def write_index(
     notebook_stem : "02_train" links `<run>/02_train.html` and `<run>/02_train.ipynb`, where these files exist.
     """
     import jinja2  # only who writes a page needs it
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": format_number, "seconds": format_seconds, "sort_key": _sort_key}
-    grid_dir, ranked = Path(grid_dir), rank_rows(rows)
+    environment.filters |= {"number": format_number, "seconds": format_seconds}
+    grid_dir, ranked, class_names = (
+        Path(grid_dir),
+        rank_rows(rows),
+        list(dict.fromkeys(n for row in rows for n in row.iou)),
+    )
     axis = score_axis(comparison) if comparison.is_judged else None
     page = environment.get_template("page.html").render(
         title=title,
         now=datetime.now().astimezone(),
-        rows=[_describe_row(grid_dir, row, rank, varied, notebook_stem) for rank, row in enumerate(ranked, 1)],
+        rows=ranked,
+        data=Markup(_compose_data(grid_dir, ranked, varied, class_names, notebook_stem)),
         varied=varied,
-        class_names=list(dict.fromkeys(name for row in rows for name in row.iou)),
+        class_names=class_names,
         counts=Counter(row.status if row.status in STATUS_MARKS else "unknown" for row in rows),
         best_miou=max((row.miou for row in rows if row.miou is not None), default=None),
         seconds=sum(row.seconds or 0 for row in rows),
         status_marks=STATUS_MARKS,
         verdict_marks=VERDICT_MARKS,
         comparison=comparison,
+        conditions=[
+            item
+            for place, item in enumerate(comparison.conditions)
+            if place < MOST_CONDITIONS or item.verdict == "baseline"
+        ],
+        most_errors=MOST_ERRORS,
+        most_plain=MOST_PLAIN,
         axis=axis,
         ticks=choose_ticks(*axis) if axis else (),
         broken=[row for row in rows if row.error],
@@ -92,57 +114,109 @@ def allow_scripts(page: str, own: Sequence[str], places: str = "") -> str:
     return page.replace("<head>", f'<head>\n<meta http-equiv="Content-Security-Policy" content="{policy}">', 1)
 
 
-def _describe_row(grid_dir: Path, row: RunResult, rank: int, varied: Sequence[str], stem: str) -> dict:
-    history = read_history(grid_dir / row.run / "history.csv")
-    return {
-        "result": row,
-        "rank": None if row.miou is None else rank,
-        "best": rank == 1 and row.miou is not None,
-        "values": [(row.params.get(name), row.texts.get(name, "-")) for name in varied],
-        "status": row.status if row.status in STATUS_MARKS else "unknown",
-        "lowest": min((value for value in row.iou.values() if value is not None), default=None),
-        "train_loss": next((each["train_loss"] for each in reversed(history) if "train_loss" in each), None),
-        "curve": trace_curve(history, row.best_epoch),
-        "page": _link(row.run, f"{stem}.html") if (grid_dir / row.run / f"{stem}.html").is_file() else "",
-        "links": _find_links(grid_dir / row.run, stem),
+def _compose_data(
+    grid_dir: Path, ranked: Sequence[RunResult], varied: Sequence[str], class_names: Sequence[str], stem: str
+) -> str:
+    """The runs, best first, as JSON for the page's script; what many share stands once, and a run has its number."""
+    places = {name: _Numbers() for name in ("links", "statuses", "notes")}
+    values = [_Numbers() for _ in varied]
+    runs = []
+    for row in ranked:
+        links, train_loss, curve = _describe_folder(grid_dir / row.run, stem, row.best_epoch)
+        status = row.status if row.status in STATUS_MARKS else "unknown"
+        runs.append([
+            "" if row.run == ",".join(f"{name}={text}" for name, text in row.texts.items()) else row.run, places["links"].add(links), [each.add(_describe_value(row, name)) for each, name in zip(values, varied, strict=True)],
+            places["statuses"].add((status, row.status, STATUS_MARKS[status])), places["notes"].add(row.notes or ""),
+            _round(row.metrics["miou"]), [_round(row.iou.get(name), 3, 1000) for name in class_names], train_loss, curve,
+            _round(row.metrics["miou_image"]), _round(row.metrics["loss"]), row.best_epoch, _round(row.seconds, 1),
+            _round(row.peak_memory_mb, 0),
+        ])  # fmt: skip
+    shared = {name: list(each) for name, each in places.items()} | {"values": [list(each) for each in values]}
+    data = {
+        "fields": FIELDS,
+        "runs": runs,
+        "varied": varied,
+        **shared,
+        "classes": class_names,
+        "plot": PLOT,
+        "digits": DIGITS,
     }
+    text = json.dumps(data | {"marks": [*STATUS_MARKS]}, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")  # nothing in it ends the script element
 
 
-def trace_curve(history: Sequence[dict[str, float]], best_epoch: float | None) -> dict | None:
-    """Train loss and val mIoU over epochs as pixels, each on its own scale; None where there is no number."""
-    series = {
-        name: [(row["epoch"], row[name]) for row in history if {"epoch", name} <= row.keys()]
-        for name in ("train_loss", "miou")
-    }
-    epochs = [epoch for points in series.values() for epoch, _ in points]
-    if not epochs:
+class _Numbers(dict):
+    """Numbers things as they come; a thing that was there keeps its number."""
+
+    def add(self, thing: Hashable) -> int:
+        return self.setdefault(thing, len(self))
+
+
+def _describe_value(row: RunResult, name: str) -> tuple[str, str, float | None]:
+    """A varied value: its short text, all of it, and the number to sort by."""
+    value, text = row.params.get(name), row.texts.get(name, "-")
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    return text, text if value is None else str(value), number
+
+
+def _round(value: float | None, digits: int = 6, factor: int = 1) -> float | None:
+    return None if value is None else round(value * factor) if factor > 1 else round(value, digits)
+
+
+_folders: dict[tuple[Path, str], tuple[object, tuple]] = {}  # what was read of a run's folder, and of which state of it
+
+
+def _describe_folder(run_dir: Path, stem: str, best_epoch: float | None) -> tuple[tuple, float | None, list | None]:
+    """A run's pages and files, its last train loss, its curve; read again only where something was written since."""
+    state = sign(run_dir), sign(run_dir / "history.csv"), best_epoch
+    known = _folders.get((run_dir, stem))
+    if known is None or known[0] != state:
+        history = read_history(run_dir / "history.csv", ("epoch", "train_loss", "miou"))
+        loss = next((each["train_loss"] for each in reversed(history) if "train_loss" in each), None)
+        links = _find_links(run_dir, stem) if state[0] else ("", ())
+        known = _folders[run_dir, stem] = (
+            state,
+            (links, loss and float(f"{loss:.5g}"), trace_curve(history, best_epoch)),
+        )
+    return known[1]
+
+
+def trace_curve(history: Sequence[dict[str, float]], best_epoch: float | None) -> list | None:
+    """Train loss and val mIoU over epochs, each on its own scale; None where there is no number.
+
+    Returns
+    -------
+    Places over the epochs as digits of `DIGITS`, "" where they are even; of each line whether it is the mIoU, its places
+    from the top (" " where there is no number), lowest and highest value; the best epoch's number among the places; the
+    last epoch.
+    """
+    rows = [row for row in history if "train_loss" in row or "miou" in row]
+    if not rows:
         return None
-    words, lines, places = [], [], {}
-    for name, css, pattern in (("train_loss", "tl", ".3g"), ("miou", "vm", ".3f")):
-        if series[name]:
-            low, high = (format(pick(value for _, value in series[name]), pattern) for pick in (min, max))
-            words.append(f"{'train loss' if name == 'train_loss' else 'val mIoU'} {low} to {high}")
-            placed = _place(series[name], min(epochs), max(epochs))
-            places[name] = dict(zip((epoch for epoch, _ in series[name]), placed, strict=True))
-            lines.append({"css": css, "points": thin(placed), "low": low, "high": high})
-    best = places.get("miou", {}).get(best_epoch)
-    words += [f"best epoch {best_epoch} of {max(epochs):g}"] if best else []
-    return {"title": ", ".join(words), "lines": lines, "best": best, "plot": PLOT}
+    rows = [rows[place] for place in thin(rows, best_epoch)]
+    epochs, lines = [row["epoch"] for row in rows], []
+    for name in ("train_loss", "miou"):
+        values = [row[name] for row in rows if name in row]
+        if values:
+            low, high = min(values), max(values)
+            places = "".join(_place(high - row[name], high - low) if name in row else " " for row in rows)
+            lines.append([int(name == "miou"), places, *(float(f"{value:.4g}") for value in (low, high))])
+    steps = {after - before for before, after in itertools.pairwise(epochs)}
+    x = "" if len(steps) < 2 else "".join(_place(epoch - epochs[0], epochs[-1] - epochs[0]) for epoch in epochs)
+    return [x, lines, epochs.index(best_epoch) if best_epoch in epochs else None, epochs[-1]]
 
 
-def _place(series: Points, first: float, last: float) -> Points:
-    """Pixels of (epoch, value): epochs from left to right, the series' own lowest value at the bottom."""
-    left, right, top, bottom = PLOT
-    low, high = (pick(value for _, value in series) for pick in (min, max))
-    across, down = (right - left) / (last - first or 1), (bottom - top) / (high - low or 1)
-    return [(left + (epoch - first) * across, top + (high - value) * down) for epoch, value in series]
+def _place(distance: float, whole: float) -> str:
+    return DIGITS[round(distance / (whole or 1) * (len(DIGITS) - 1))]
 
 
-def thin(places: Points) -> Points:
-    """At most `MOST_POINTS` evenly spread points, and always the lowest and the highest."""
-    kept = {round(index * (len(places) - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)}
-    kept |= {pick(range(len(places)), key=lambda index: places[index][1]) for pick in (min, max)}
-    return [places[index] for index in sorted(kept)]
+def thin(rows: Sequence[dict[str, float]], best_epoch: float | None) -> list[int]:
+    """Numbers of at most `MOST_POINTS` evenly spread rows, and always of the lowest, the highest and the best epoch's."""
+    kept = {round(index * (len(rows) - 1) / (MOST_POINTS - 1)) for index in range(MOST_POINTS)}
+    for name in ("train_loss", "miou"):
+        known = [place for place, row in enumerate(rows) if name in row]
+        kept |= {pick(known, key=lambda place: rows[place][name]) for pick in (min, max) if known}
+    return sorted(kept | {place for place, row in enumerate(rows) if row["epoch"] == best_epoch})
 
 
 def score_axis(comparison: Comparison) -> tuple[float, float]:
@@ -167,17 +241,14 @@ def choose_ticks(low: float, high: float) -> list[tuple[float, str]]:
     return [(number * step, f"{number * step:.{digits}f}") for number in numbers]
 
 
-def _sort_key(value: float | None) -> str:
-    """What the page sorts by; empty for nothing, which stays at the end."""
-    return "" if value is None else f"{value:.9g}"
-
-
-def _find_links(run_dir: Path, stem: str) -> dict[str, str]:
-    """What a run's folder holds, by the word that the page shows."""
-    others = sorted(path.stem for path in run_dir.glob("*.html") if path.stem != stem)
+def _find_links(run_dir: Path, stem: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The run's page, "" where there is none, and the other files that its folder holds, by the word that the page shows."""
+    held = {*os.listdir(run_dir)}
+    others = sorted(name.removesuffix(".html") for name in held if name.endswith(".html") and name != f"{stem}.html")
     pages = {other.lstrip("0123456789_").replace("_", " ") or other: f"{other}.html" for other in others}
     files = {"notebook": f"{stem}.ipynb", "record": "record.json", **pages}
-    return {word: _link(run_dir.name, file) for word, file in files.items() if (run_dir / file).is_file()}
+    page = f"{stem}.html" if f"{stem}.html" in held else ""
+    return page, tuple((word, file) for word, file in files.items() if file in held)
 
 
 def _find_steps(grid_dir: Path) -> dict[str, str]:

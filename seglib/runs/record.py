@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from seglib.errors import InputError
-from seglib.files import PROJECT, clear_parts, find_free_folder, hash_text, outputs_dir, read_json, write_json
+from seglib.files import PROJECT, clear_parts, find_free_folder, hash_text, outputs_dir, read_json, sign, write_json
 from seglib.parameters import Parameters
 from seglib.part_files import keep_cells
 from seglib.parts import load_parts
@@ -117,6 +117,8 @@ _LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
 _opened: dict[
     Path, tuple[Any, dict[str, Any]]
 ] = {}  # of this process: folder -> the notebook's names, and as they were
+MOST_KNOWN = 20_000
+_known: dict[str, tuple[object, dict[str, Any]]] = {}  # path -> what was read, and of which state of the file
 _PACKAGES = (
     "torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "opencv-python-headless",
     "numpy", "pandas", "pycocotools", "papermill", "ipykernel",
@@ -128,12 +130,20 @@ def read_record(run_dir: str | Path) -> dict[str, Any] | None:
 
     A record that says `running` while its process is gone is a run that was killed, and reads so.
     """
-    try:
-        record = read_json(Path(run_dir) / NAME)
-    except (OSError, ValueError):
-        return None
-    if not isinstance(record, dict):
-        return None
+    path = os.path.join(run_dir, NAME)
+    state = sign(path)
+    known, record = _known.get(path, (None, None))
+    if state is None or known != state:
+        try:
+            record = read_json(path)
+        except (OSError, ValueError):
+            return None
+        if not isinstance(record, dict):
+            return None
+        if len(_known) >= MOST_KNOWN:
+            _known.pop(next(iter(_known)), None)
+        _known[path] = state, record
+    record = dict(record)
     if record.get("status") == "running" and not is_alive(record):
         record |= {"status": "killed", "error": "the process was killed before it could say why"}
     return record

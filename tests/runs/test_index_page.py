@@ -4,10 +4,12 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import matplotlib
 import pytest
+from playwright.sync_api import sync_playwright
 
 from seglib.runs import page as page_module
 from seglib.runs.conditions import summarise_conditions
@@ -15,11 +17,23 @@ from seglib.runs.leaderboard import collect_runs, read_history
 from seglib.runs.page import write_index
 
 EVIL = '<script>alert("x")</script>'
+CHROMIUM = Path("/usr/bin/chromium")
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed (on Debian: apt-get install chromium)"
+)
 VOID = {"meta", "input", "img", "wbr", "link", "br"}
 
 
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 class Page(HTMLParser):
-    """Elements as (tag, attributes, text inside without its line breaks), and tags that were not closed."""
+    """Of a page as its script has drawn it: elements as (tag, attributes, text inside without its line breaks), and tags that were not closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -70,17 +84,29 @@ def write_run(grid_dir, run, history=None, files=(), **record):
     return run
 
 
-def render(grid_dir, runs, varied=(), baseline=None, title="sweep"):
-    rows = collect_runs(grid_dir, runs, [*varied])
-    conditions = summarise_conditions(rows, [*varied], baseline)
-    path = write_index(grid_dir, rows, conditions, [*varied], title, "02_train")
-    assert path == grid_dir / "index.html"
-    page = Page(path.read_text(encoding="utf-8"))
-    assert page.open == []
-    return page
+@pytest.fixture
+def render(browser):
+    """Write the page of runs and look at it in a browser, after some script where one is given."""
+
+    def render(grid_dir, runs, varied=(), baseline=None, title="sweep", act=""):
+        rows = collect_runs(grid_dir, runs, [*varied])
+        conditions = summarise_conditions(rows, [*varied], baseline)
+        path = write_index(grid_dir, rows, conditions, [*varied], title, "02_train")
+        assert path == grid_dir / "index.html"
+        tab, errors = browser.new_page(), []
+        tab.on("pageerror", lambda error: errors.append(error))
+        tab.goto(path.as_uri())
+        if act:
+            tab.evaluate(act)
+        page = Page(re.sub("<noscript>.*?</noscript>", "", tab.content(), flags=re.DOTALL))
+        tab.close()
+        assert page.open == errors == []
+        return page
+
+    return render
 
 
-def test_links_lead_to_the_runs_files(tmp_path):
+def test_links_lead_to_the_runs_files(render, tmp_path):
     run = "loss=ce0.9+focal0.1,seed=21"
     files = ["02_train.html", "02_train.ipynb", "03_error_analysis.html", "figures/100% worst.png"]
     write_run(tmp_path, run, files=files, metrics={"miou": 0.5})
@@ -94,7 +120,7 @@ def test_links_lead_to_the_runs_files(tmp_path):
     ]
 
 
-def test_the_notebooks_that_followed_are_linked(tmp_path):
+def test_the_notebooks_that_followed_are_linked(render, tmp_path):
     for folder, page in (
         ("05_compare", "05_compare.html"),
         ("04_ensemble.then2", "04_ensemble.html"),
@@ -109,13 +135,13 @@ def test_the_notebooks_that_followed_are_linked(tmp_path):
     }
 
 
-def test_files_that_are_missing_are_not_linked(tmp_path):
+def test_files_that_are_missing_are_not_linked(render, tmp_path):
     page = render(tmp_path, ["seed=1"], ["seed"])
     assert page.all("a") == page.all("img") == []
     assert [text for text, _ in page.rows()[0]][1:4] == ["seed=1", "1", "○ planned"]
 
 
-def test_everything_from_data_is_escaped(tmp_path):
+def test_everything_from_data_is_escaped(render, tmp_path):
     run = "a=" + EVIL.replace("/", "|")
     iou = {EVIL: 0.5, '" onload="x': 0.2}
     write_run(
@@ -123,8 +149,8 @@ def test_everything_from_data_is_escaped(tmp_path):
     )
     write_run(tmp_path, "b", status=EVIL, params={"a": {EVIL: 1}, EVIL: 2}, error="<img src=x onerror=y>")
     page = render(tmp_path, [run, "b"], ["a", EVIL, "seed"], {"a": EVIL}, title=EVIL)
-    assert len(page.all("script")) == 1
-    assert "alert" not in page.all("script")[0][2]
+    data, script = page.all("script")
+    assert data[1]["type"] == "application/json" and "<" not in data[2] and "alert" not in script[2]
     assert not [e for e in page.elements if any(name.startswith("on") for name in e[1])]
     assert page.all("img") == []
     assert page.all("h1")[0][2] == page.all("title")[0][2] == EVIL
@@ -132,35 +158,62 @@ def test_everything_from_data_is_escaped(tmp_path):
     assert EVIL + " 0.500" in [e[1].get("title") for e in page.all("i")]
 
 
-def test_the_page_needs_nothing_from_outside(tmp_path):
+def test_the_page_needs_nothing_from_outside(render, tmp_path):
     write_run(tmp_path, "a", files=["02_train.html", "figures/x.png"], metrics={"miou": 0.5})
     page = render(tmp_path, ["a"])
     sources = [e[1].get(name) for e in page.elements for name in ("src", "href") if e[1].get(name)]
     assert sources and all(source.startswith("a/") for source in sources)
     assert page.all("link") == []
-    assert not re.search(r"url\(|@import|https?:", (tmp_path / "index.html").read_text())
+    text = (tmp_path / "index.html").read_text().replace('"http://www.w3.org/2000/svg"', "")  # a name, not a place
+    assert not re.search(r"url\(|@import|https?:", text)
 
 
-def test_runs_stand_best_first_with_numbers_to_sort_by(tmp_path):
+def test_runs_stand_best_first_and_are_sorted_by_a_click(render, tmp_path):
     for run, miou, seconds in (("low", 0.25, 61), ("high", 0.5, 3720), ("none", None, None)):
         write_run(tmp_path, run, metrics={"miou": miou}, seconds=seconds, peak_memory_mb=2048 if miou else None)
-    rows = render(tmp_path, ["none", "low", "high"]).rows()
-    assert [row[1][0] for row in rows] == ["highrecord", "lowrecord", "nonerecord"]
-    shown = [
-        [(text, attributes.get("data-v")) for text, attributes in (row[0], row[3], row[-2], row[-1])] for row in rows
-    ]
-    assert shown[0] == [("1", "1"), ("0.5000", "0.5"), ("1h02m", "3720"), ("2.0 GB", "2048")]
-    assert shown[2] == [("-", ""), ("-", ""), ("-", ""), ("-", "")]
+    write_run(tmp_path, "broken", status="failed", metrics={"miou": 0.9}, seconds=10.0)
+    names = ["broken", "none", "low", "high"]
+    rows = render(tmp_path, names).rows()
+    assert [row[1][0] for row in rows] == ["highrecord", "lowrecord", "nonerecord", "brokenrecord"]
+    shown = [[row[place][0] for place in (0, 3, -2, -1)] for row in rows]
+    assert shown[0] == ["1", "0.5000", "1h02m", "2.0 GB"]
+    assert shown[2] == ["-", "-", "-", "-"] and shown[3] == ["-", "0.9000", "10s", "-"]
+    click = "document.querySelectorAll('#runs button')[9].click()"  # time
+    for act, order in ((click, "broken low high none"), (f"{click}, {click}", "high low broken none")):
+        assert [row[1][0].removesuffix("record") for row in render(tmp_path, names, act=act).rows()] == order.split()
 
 
-def test_every_header_is_a_button_and_one_says_the_order(tmp_path):
+def test_runs_are_drawn_as_one_scrolls_and_the_filter_looks_at_all(render, tmp_path):
+    names = [write_run(tmp_path, f"seed={n}", params={"seed": n}, metrics={"miou": n / 1000}) for n in range(250)]
+    page = render(tmp_path, names, ["seed"])
+    assert len(page.rows()) == 100 and [e[2] for e in page.all("span", id="shown")] == ["250 of 250 runs"]
+    draw = "scroll.scrollTop = scroll.scrollHeight, scroll.dispatchEvent(new Event('scroll'))"
+    assert len(render(tmp_path, names, ["seed"], act=draw).rows()) == 200
+    word = "filter.value = 'OK seed=7', filter.dispatchEvent(new Event('input'))"
+    page = render(tmp_path, names, ["seed"], act=word)
+    assert [row[2][0] for row in page.rows()] == [*map(str, range(79, 69, -1)), "7"]
+    assert [e[2] for e in page.all("span", id="shown")] == ["11 of 250 runs"]
+
+
+def test_without_its_script_the_page_says_where_the_runs_are(render, browser, tmp_path):
+    names = [write_run(tmp_path, f"seed={n}", metrics={"miou": n / 100}) for n in range(30)]
+    render(tmp_path, names, ["seed"])
+    tab = browser.new_context(java_script_enabled=False).new_page()
+    tab.goto((tmp_path / "index.html").as_uri())
+    page = Page(tab.content())
+    assert [e[2] for e in page.all("a")] == ["leaderboard.csv"]
+    best = [e[2] for e in page.all("th", scope="row")]
+    assert (best[0], len(best)) == ("seed=29", page_module.MOST_PLAIN)
+
+
+def test_every_header_is_a_button_and_one_says_the_order(render, tmp_path):
     page = render(tmp_path, ["seed=1"], ["seed"])
     heads = [e for e in page.all("th", scope="col") if "aria-sort" in e[1]]
     assert len(heads) == len(page.rows()[0]) == len(page.all("button"))
     assert [e[2] for e in heads if e[1]["aria-sort"] == "descending"] == ["mIoU"]
 
 
-def test_summary_counts_every_status_in_words(tmp_path):
+def test_summary_counts_every_status_in_words(render, tmp_path):
     for status in ("ok", "failed", "oom", "killed", "interrupted", "odd"):
         write_run(tmp_path, status, status=status)
     pills = render(tmp_path, ["ok", "failed", "oom", "killed", "interrupted", "odd", "later", "last"]).all("p")[1][2]
@@ -168,7 +221,7 @@ def test_summary_counts_every_status_in_words(tmp_path):
         assert count in pills
 
 
-def test_conditions_show_the_verdict_and_the_interval(tmp_path):
+def test_conditions_show_the_verdict_and_the_interval(render, tmp_path):
     runs = []
     for loss, scores in {"ce": (0.40, 0.41, 0.42), "dice": (0.50, 0.51, 0.521)}.items():
         for seed, miou in enumerate(scores):
@@ -185,7 +238,7 @@ def test_conditions_show_the_verdict_and_the_interval(tmp_path):
     assert len(lines) == 2 and lines[0] == lines[1]
 
 
-def test_one_seed_is_said_to_prove_nothing(tmp_path):
+def test_one_seed_is_said_to_prove_nothing(render, tmp_path):
     runs = [write_run(tmp_path, f"lr={lr}", params={"lr": lr}, metrics={"miou": lr}) for lr in (0.1, 0.2)]
     page = render(tmp_path, runs, ["lr"], {"lr": 0.1})
     assert any("Noise between seeds is not known: no difference can be told from it" in e[2] for e in page.all("p"))
@@ -193,7 +246,7 @@ def test_one_seed_is_said_to_prove_nothing(tmp_path):
     assert next(e[2] for e in page.all("small")) == "noise unknown"
 
 
-def test_curves_say_their_ends_and_the_best_epoch(tmp_path):
+def test_curves_say_their_ends_and_the_best_epoch(render, tmp_path):
     history = "epoch,train_loss,miou\n1,2.5,0.1\n2,1.25,nan\n3,0.5,0.4\n4,inf,0.3\n"
     write_run(tmp_path, "a", history, best_epoch=3, metrics={"miou": 0.4})
     page = render(tmp_path, ["a"])
@@ -203,7 +256,7 @@ def test_curves_say_their_ends_and_the_best_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("history", [None, "", "epoch\n", "a,b\n1,2\n", "epoch,miou\nx,y\n", "\x00\xff,\n"])
-def test_a_history_without_numbers_is_no_curve(tmp_path, history):
+def test_a_history_without_numbers_is_no_curve(render, tmp_path, history):
     write_run(tmp_path, "a", history)
     page = render(tmp_path, ["a"])
     assert "no history" in [e[2] for e in page.all("span")]
@@ -218,13 +271,14 @@ def test_history_without_losses_still_gives_the_score(tmp_path):
 def test_a_thinned_curve_keeps_its_lowest_and_highest_point():
     series = [(epoch, 0.5 + 0.001 * math.sin(epoch)) for epoch in range(1000)]
     series[501], series[777] = (501, 0.1), (777, 0.9)
-    curve = page_module.trace_curve([{"epoch": epoch, "miou": value} for epoch, value in series], None)
-    heights = [y for _, y in curve["lines"][0]["points"]]
-    assert len(heights) <= page_module.MOST_POINTS + 2
-    assert (min(heights), max(heights)) == page_module.PLOT[2:]
+    history = [{"epoch": epoch, "miou": value} for epoch, value in series]
+    x, [[_, y, low, high]], best, last = page_module.trace_curve(history, 33)
+    assert len(x) == len(y) <= page_module.MOST_POINTS + 3
+    assert (low, high, y.count(page_module.DIGITS[0]), y.count(page_module.DIGITS[-1])) == (0.1, 0.9, 1, 1)
+    assert x[best] == page_module.DIGITS[round(33 / 999 * (len(page_module.DIGITS) - 1))] and last == 999
 
 
-def test_the_strip_follows_the_class_order_and_hatches_absent_classes(tmp_path):
+def test_the_strip_follows_the_class_order_and_hatches_absent_classes(render, tmp_path):
     write_run(tmp_path, "a", metrics={"miou": 0.5, "iou": {"bag": 0.0, "cup": None, "캔": 1.0}})
     write_run(tmp_path, "b", metrics={"miou": 0.4, "iou": {"bag": 0.5, "new": 0.5}})
     page = render(tmp_path, ["a", "b"])
@@ -234,25 +288,40 @@ def test_the_strip_follows_the_class_order_and_hatches_absent_classes(tmp_path):
 
 
 @pytest.mark.parametrize("step", [0, 6, 11, 20])
-def test_colours_are_viridis(tmp_path, step):
+def test_colours_are_viridis(render, tmp_path, step):
     render(tmp_path, [])
     (colour,) = re.findall(rf"\.v{step} {{ background: (#\w+); }}", (tmp_path / "index.html").read_text())
     assert colour == matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](step / 20))
 
 
-def test_a_thousand_runs_stay_a_small_file(tmp_path):
+def test_ten_thousand_runs_stay_a_small_file(render, tmp_path):
     history = "epoch,train_loss,miou\n" + "".join(f"{e},{2 / e},{0.5 - 0.4 / e}\n" for e in range(1, 61))
     iou = {f"class {index}": index / 12 for index in range(12)}
-    for index in range(50):
-        run = f"augmentation=strong,loss=ce0.9+focal0.1,seed={index}"
-        write_run(tmp_path, run, history, ["02_train.html", "02_train.ipynb"], metrics={"miou": 0.5, "iou": iou})
-    runs = [path.name for path in tmp_path.iterdir()]
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    render(empty, [])
-    render(tmp_path, runs, ["augmentation", "loss", "seed"])
-    size, base = ((folder / "index.html").stat().st_size for folder in (tmp_path, empty))
-    assert base + (size - base) / 50 * 1000 < 3_000_000
+    names = [f"augmentation=strong,loss=ce0.9+focal0.1,seed={index}" for index in range(50)]
+    for name in names:
+        write_run(tmp_path, name, history, ["02_train.html", "02_train.ipynb"], metrics={"miou": 0.5, "iou": iou})
+    render(tmp_path, names[:1], ["augmentation", "loss", "seed"])
+    base = (tmp_path / "index.html").stat().st_size
+    render(tmp_path, names, ["augmentation", "loss", "seed"])
+    size = (tmp_path / "index.html").stat().st_size
+    assert base + (size - base) / 49 * 10_000 < 3_000_000
+
+
+def test_errors_and_conditions_of_thousands_are_cut(render, tmp_path, monkeypatch):
+    for name in ("MOST_ERRORS", "MOST_CONDITIONS"):
+        monkeypatch.setattr(page_module, name, 2)
+    failed = [write_run(tmp_path, f"f{n}", status="failed", error=f"no {n}") for n in range(5)]
+    runs = [
+        write_run(tmp_path, f"lr={lr},seed={seed}", params={"lr": lr, "seed": seed}, metrics={"miou": lr})
+        for lr in (0.1, 0.2, 0.3, 0.4)
+        for seed in (1, 2)
+    ]
+    page = render(tmp_path, [*runs, *failed], ["lr", "seed"], {"lr": 0.1})
+    assert [e[2] for e in page.all("pre")] == ["no 0", "no 1"]
+    assert "And 3 more, in leaderboard.csv." in [e[2] for e in page.all("p")]
+    note = next(e[2] for e in page.all("p", **{"class": "note"}) if "Small dots" in e[2])
+    assert "Shown are 3 of 4 conditions: the best, and the baselines." in note
+    assert [e[2] for e in page.all("th", scope="row")][:3] == ["0.4", "0.3", "0.1"]
 
 
 def test_results_of_a_grid_load_no_heavy_library():

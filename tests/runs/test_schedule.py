@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs import engine, local, schedule
+from seglib.runs import local, results, schedule
 from seglib.runs.grid import Job
 from seglib.runs.local import LocalMachine
 from seglib.runs.record import read_record
@@ -220,7 +220,7 @@ def test_a_run_whose_folder_goes_while_it_runs_fails_alone(tmp_path, stand_in):
 
 
 def test_a_disk_that_is_full_for_a_while_ends_no_run(call, write_grid, records, monkeypatch):
-    whole, calls = engine.write_leaderboard, []
+    whole, calls = results.write_leaderboard, []
 
     def fail_at_first(*arguments):
         calls.append(arguments)
@@ -228,7 +228,7 @@ def test_a_disk_that_is_full_for_a_while_ends_no_run(call, write_grid, records, 
             raise OSError(28, "No space left on device")
         return whole(*arguments)
 
-    monkeypatch.setattr(engine, "write_leaderboard", fail_at_first)
+    monkeypatch.setattr(results, "write_leaderboard", fail_at_first)
     result = call(write_grid("grid: {seed: [1, 2]}"))
     assert result.code == 0 and "leaderboard and page were not written: [Errno 28] No space" in result.out
     assert {record["status"] for record in records().values()} == {"ok"}
