@@ -16,7 +16,7 @@ from pathlib import Path
 from seglib.errors import InputError, print_anything, printable
 from seglib.files import outputs_dir
 from seglib.runs.cost import forecast
-from seglib.runs.engine import find_next, keep_finished, run_grid
+from seglib.runs.engine import find_next, find_outdated, keep_finished, run_grid
 from seglib.runs.family import NOT_ADOPTED, adopt_orphans
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid, require_weights
 from seglib.runs.grid_file import parse_settings, shorten
@@ -76,8 +76,14 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
             ok = run_grid(grid, waiting, LocalMachine(options.workers), options.fail_fast, line.keep, line.show)
         finally:
             line.keep("")
+        outdated = find_outdated(grid, {run.name for run in chosen})
         print(printable(write_results(grid, shutil.get_terminal_size((100, 24)).columns)))
-    return 0 if ok else 1
+    if outdated:
+        print(
+            f"{len(outdated)} of {len(chosen)} runs are outdated: data or code changed while the grid ran;"
+            " the same command runs them again"
+        )
+    return 0 if ok and not outdated else 1
 
 
 def print_plan(grid: Grid, chosen: list[Run], fresh: bool, workers: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,8 @@ from seglib.runs.planning import find_needed
 from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.results import ResultsWriter, collect_rows, lend_noise, write_results
 from seglib.runs.schedule import Place, run_jobs
+
+MOST_LOOKED_AT = 20  # data sets, before each run; where a grid has more, the others at its end
 
 
 def run_grid(
@@ -44,12 +47,13 @@ def run_grid(
         while (ok or not fail_fast) and (names := find_next(grid, jobs.keys() - tried, tried)):
             if tried:
                 report(f"{len(names)} more runs, where one more seed can still tell")
-            steps = {"prepare": partial(_prepare, grid, report), "on_end": results.write_soon}
+            steps = {"prepare": partial(_prepare, grid, report, results.write_soon), "on_end": results.write_soon}
             chosen = [jobs[name] for name in names]
             ok = run_jobs(chosen, place, report, show, **steps, fail_fast=fail_fast, limit=limit) and ok
             tried.update(names)
         results.close()
         if grid.file.then:
+            key_again(grid)
             write_results(grid)  # which a step reads; nothing ran where the grid only became smaller
         for places in group_steps(grid.file.then):
             if fail_fast and not ok:
@@ -82,19 +86,41 @@ def _plan_group(grid: Grid, places: Sequence[int], ok: bool, report: Callable[[s
     return jobs, planned
 
 
-def _prepare(grid: Grid, report: Callable[[str], None], job: Job) -> Job:
-    """Key a run again, whose notebook or data may have changed since the grid was checked, and make room for it."""
-    try:
-        key = compute_keys(grid.notebook, [job.parameters])[0]
-    except ValueError:  # the data set or the notebook is gone: the run itself says so, and the others go on
-        key = job.key
+def _prepare(grid: Grid, report: Callable[[str], None], changed: Callable[[], None], job: Job) -> Job:
+    """Make room for a run, with its key of now: data or code may have changed since the grid was checked.
+
+    Where they did, what ran with the old is outdated from now on, and `changed` is called.
+    """
     names = [run.name for run in grid.runs]
+    position = names.index(job.label)
+    one_of_each = [*{str(run.key["data"]): run for run in grid.runs}.values()]  # of the data sets
+    if _keys_changed(grid, [grid.runs[position], *one_of_each[:MOST_LOOKED_AT]]):
+        key_again(grid)
+        changed()
+    key = grid.runs[position].key
     if key != job.key:
-        changed = " and ".join(compare_keys(job.key, key))
-        report(f"{job.label}: {changed} changed since the grid was checked; this run is with the new")
-        position = names.index(job.label)
-        grid.runs[position] = replace(grid.runs[position], key=key)
+        what = " and ".join(compare_keys(job.key, key))
+        report(f"{job.label}: {what} changed since the grid was checked; this run is with the new")
     return _make_room(replace(job, key=key), names)
+
+
+def _keys_changed(grid: Grid, runs: Sequence[Run]) -> bool:
+    with suppress(ValueError):  # the data set or the notebook is gone: the run itself says so, and the others go on
+        return compute_keys(grid.notebook, [run.parameters for run in runs]) != [run.key for run in runs]
+    return False
+
+
+def key_again(grid: Grid) -> None:
+    """Give all runs the keys that they have now."""
+    with suppress(ValueError):
+        keys = compute_keys(grid.notebook, [run.parameters for run in grid.runs])
+        grid.runs[:] = [replace(run, key=key) for run, key in zip(grid.runs, keys, strict=True)]
+
+
+def find_outdated(grid: Grid, names: Collection[str]) -> list[str]:
+    """Those of the runs that ended well, with other data or code than there is now."""
+    key_again(grid)
+    return [row.run for row in collect_rows(grid) if row.status == "outdated" and row.run in names]
 
 
 def _make_room(job: Job, planned: Sequence[str] = ()) -> Job:

@@ -37,9 +37,9 @@ from traitlets.config import Config
 from seglib.files import clear_parts, write_text
 from seglib.parameters import read_defaults
 from seglib.runs.family import UNDER_RUNNER, adopt_orphans, kill_family
-from seglib.runs.keys import saves_result
+from seglib.runs.keys import mend_key, saves_result
 from seglib.runs.page import allow_scripts, find_scripts
-from seglib.runs.record import read_record, start_record, update_record
+from seglib.runs.record import describe_key, read_record, start_record, update_record
 from seglib.runs.trackers import NAME as TRACKING
 from seglib.runs.trackers import finish_tracking
 
@@ -151,7 +151,9 @@ def run_job(job: dict[str, Any]) -> None:
         except Exception as problem:  # the result is there: a page that cannot be made does not undo it
             print(f"{output}: no page was made of it: {type(problem).__name__}: {problem}", flush=True)
     tracking = _send_notebook(output, job["parameters"], status)
-    update_record(run_dir, status=status, error=error, seconds=round(time.monotonic() - began, 2), **tracking)
+    key = mend_key(notebook, job["parameters"], job["key"], run_dir)
+    seconds = round(time.monotonic() - began, 2)
+    update_record(run_dir, status=status, error=error, seconds=seconds, **describe_key(key), **tracking)
 
 
 def _send_notebook(output: Path, parameters: dict[str, Any], status: str) -> dict[str, Any]:

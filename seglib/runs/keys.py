@@ -91,6 +91,24 @@ def compute_keys(notebook: Path, parameters: Sequence[Mapping[str, Any]]) -> lis
     ]
 
 
+CHANGED = "changed while the run went on"  # in a key for the hash of data; no data has it
+
+
+def mend_key(notebook: Path, parameters: Mapping[str, Any], key: Mapping[str, Any], run_dir: Path) -> Mapping[str, Any]:
+    """A run's key at its end: with the data that it opened, where that is what there was to the end, else `CHANGED`."""
+    before = key.get("data")
+    if not before or "runs" in key:  # it reads none, or the results of runs
+        return key
+    try:
+        now = compute_keys(notebook, [parameters])[0]["data"]
+    except InputError:  # gone, which makes what was read no other
+        return key
+    opened = dict(before)
+    if "data_dir" in before and any("fingerprint_sets(" in cell["source"] for cell in read_code_cells(notebook)):
+        opened["data_dir"] = (read_record(run_dir) or {}).get("data_hash", before["data_dir"])
+    return {**key, "data": {name: now[name] if opened[name] == now.get(name) else CHANGED for name in before}}
+
+
 def explain_run(run_dir: Path, notebook: Path, key: Mapping[str, Any]) -> list[str]:
     """Why a run is to go: `new`, how it ended (failed, killed, ...), or the parts of its key that differ; [] is done."""
     record = read_record(run_dir)

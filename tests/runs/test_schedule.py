@@ -116,7 +116,10 @@ def test_code_that_changes_while_the_grid_runs_is_told_and_recorded(
 
     monkeypatch.setattr(LocalMachine, "start", start_and_edit)
     result = call(path)
-    assert result.code == 0 and result.out.count("changed since the grid was checked") == 1
+    assert result.code == 1 and result.out.count("changed since the grid was checked") == 1
+    assert result.out.endswith(
+        "1 of 2 runs are outdated: data or code changed while the grid ran; the same command runs them again\n"
+    )
     assert "seed=2: notebook changed" in result.out
     assert "1 done before, 1 to go" in call(path, "--dry-run").out  # seed=2 has the key of the new code
 
