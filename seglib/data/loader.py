@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from seglib import ranks
 from seglib.data.augment import augment, build_augmentation
 from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX, resize_rle, segmentation_to_rle
@@ -274,11 +275,14 @@ class EpochBatches:
         return -(-self.count // self.batch_size) - lonely
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Give the keys of each batch; of several ranks each its part of every batch, or of the batches where none is shuffled."""
         order = self.choose_positions(self.epoch)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        for start in range(self.first * self.batch_size, len(self) * self.batch_size, self.batch_size):
-            yield [(self.epoch, int(position)) for position in order[start : start + self.batch_size]]
+        starts = range(self.first * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        for start in starts if self.shuffle else ranks.take_share(starts):
+            batch = order[start : start + self.batch_size]
+            yield [(self.epoch, int(position)) for position in (ranks.take_share(batch) if self.shuffle else batch)]
 
 
 def build_loader(
@@ -336,7 +340,7 @@ def choose_workers(num_images: int, batch_size: int, image_size: int) -> int:
     """
     if not torch.cuda.is_available() or sys.platform != "linux":
         return 0
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get(RUNS_AT_ONCE, "1"))
+    cores = len(os.sched_getaffinity(0)) // (int(os.environ.get(RUNS_AT_ONCE, "1")) * ranks.count())
     fit = shutil.disk_usage("/dev/shm").free // 2 // (3 * batch_size * 4 * image_size**2)
     return min(MOST_WORKERS, max(1, cores - 1), -(-num_images // batch_size), fit)
 

@@ -38,7 +38,16 @@ def run_grid(
     write_text(grid.folder / "grid.yaml", grid.file.as_yaml())
     near = find_neighbours(grid)
     jobs = {
-        run.name: Job(run.name, grid.notebook, run.folder, run.key, run.parameters, run.varied, near[run.name])
+        run.name: Job(
+            run.name,
+            grid.notebook,
+            run.folder,
+            run.key,
+            run.parameters,
+            run.varied,
+            near[run.name],
+            grid.file.gpus_per_run,
+        )
         for run in waiting
     }
     ok, tried, limit = True, set(), grid.file.timeout_hours * 3600 or math.inf

@@ -37,8 +37,9 @@ from traitlets.config import Config
 from seglib.files import clear_parts, write_text
 from seglib.parameters import read_defaults
 from seglib.runs.family import UNDER_RUNNER, adopt_orphans, kill_family
-from seglib.runs.keys import mend_key, saves_result
+from seglib.runs.keys import calls, mend_key
 from seglib.runs.page import allow_scripts, find_scripts
+from seglib.runs.rank_processes import find_cause, start_others
 from seglib.runs.record import describe_key, read_record, start_record, update_record
 from seglib.runs.trackers import NAME as TRACKING
 from seglib.runs.trackers import finish_tracking
@@ -50,6 +51,7 @@ _DIED = "the kernel died: killed from outside, or by the system when memory ran 
 _STOPPED = {
     signal.SIGTERM: ("interrupted", "stopped before its end"),
     signal.SIGHUP: ("killed", "run_grid.py was killed, so the run was stopped"),
+    signal.SIGUSR1: ("failed", "another process of the run failed"),  # says which before it is sent
 }
 
 
@@ -140,9 +142,11 @@ def run_job(job: dict[str, Any]) -> None:
     began = time.monotonic()
     clear_parts(run_dir)
     start_record(run_dir, job["key"], job["parameters"], job["varied"])
-    status, error = execute(notebook, output, job["parameters"])
+    with start_others(job, _fail):
+        status, error = execute(notebook, output, job["parameters"])
+    error = find_cause(run_dir, error)
     kill_family(os.getpid())
-    if status == "ok" and saves_result(notebook) and "finished_at" not in (read_record(run_dir) or {}):
+    if status == "ok" and calls(notebook, "save_result(") and "finished_at" not in (read_record(run_dir) or {}):
         status, error = "failed", "the notebook ended before it saved its result"
     if output.is_file():
         try:
@@ -245,6 +249,11 @@ def _stop(signum: int, frame: object) -> None:
     for number in _STOPPED:
         signal.signal(number, signal.SIG_IGN)  # once is enough: what follows is saving
     raise Stopped(*_STOPPED[signum])
+
+
+def _fail(line: str) -> None:
+    _STOPPED[signal.SIGUSR1] = "failed", line
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
 
 def _watch_runner() -> None:

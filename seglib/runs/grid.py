@@ -26,7 +26,7 @@ from seglib.runs.check import (
 )
 from seglib.runs.conditions import describe_task, measure_earlier_noise
 from seglib.runs.grid_file import GRID_DIR, GridFile, Step, name_runs, read_grid_file
-from seglib.runs.keys import compute_keys, explain_run, find_notebook, hash_code, hash_values, is_finished
+from seglib.runs.keys import calls, compute_keys, explain_run, find_notebook, hash_code, hash_values, is_finished
 from seglib.runs.planning import foresee
 from seglib.runs.record import read_record
 
@@ -48,7 +48,8 @@ class Run:
 class Job:
     """A notebook to execute: a run of the grid, or a step that follows. Everything is written in `run_dir`.
 
-    `neighbours` of a run: `previous` and `next` in its grid, and the runs of the `baseline`.
+    `neighbours` of a run: `previous` and `next` in its grid, and the runs of the `baseline`. `processes`: each with a
+    device, that train one model together, see `seglib.ranks`.
     """
 
     label: str
@@ -58,6 +59,7 @@ class Job:
     parameters: dict[str, Any]
     varied: dict[str, Any]
     neighbours: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     schema = read_schema(notebook)
     if debug and "debug" not in schema:
         raise InputError(f"--debug: {notebook} must have a parameter `debug`, which makes its runs short")
+    if file.gpus_per_run > 1 and not calls(notebook, "Trainer("):
+        raise InputError(f"{file.path}: `gpus_per_run` must be 1 for {notebook}, which makes no `Trainer(...)`")
     if "seed" in overrides:
         file = replace(file, max_seeds=0)
     file = _resolve_paths(_override(file, ({"seed": file.seeds} if file.seeds else {}) | overrides))
@@ -290,7 +294,7 @@ def _make_run(grid: Grid, place: int, notebook: Path, finished: Sequence[Run]) -
     (key,) = compute_keys(notebook, [values])
     if step.uses_grid_dir() and "data_dir" not in values:  # a training's files are known, and count by their content
         key["runs"] = hash_values(_read_weights(finished))
-    return Job(f"{notebook.stem} {folder.name}", notebook, folder, key, values, {})
+    return Job(f"{notebook.stem} {folder.name}", notebook, folder, key, values, {}, processes=grid.file.gpus_per_run)
 
 
 def _make_job(grid: Grid, place: int, notebook: Path, source: Path, name: str, runs: Sequence[Run]) -> Job:

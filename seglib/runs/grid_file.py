@@ -188,7 +188,8 @@ class Step:
 class GridFile:
     """A grid file as written; `axes` are the values to combine, `listed` the runs named one by one.
 
-    `max_seeds` is that of `seeds: auto`, 0 where the seeds are given; `timeout_hours` of a run, 0 for none.
+    `max_seeds` is that of `seeds: auto`, 0 where the seeds are given; `timeout_hours` of a run, 0 for none;
+    `gpus_per_run`: devices, each with a process, that train one model together.
     """
 
     path: Path
@@ -205,6 +206,7 @@ class GridFile:
     seeds: list[int] = field(default_factory=list)
     max_seeds: int = 0
     timeout_hours: float = 0.0
+    gpus_per_run: int = 1
 
     def as_yaml(self) -> str:
         """The grid in the form of a grid file."""
@@ -215,13 +217,14 @@ class GridFile:
         spec |= {"one_factor": self.one_factor, "factors": self.factors}
         spec |= {"seeds": "auto", "max_seeds": self.max_seeds} if self.max_seeds else {}
         spec |= {"timeout_hours": self.timeout_hours}
+        spec |= {"gpus_per_run": self.gpus_per_run} if self.gpus_per_run > 1 else {}
         filled = {key: value for key, value in spec.items() if value}
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
 
 _EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "seeds": [], "baseline": {}, "factors": [], "then": []}
 _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
-_KEYS = ("notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", *_EMPTY)
+_KEYS = ("notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", "gpus_per_run", *_EMPTY)
 _MAX_SEEDS = 5  # of `seeds: auto`
 _STEP_KEYS = ("notebook", "each", "fixed")
 _OWN_FILES = (".csv", ".html", ".ipynb", ".json", ".log", ".lock", ".npz", ".part", ".pt", ".yaml")
@@ -258,6 +261,7 @@ def read_grid_file(path: str | Path) -> GridFile:
         seeds=[] if spec["seeds"] == "auto" else spec["seeds"],
         max_seeds=spec.get("max_seeds", _MAX_SEEDS) if spec["seeds"] == "auto" else 0,
         timeout_hours=float(spec.get("timeout_hours", 0)),
+        gpus_per_run=spec.get("gpus_per_run", 1),
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 
@@ -290,6 +294,8 @@ def _find_problems(spec: Mapping) -> list[str]:
     hours = spec.get("timeout_hours", 0)
     if not isinstance(hours, int | float) or isinstance(hours, bool) or not 0 <= hours < math.inf:
         problems.append(f"`timeout_hours` must be the hours that a run may take, 0 for no limit, got {_kind(hours)}")
+    if type(gpus := spec.get("gpus_per_run", 1)) is not int or gpus < 1:
+        problems.append(f"`gpus_per_run` must be a whole number from 1, got {_kind(gpus)}")
     if not isinstance(one_factor := spec.get("one_factor", False), bool):
         problems.append(f"`one_factor` must be true or false, got {_kind(one_factor)}")
     problems += _find_seed_problems(spec)

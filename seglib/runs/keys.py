@@ -28,9 +28,9 @@ def find_notebook(notebook: str, grid_path: Path) -> Path:
     raise InputError(f"{grid_path}: there is no notebook {notebook!r}, neither in {Path.cwd()} nor in {PROJECT}")
 
 
-def saves_result(path: Path) -> bool:
-    """Whether the notebook ends by writing its result into the record."""
-    return any("save_result(" in cell["source"] for cell in read_code_cells(path))
+def calls(path: Path, text: str) -> bool:
+    """Whether the notebook's code has a text such as `save_result(`, by which it writes its result into the record."""
+    return any(text in cell["source"] for cell in read_code_cells(path))
 
 
 def hash_code(path: Path) -> str:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import ClassVar
 
+from seglib import ranks
 from seglib.files import PROJECT, RUNS_AT_ONCE, outputs_dir
 from seglib.runs.family import kill_family
 from seglib.runs.grid import Job
@@ -55,7 +56,7 @@ class LocalMachine:
         self.slots = workers
 
     def start(self, job: Job) -> LocalProcess:
-        seen = {"SEGLIB_OUTPUTS": str(outputs_dir()), RUNS_AT_ONCE: str(self.slots)}
+        seen = {"SEGLIB_OUTPUTS": str(outputs_dir()), RUNS_AT_ONCE: str(self.slots), ranks.COUNT: str(job.processes)}
         job.run_dir.mkdir(parents=True, exist_ok=True)
         with open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
             process = subprocess.Popen(

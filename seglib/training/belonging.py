@@ -1,19 +1,39 @@
-"""Whether a trainer's objects belong together and to the parameters: what does not is refused with the cell to run again."""
+"""What a trainer's objects are of, and whether they belong together: what does not is refused with the cell to run again."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from seglib.data.dataset import choose_batch_size
 from seglib.data.layouts import fingerprint_sets
 from seglib.errors import InputError
+from seglib.part_files import hash_parts
 from seglib.runs import record
+from seglib.training.checkpoint import hash_weights
 from seglib.training.device import last_seed
 from seglib.training.mixing import build_batch_mixing
 
 if TYPE_CHECKING:
     from seglib.training.trainer import Trainer
+
+# Parameters that say where things are, not what they are: the content of data, weights and parts is hashed.
+ELSEWHERE = {
+    "run_dir", "data_dir", "encoder_weights", "cache", "num_workers", "init_from", "continue_from", "checkpoint_minutes",
+    "track", "extra_data", "parts",
+}  # fmt: skip
+
+
+def describe_identity(trainer: "Trainer") -> dict[str, Any]:
+    """What a checkpoint of this run says, and what it must say to be gone on from."""
+    built = getattr(trainer.model, "built_from", None)
+    identity = built or {"architecture": type(trainer.model).__name__, "encoder": "", "made_by_hand": True}
+    size, parts = trainer.train_loader.dataset.subset.image_size, trainer.settings["parts"]
+    identity = identity | {"num_classes": len(trainer.class_names), "image_size": size}
+    identity["class_names"] = trainer.class_names
+    identity["params"] = {name: value for name, value in trainer.values.items() if name not in ELSEWHERE}
+    identity |= {"data_hash": trainer.data_hash, "initial_weights": hash_weights(trainer.model.state_dict())}
+    return identity | ({"parts": hash_parts(parts)} if parts else {})
 
 
 def require_belonging(trainer: "Trainer") -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seglib import ranks
 from seglib.errors import InputError
 from seglib.files import check_zip, find_free_folder, replacing
 from seglib.models import build_model
@@ -28,7 +29,9 @@ from seglib.training.step import GradientStep
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint (tensors, numbers, texts, lists, dicts), whole or not at all."""
+    """Write a checkpoint (tensors, numbers, texts, lists, dicts), whole or not at all; of several ranks the first does."""
+    if not ranks.is_first():
+        return
     with replacing(path) as temporary:
         torch.save(state, temporary)
 

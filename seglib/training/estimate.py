@@ -125,7 +125,7 @@ def _time_evaluation(stepper: GradientStep, loader: DataLoader) -> float:
         times.append(time.monotonic())
         if len(times) > 2:
             break
-    return times[-1] - times[-2]
+    return times[-1] - times[-2] if len(times) > 1 else 0.0  # of several ranks one may have no batch
 
 
 def _wait(device: torch.device) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from seglib import ranks
 from seglib.data.masks import IGNORE_INDEX
 from seglib.evaluation.metrics import confusion_per_image, find_signs
 from seglib.training.averaging import AVERAGES
@@ -29,7 +30,7 @@ def evaluate(
 ) -> Evaluation:
     """Predict every image of a loader once.
 
-    The loss is the mean over batches weighted by their valid pixels.
+    The loss is the mean over batches weighted by their valid pixels. Of several ranks each predicts its part of the images.
     """
     device = next(model.eval().parameters()).device
     confusions, total, pixels = [], torch.zeros((), device=device), 0
@@ -42,7 +43,8 @@ def evaluate(
                 logits = model(images)
             confusions.append(confusion_per_image(masks, logits.argmax(dim=1), num_classes, IGNORE_INDEX).cpu())
             pixels += valid
-    return Evaluation(torch.cat(confusions).numpy(), float(total) / max(1, pixels))
+    pixels = int(ranks.add_up(torch.tensor(pixels, device=device)))
+    return Evaluation(torch.cat(ranks.gather(confusions)).numpy(), float(ranks.add_up(total)) / max(1, pixels))
 
 
 def order(scores: Mapping[str, float], select_by: str) -> float:

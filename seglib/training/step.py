@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from seglib import ranks
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
 from seglib.models import IMAGENET_MEAN, IMAGENET_STD
@@ -132,13 +133,15 @@ class GradientStep:
         """
         targets = targets if isinstance(targets, list) else [(targets, 1.0)]
         self.optimizer.zero_grad(set_to_none=True)
+        valid = [ranks.add_up(_count_valid(masks)) for masks, _ in targets]
         while True:
             parts = _count_parts(len(images), self.accumulate * self.split, batch_size)
             try:
-                result = self._backward(compute_loss, images, targets, parts)
+                result = self._backward(compute_loss, images, targets, parts, valid)
+                ranks.add_gradients(self.model)
                 if self.scaler.is_enabled():
                     self.scaler.unscale_(self.optimizer)  # whoever looks at gradients before `update` sees plain ones
-                return result
+                return ranks.add_up(result[0]), result[1]
             except RuntimeError as error:
                 if not _is_oom(error):
                     self._explain(error, images)
@@ -151,7 +154,7 @@ class GradientStep:
             self._free()
             more = _count_parts(len(images), self.accumulate * self.split * 2, batch_size)
             alone = more == len(images) and not self._fits(compute_loss, images, targets, 1)
-            if self.on_oom != "accumulate" or more == parts or alone:
+            if self.on_oom != "accumulate" or more == parts or alone or ranks.count() > 1:
                 raise torch.OutOfMemoryError(self._explain_oom(compute_loss, images, targets, parts, batch_size))
             self.split *= 2
             print(
@@ -168,8 +171,11 @@ class GradientStep:
         if self.scheduler is not None:
             self.scheduler.step()
 
-    def _backward(self, compute_loss: ComputeLoss, images: Tensor, targets: list, parts: int) -> tuple[Tensor, Tensor]:
-        valid = [(masks != IGNORE_INDEX).sum().clamp_min(1) for masks, _ in targets]
+    def _backward(
+        self, compute_loss: ComputeLoss, images: Tensor, targets: list, parts: int, valid: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`valid`: pixels of the whole batch that count, for each of its masks."""
+        valid = [pixels.clamp_min(1) for pixels in valid]
         total = torch.zeros((), device=images.device)
         cut = [masks.tensor_split(parts) for masks, _ in targets]
         for part, *masks_parts in zip(images.tensor_split(parts), *cut, strict=True):
@@ -221,7 +227,8 @@ class GradientStep:
 
     def _fits(self, compute_loss: ComputeLoss, images: Tensor, targets: list, count: int) -> bool:
         try:
-            self._backward(compute_loss, images[:count], [(masks[:count], share) for masks, share in targets], parts=1)
+            first = [(masks[:count], share) for masks, share in targets]
+            self._backward(compute_loss, images[:count], first, 1, [_count_valid(masks) for masks, _ in first])
             fits = True
         except (RuntimeError, ValueError) as error:
             if not (_is_oom(error) or count == 1):  # batch norm may refuse a single image
@@ -251,6 +258,10 @@ def _is_oom(error: Exception) -> bool:
         *("can't allocate memory", "could not create a primitive", "INT_MAX", "32-bit index", "canUse32BitIndexMath"),
     )
     return isinstance(error, torch.OutOfMemoryError) or any(word.lower() in str(error).lower() for word in words)
+
+
+def _count_valid(masks: Tensor) -> Tensor:
+    return (masks != IGNORE_INDEX).sum()
 
 
 def _count_parts(count: int, accumulate: int, batch_size: int) -> int:

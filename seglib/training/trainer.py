@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from seglib import ranks
 from seglib.errors import InputError
 from seglib.evaluation.metrics import (
     compute_metrics,
@@ -19,11 +20,11 @@ from seglib.evaluation.metrics import (
     save_confusion,
 )
 from seglib.files import replacing
-from seglib.part_files import hash_parts
 from seglib.parts import check_part, find_parts
 from seglib.runs.record import reopen_run
 from seglib.training.averaging import Averages, build_averages
 from seglib.training.belonging import (
+    describe_identity,
     find_made_by_hand,
     find_referred,
     require_belonging,
@@ -55,11 +56,6 @@ from seglib.training.step import ComputeLoss, EpochLoss, GradientStep, Targets
 SETTINGS = {  # what a trainer reads from the parameters, and what it does without them
     "seed": 0, "precision": "auto", "accumulate": 1, "clip_norm": 0.0, "freeze_epochs": 0, "on_oom": "fail",
     "select_by": "miou", "patience": 0, "checkpoint_minutes": 10.0, "continue_from": "", "parts": (),
-}  # fmt: skip
-# Parameters that say where things are, not what they are: the content of data, weights and parts is hashed.
-ELSEWHERE = {
-    "run_dir", "data_dir", "encoder_weights", "cache", "num_workers", "init_from", "continue_from", "checkpoint_minutes",
-    "track", "extra_data", "parts",
 }  # fmt: skip
 
 
@@ -119,7 +115,7 @@ class Trainer:
     ):
         self.model, self.train_loader, self.val_loader = model, train_loader, val_loader
         self.num_epochs, self.run_dir = num_epochs, Path(run_dir)
-        self._folder = self.run_dir  # of last.pt and history.csv
+        self._folder = ranks.find_main_folder(self.run_dir)  # of last.pt and history.csv
         self.mix, self.averages = mix, averages or build_averages({}, model, num_epochs, len(train_loader), 0)
         self.parameters, self.values = parameters, dict(parameters)
         self.callbacks = [*callbacks, *build_callbacks(self.values.get("callbacks", {}))]
@@ -130,9 +126,11 @@ class Trainer:
         self.class_names = list(train_loader.dataset.subset.data.class_names)
         self.compute_loss: ComputeLoss | None = None
         self.position, self._first_epoch, self._estimate, self._final = Position(), 0, None, None
-        self.data_hash = data_hash
+        self.data_hash, self.ranks = data_hash, ranks.count()
         require_belonging(self)
-        self.identity = self._describe_identity()
+        ranks.require_shares(len(train_loader.dataset), train_loader.batch_sampler.batch_size)
+        ranks.join(model, self._step.device)
+        self.identity = describe_identity(self)
 
     # What the notebook's loop calls.
 
@@ -147,7 +145,11 @@ class Trainer:
             self._folder / "last.pt", self._step, self.averages, self.identity, self.callbacks, minutes
         )
         self.model.is_trained = True
+        if not ranks.is_first():
+            ranks.wait()  # until the first has a checkpoint that can be read, be it of the beginning
         self.position = self._state.resume()
+        if ranks.is_first():
+            ranks.wait()
         if not self._is_over(self.position.rows):
             reopen_run(self.run_dir)
         while not self._is_over(self.position.rows):
@@ -157,6 +159,7 @@ class Trainer:
                 raise InputError(f"trainer: epoch {epoch} has no scores; end the loop's body with trainer.evaluate()")
         self._write_history()  # where no epoch was left to train, nothing is there yet
         self._call("on_end")
+        ranks.leave()
 
     def batches(self) -> Iterator[tuple[Tensor, Targets]]:
         """Give the batches of an epoch that are still to be made: images (N, 3, S, S) uint8 and their targets.
@@ -210,6 +213,7 @@ class Trainer:
         position, previous = self.position, [row["train_loss"] for row in self.position.rows]
         row = {"epoch": self.epoch, "lr": position.lr}
         row["train_loss"] = self._losses.take_mean(self.train_loader, self.epoch, previous)
+        ranks.share_buffers(self.model)
         if self.val_loader is not None:
             row |= self._score("plain")
             if hasattr(self.scheduler, "end_epoch"):
@@ -220,6 +224,7 @@ class Trainer:
                     row |= {f"{name}_{score}": value for score, value in self._score(name).items()}
         row |= {"seconds": round(time.monotonic() - self._began, 3), "memory_mb": peak_memory_mb(self.device)}
         row["conditions"] = f"{describe_device(self.device)}, {torch.get_num_threads()} threads, {self.precision}"
+        row["conditions"] += f", {ranks.count()} processes" if ranks.count() > 1 else ""
         self.position = Position([*position.rows, row], position.best)
         self._write_history()
         self._call("on_epoch")
@@ -316,6 +321,7 @@ class Trainer:
             "device": describe_device(self.device),
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            **({"processes": self.ranks} if self.ranks > 1 else {}),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "data_hash": self.data_hash,
             "conditions_changed": len(set(history["conditions"])) > 1,
@@ -422,26 +428,18 @@ class Trainer:
             save_checkpoint(self.run_dir / "best.pt", {**state, **self.identity})
             val = self.val_loader.dataset.subset
             save_confusion(self.run_dir / "confusion.npz", confusion, val.image_ids, self.class_names, val.images)
+            ranks.wait()
         return scores
 
     def _write_history(self) -> None:
+        if not ranks.is_first():
+            return
         with replacing(self._folder / "history.csv") as temporary:
             self.history.to_csv(temporary, index=False)
 
     def _call(self, event: str) -> None:
         for callback in self.callbacks:
             getattr(callback, event, lambda trainer: None)(self)
-
-    def _describe_identity(self) -> dict[str, Any]:
-        """What a checkpoint of this run says, and what it must say to be gone on from."""
-        built = getattr(self.model, "built_from", None)
-        identity = built or {"architecture": type(self.model).__name__, "encoder": "", "made_by_hand": True}
-        size = self.train_loader.dataset.subset.image_size
-        identity = identity | {"num_classes": len(self.class_names), "image_size": size}
-        identity["class_names"] = self.class_names
-        identity["params"] = {name: value for name, value in self.values.items() if name not in ELSEWHERE}
-        identity |= {"data_hash": self.data_hash, "initial_weights": hash_weights(self.model.state_dict())}
-        return identity | ({"parts": hash_parts(self.settings["parts"])} if self.settings["parts"] else {})
 
 
 def build_callbacks(callbacks: Mapping[str, Mapping[str, Any]]) -> list[object]:

@@ -5,7 +5,7 @@ import pytest
 from seglib.errors import InputError
 from seglib.files import PROJECT
 from seglib.parameters import Parameter, read_defaults, read_schema
-from seglib.runs.keys import hash_code, saves_result
+from seglib.runs.keys import calls, hash_code
 
 
 def as_notebook(*cells):
@@ -24,9 +24,11 @@ def test_defaults_are_read_without_running_anything(tmp_path):
 
 def test_the_training_notebook_says_what_it_is(write_notebook, tmp_path):
     path = PROJECT / "notebooks" / "02_train.ipynb"
-    assert saves_result(path) and read_schema(path)["lr"] == Parameter("float", 1e-3, "learning rate after the warm-up")
+    assert calls(path, "save_result(") and read_schema(path)["lr"] == Parameter(
+        "float", 1e-3, "learning rate after the warm-up"
+    )
     bare = write_notebook(tmp_path / "n.ipynb", result="print('done')")
-    assert not saves_result(bare)
+    assert not calls(bare, "save_result(")
 
 
 def test_the_hash_is_of_the_code_alone(write_notebook, tmp_path):
