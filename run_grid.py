@@ -20,6 +20,7 @@ from seglib.runs.engine import find_next, find_outdated, keep_finished, run_grid
 from seglib.runs.family import NOT_ADOPTED, adopt_orphans
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid, require_weights
 from seglib.runs.grid_file import parse_settings, shorten
+from seglib.runs.halving import describe_stops
 from seglib.runs.local import LocalMachine
 from seglib.runs.record import only_runner
 from seglib.runs.repeat import repeat_run
@@ -101,6 +102,7 @@ def print_plan(grid: Grid, chosen: list[Run], fresh: bool, workers: int) -> None
     print(describe_plan(grid, chosen, reasons))
     outlook = [
         forecast(grid, [run for run in chosen if run.name in soon & {*reasons}], workers),
+        describe_stops(grid),
         foresee_verdicts(grid),
     ]
     print("".join(f"{line}\n" for line in outlook if line), end="")
@@ -110,7 +112,8 @@ def describe_plan(grid: Grid, chosen: list[Run], reasons: Collection[str]) -> st
     """How much there is to do, and where it goes."""
     soon = {*find_next(grid, [run.name for run in chosen])}
     waiting, later = len(soon & {*reasons}), len({*reasons} - soon)
-    more = f", up to {later} more where further seeds can tell" if later else ""
+    more = "stay stopped" if grid.file.stop else "more where further seeds can tell"
+    more = f", {'' if grid.file.stop else 'up to '}{later} {more}" if later else ""
     return f"{grid.name}: {len(soon)} runs, {len(soon) - waiting} done before, {waiting} to go{more} -> {grid.folder}"
 
 

@@ -31,6 +31,10 @@ class InputError(ValueError):
         super().__init__(printable(" ".join(words.split())))
 
 
+class StoppedForNow(Exception):
+    """A run has as many epochs as run_grid.py wants for now; last.pt has what it goes on from."""
+
+
 class InputErrors(InputError):
     """Several mistakes found together; `lines` has one line each and the message is the lines."""
 

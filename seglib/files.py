@@ -28,6 +28,7 @@ from seglib.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
 RUNS_AT_ONCE = "SEGLIB_RUNS_AT_ONCE"  # in a run's environment: how many run_grid.py executes on this machine at a time
+STOP_AFTER = "SEGLIB_STOP_AFTER"  # the same: the epoch at which it stops for now; 0 for its last
 MISSING = ""  # the hash of a file that is not there
 CHECKSUM = "checksum"  # the last entry of the JSON objects that `write_json` writes
 SETTLED = 2.0  # [s] a file changed more recently could change again within the clock tick of its own timestamp

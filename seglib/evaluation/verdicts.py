@@ -56,6 +56,7 @@ def compare_conditions(
     earlier: Noise | None = None,
     looks: Mapping[Hashable, int] | None = None,
     max_looks: int = 0,
+    others: int = 0,
 ) -> pd.DataFrame:
     """Compare each condition with its baseline.
 
@@ -72,6 +73,7 @@ def compare_conditions(
     earlier : noise of earlier grids, of one score, for where this grid's has under 5 degrees of freedom.
     looks, max_looks : where conditions get seeds until they are told: how many each has so far, and may get. Each look
         spends a share of the level (`share_level`), so that all of them together are wrong no more often than one.
+    others : conditions that were stopped since they did worse: comparisons too, or the best of many would look better.
 
     Returns
     -------
@@ -86,16 +88,16 @@ def compare_conditions(
     rows = {name: grid.compare(names.index(name), names.index(other)) for name, other in pairs.items()}
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "error", "df", "paired", "blocks"])
     if not max_looks:
-        return judge_differences(frame, worthwhile)
+        return judge_differences(frame, worthwhile, others=others)
     taken = np.array([looks[name] for name in frame.index])
     shares = np.array([share_level(count, max_looks) for count in taken])
-    frame = judge_differences(frame, worthwhile, shares)
+    frame = judge_differences(frame, worthwhile, shares, others)
     last = frame["level"].to_numpy() / shares * share_level(max_looks, max_looks)
     return frame.assign(chance=_foresee(frame, max_looks / np.clip(taken, 1, max_looks), last))
 
 
 def judge_differences(
-    differences: pd.DataFrame, worthwhile: float = 0.005, shares: np.ndarray | float = 1.0
+    differences: pd.DataFrame, worthwhile: float = 0.005, shares: np.ndarray | float = 1.0, others: int = 0
 ) -> pd.DataFrame:
     """Verdicts of differences for all of them together (Holm).
 
@@ -103,6 +105,7 @@ def judge_differences(
     ----------
     differences : one row each: `difference`, its standard `error` (NaN: not known), `df`, `blocks` (how many made it).
     shares : of the level that each may use now.
+    others : comparisons that count with them, and are told nothing of.
 
     Returns
     -------
@@ -117,7 +120,7 @@ def judge_differences(
     with np.errstate(invalid="ignore", divide="ignore"):
         p = 2 * stats.t.sf((frame["difference"] / frame["error"]).abs().to_numpy(), frame["df"].to_numpy())
     frame["p"] = np.minimum(1, p / shares)
-    frame["p_holm"], level = correct_holm(frame["p"])
+    frame["p_holm"], level = correct_holm(frame["p"], others=others)
     frame["level"] = level * shares
     for names, each in ((("low", "high"), ALPHA), (("family_low", "family_high"), frame["level"])):
         half = stats.t.isf(np.asarray(each) / 2, frame["df"].to_numpy()) * frame["error"]
@@ -152,21 +155,22 @@ def _foresee(frame: pd.DataFrame, growth: np.ndarray, level: np.ndarray) -> np.n
         return stats.t.cdf((difference - bar) / spread, df) + stats.t.cdf((-difference - bar) / spread, df)
 
 
-def correct_holm(p: pd.Series, alpha: float = ALPHA) -> tuple[np.ndarray, np.ndarray]:
+def correct_holm(p: pd.Series, alpha: float = ALPHA, others: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Holm's corrected p values, and the level of each one's step; NaN are no comparisons.
 
-    An interval of level 1 - step leaves out 0 exactly where the corrected p is at most `alpha`.
+    An interval of level 1 - step leaves out 0 exactly where the corrected p is at most `alpha`. `others` are comparisons
+    with p = 1.
 
     Source: Holm (1979), Scandinavian Journal of Statistics 6.
     """
     values = np.asarray(p, float)
     order = np.argsort(values)[: int(np.isfinite(values).sum())]  # NaN come last
     count = len(order)
-    factors = count - np.arange(count)
+    factors = count + others - np.arange(count)
     corrected, steps = np.full(len(values), np.nan), np.full(len(values), alpha)
     corrected[order] = np.minimum(1, np.maximum.accumulate(factors * values[order]))
     rejected = int((corrected[order] <= alpha).sum())
-    steps[order] = alpha / np.maximum(factors, count - rejected)
+    steps[order] = alpha / np.maximum(factors, count + others - rejected)
     return corrected, steps
 
 

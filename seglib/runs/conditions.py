@@ -84,6 +84,7 @@ class Condition:
     chance: float | None = None
     baseline: str = ""
     scored: tuple[RunResult, ...] = ()
+    is_stopped: bool = False  # none of its runs was trained to the end, since it did worse
 
     @property
     def n(self) -> int:
@@ -143,13 +144,14 @@ class Comparison:
         tested = [item for item in self.conditions if item.p_holm is not None]
         if not tested:
             return ""
+        stopped = sum(item.is_stopped for item in self.conditions)
         paired = sum(item.paired for item in tested)
         how = f"paired by {self.blocks}" if paired == len(tested) else f"{paired} of {len(tested)} paired"
         how = how if paired else "not paired"
         looks = f"; looks after 2 to {self.max_seeds} seeds share the 5 %" if self.max_seeds > 2 else ""
         return (
-            f"The interval is the one that the verdict goes by: 95 % for {count_noun(len(tested), 'comparison')} together"
-            f" (Holm{looks}), {how}. Equal: it lies within ±{self.worthwhile:g}."
+            f"The interval is the one that the verdict goes by: 95 % for {count_noun(len(tested) + stopped, 'comparison')}"
+            f" together (Holm{looks}){', those that were stopped among them' if stopped else ''}, {how}. Equal: it lies within ±{self.worthwhile:g}."
         )
 
     def _explain_best(self) -> str:
@@ -224,6 +226,7 @@ def _gather(members: Sequence[RunResult], compared: Sequence[str], blocks: Seque
         std=stdev(miou) if len(miou) > 1 else None,
         best_run=max(members, key=lambda row: -math.inf if row.miou is None else row.miou).run if miou else "",
         scored=tuple(row for row in members if row.miou is not None),
+        is_stopped=not miou and any(row.status == "stopped" for row in members),
     )
 
 
@@ -245,6 +248,7 @@ def _judge(
         if reference != key and conditions[key].n and reference in conditions and conditions[reference].n
     }
     options = {"worthwhile": comparison.worthwhile, "earlier": lent, "max_looks": comparison.max_seeds}
+    options["others"] = sum(item.is_stopped for item in conditions.values())
     looks = {key: item.seeds for key, item in conditions.items()}
     judged = compare_conditions(table, pairs, looks=looks, **options) if pairs else None
     shrunk = shrink_means(table, known)
@@ -293,7 +297,7 @@ def _word(
     if key == reference:
         return replace(item, baseline_mean=item.mean, verdict="baseline")
     if not item.n:
-        return replace(item, verdict="no score")
+        return replace(item, verdict="stopped" if item.is_stopped else "no score")
     if judged is None or key not in judged.index:
         return replace(item, verdict="no baseline score")
     row = judged.loc[key]

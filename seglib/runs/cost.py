@@ -4,7 +4,7 @@ import datetime
 import heapq
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -13,6 +13,7 @@ from typing import Any
 from seglib.errors import InputError
 from seglib.runs.conditions import ELSEWHERE, count_noun, identify
 from seglib.runs.grid import Grid, Run
+from seglib.runs.halving import share_epochs
 from seglib.runs.leaderboard import format_seconds
 from seglib.runs.record import NAME, read_record
 
@@ -121,6 +122,8 @@ def forecast(grid: Grid, runs: Sequence[Run], slots: int) -> str:
     past = read_past_runs(grid.folder.parent) if runs else {}
     costs = [expect_cost(run.parameters, run.key["notebook"], past) for run in runs] if past else []
     _require_disk(costs, grid.folder.parent)
+    share = share_epochs(grid)
+    costs = [cost and replace(cost, seconds=cost.seconds * share) for cost in costs]
     return _describe_costs(costs, slots)
 
 

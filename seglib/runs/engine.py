@@ -9,6 +9,7 @@ from functools import partial
 from seglib.errors import InputError
 from seglib.files import find_free_folder, write_text
 from seglib.runs.grid import Grid, Job, Run, find_neighbours, group_steps, plan_step
+from seglib.runs.halving import Halving
 from seglib.runs.keys import compare_keys, compute_keys, find_changes, is_finished
 from seglib.runs.planning import find_needed
 from seglib.runs.record import describe_key, read_record, update_record
@@ -52,14 +53,23 @@ def run_grid(
     }
     ok, tried, limit = True, set(), grid.file.timeout_hours * 3600 or math.inf
     results = ResultsWriter(grid, report)
+    again = [run.name for run in waiting if is_finished(run.folder, grid.notebook, run.key)]
+    halving = Halving(grid, [*jobs], again) if grid.file.stop else None
+
+    def on_end(job: Job, status: str) -> Sequence[Job]:
+        further = halving.find_next(jobs, job, status) if halving else ()
+        results.write_soon()
+        return further
+
     try:
         while (ok or not fail_fast) and (names := find_next(grid, jobs.keys() - tried, tried)):
             if tried:
                 report(f"{len(names)} more runs, where one more seed can still tell")
-            steps = {"prepare": partial(_prepare, grid, report, results.write_soon), "on_end": results.write_soon}
-            chosen = [jobs[name] for name in names]
-            ok = run_jobs(chosen, place, report, show, **steps, fail_fast=fail_fast, limit=limit) and ok
-            tried.update(names)
+            chosen, prepare = [jobs[name] for name in names], partial(_prepare, grid, report, results.write_soon)
+            chosen = halving.find_next(jobs) if halving else chosen
+            steps = {"prepare": prepare, "on_end": on_end, "fail_fast": fail_fast, "limit": limit}
+            ok = run_jobs(chosen, place, report, show, **steps) and ok
+            tried.update(jobs if halving else names)
         results.close()
         if grid.file.then:
             key_again(grid)
@@ -156,4 +166,5 @@ def find_next(grid: Grid, waiting: Collection[str], tried: Collection[str] = ())
     """Those of the waiting runs that are worth their time by what the others came to, in the grid's order."""
     rows = collect_rows(grid) if grid.file.max_seeds else []  # a thousand records are not read for nothing
     wanted = find_needed(grid, rows, tried, lend_noise(grid)) & {*waiting}
+    wanted -= Halving(grid, waiting).find_stopped().keys() if grid.file.stop else set()
     return [run.name for run in grid.runs if run.name in wanted]

@@ -34,7 +34,8 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 from traitlets.config import Config
 
-from seglib.files import clear_parts, write_text
+from seglib.errors import StoppedForNow
+from seglib.files import STOP_AFTER, clear_parts, write_text
 from seglib.parameters import read_defaults
 from seglib.runs.family import UNDER_RUNNER, adopt_orphans, kill_family
 from seglib.runs.keys import calls, mend_key
@@ -83,7 +84,7 @@ class _BoundedClient(PapermillNotebookClient):
 
 
 def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[str, str | None]:
-    """Execute a notebook; return (status, error): ok, failed, oom, killed or interrupted, and one line why.
+    """Execute a notebook; return (status, error): ok, failed, oom, killed, interrupted or stopped, and one line why.
 
     Only parameters that are not the notebook's defaults are put into the executed copy.
     """
@@ -100,6 +101,8 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[s
                 progress_bar=False, start_timeout=300, iopub_timeout=120, config=_use_sockets(sockets),
             )  # fmt: skip
     except PapermillExecutionError as error:
+        if error.ename == StoppedForNow.__name__:
+            return "stopped", error.evalue
         words = " ".join(f"{error.ename}: {error.evalue}".split())
         return ("oom" if any(sign in words for sign in _OUT_OF_MEMORY) else "failed"), words[:2000]
     except DeadKernelError:
@@ -136,6 +139,7 @@ def run_job(job: dict[str, Any]) -> None:
     notebook, run_dir = Path(job["notebook"]), Path(job["run_dir"])
     output = run_dir / notebook.name
     os.environ[UNDER_RUNNER] = str(os.getpid())
+    os.environ[STOP_AFTER] = str(job.get("stop_after", 0))
     os.environ.pop("MPLBACKEND", None)  # figures belong into the notebook, whatever scripts do elsewhere
     # Threads of OpenMP that wait for work spin; with two runs on the same cores that made each several times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -165,7 +169,7 @@ def _send_notebook(output: Path, parameters: dict[str, Any], status: str) -> dic
 
     A run that was stopped goes on some time, and sends it then.
     """
-    if not (output.parent / TRACKING).is_file() or status in ("killed", "interrupted"):
+    if not (output.parent / TRACKING).is_file() or status in ("killed", "interrupted", "stopped"):
         return {}
     try:
         files = [output, output.with_suffix(".html")]

@@ -26,6 +26,7 @@ from seglib.runs.check import (
 )
 from seglib.runs.conditions import describe_task, measure_earlier_noise
 from seglib.runs.grid_file import GRID_DIR, GridFile, Step, name_runs, read_grid_file
+from seglib.runs.halving import find_stop_problems
 from seglib.runs.keys import calls, compute_keys, explain_run, find_notebook, hash_code, hash_values, is_finished
 from seglib.runs.planning import foresee
 from seglib.runs.record import read_record
@@ -60,6 +61,7 @@ class Job:
     varied: dict[str, Any]
     neighbours: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
+    stop_after: int = 0  # the epoch at which a run stops for now, see halving.py; 0 for its last
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
         raise InputError(f"{file.path}: `gpus_per_run` must be 1 for {notebook}, which makes no `Trainer(...)`")
     if "seed" in overrides:
         file = replace(file, max_seeds=0)
+    if debug:  # every run is to show that it can be trained
+        file = replace(file, stop={})
     file = _resolve_paths(_override(file, ({"seed": file.seeds} if file.seeds else {}) | overrides))
     varied = _combine(_override(file, {"seed": _choose_seeds(file, schema)}) if file.max_seeds else file)
     defaults = resolve_paths({name: each.default for name, each in schema.items()}, notebook.parent)
@@ -111,6 +115,7 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     names = name_runs(varied)
     lines, notes = find_run_problems(file, schema, parameters, problems, varied, overrides)
     lines += find_grid_problems(file, parameters, names)
+    lines += [] if lines else find_stop_problems(file, notebook, parameters)
     if lines:
         raise InputErrors(lines)
     for values in parameters if own else ():

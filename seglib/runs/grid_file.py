@@ -207,6 +207,7 @@ class GridFile:
     max_seeds: int = 0
     timeout_hours: float = 0.0
     gpus_per_run: int = 1
+    stop: dict[str, Any] = field(default_factory=dict)  # see halving.py
 
     def as_yaml(self) -> str:
         """The grid in the form of a grid file."""
@@ -216,7 +217,7 @@ class GridFile:
         spec |= {"worthwhile": self.worthwhile} if self.worthwhile != _WORTHWHILE else {}
         spec |= {"one_factor": self.one_factor, "factors": self.factors}
         spec |= {"seeds": "auto", "max_seeds": self.max_seeds} if self.max_seeds else {}
-        spec |= {"timeout_hours": self.timeout_hours}
+        spec |= {"timeout_hours": self.timeout_hours, "stop": self.stop}
         spec |= {"gpus_per_run": self.gpus_per_run} if self.gpus_per_run > 1 else {}
         filled = {key: value for key, value in spec.items() if value}
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
@@ -224,7 +225,7 @@ class GridFile:
 
 _EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "seeds": [], "baseline": {}, "factors": [], "then": []}
 _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
-_KEYS = ("notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", "gpus_per_run", *_EMPTY)
+_KEYS = ("notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", "gpus_per_run", *_EMPTY, "stop")
 _MAX_SEEDS = 5  # of `seeds: auto`
 _STEP_KEYS = ("notebook", "each", "fixed")
 _OWN_FILES = (".csv", ".html", ".ipynb", ".json", ".log", ".lock", ".npz", ".part", ".pt", ".yaml")
@@ -262,6 +263,7 @@ def read_grid_file(path: str | Path) -> GridFile:
         max_seeds=spec.get("max_seeds", _MAX_SEEDS) if spec["seeds"] == "auto" else 0,
         timeout_hours=float(spec.get("timeout_hours", 0)),
         gpus_per_run=spec.get("gpus_per_run", 1),
+        stop=spec.get("stop", {}),
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 

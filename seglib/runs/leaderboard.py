@@ -221,6 +221,7 @@ def _describe_conditions(record: dict, averages: Mapping[str, tuple[float, float
         *(f"{name} {score:.4f} against plain {plain:.4f}" for name, (score, plain) in averages.items()),
         *(_describe_unpainted(name, classes) for name, classes in _mapping(record.get("painted")).items()),
         "went on under other conditions" if record.get("conditions_changed") else "",
+        str(record.get("error") or "") if record.get("status") == "stopped" else "",
         "not deterministic" if record.get("deterministic") is False else "",
     ]
     return ", ".join(note for note in notes if note) or None

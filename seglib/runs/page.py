@@ -22,7 +22,8 @@ from seglib.runs.leaderboard import format_number, format_seconds, rank_rows, re
 
 # A mark beside each word, so that no state is told by colour alone; also the order in the summary.
 STATUS_MARKS = {
-    "ok": "✓", "running": "▸", "failed": "✕", "oom": "▲", "killed": "■", "interrupted": "‖", "unknown": "?",
+    "ok": "✓", "running": "▸", "failed": "✕", "oom": "▲", "killed": "■", "interrupted": "‖", "stopped": "◧",
+    "unknown": "?",
     "planned": "○",
 }  # fmt: skip
 VERDICT_MARKS = {"baseline": "◆", "better": "▲", "worse": "▼", "equal": "=", "can't tell yet": "?"}
@@ -90,7 +91,7 @@ def write_index(
         most_plain=MOST_PLAIN,
         axis=axis,
         ticks=choose_ticks(*axis) if axis else (),
-        broken=[row for row in rows if row.error],
+        broken=[row for row in rows if row.error and row.status != "stopped"],
         steps=_find_steps(grid_dir),
         pictures=_find_pictures(grid_dir, ranked[0]) if ranked and ranked[0].miou is not None else {},
     )

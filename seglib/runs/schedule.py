@@ -19,6 +19,7 @@ from seglib.runs.leaderboard import fit, format_seconds
 from seglib.runs.record import describe_key, read_record, update_record
 
 GRACE = 20  # [s] that a run which is to stop gets to save its notebook before it is killed
+WELL = {"ok", "stopped"}  # a run that is stopped early did what it should
 POLL = 0.25  # [s] between two looks at what runs
 
 
@@ -84,11 +85,11 @@ def run_jobs(
     show: Callable[[str], None],
     *,
     prepare: Callable[[Job], Job] = lambda job: job,
-    on_end: Callable[[], None] = lambda: None,
+    on_end: Callable[[Job, str], Sequence[Job]] = lambda job, status: (),
     fail_fast: bool = False,
     limit: float = math.inf,
 ) -> bool:
-    """Execute jobs in the slots of a place; return whether all are ok.
+    """Execute jobs in the slots of a place; return whether all are ok, or stopped where they should.
 
     What happens to the files of one run is that run's failure: the others go on.
 
@@ -97,7 +98,7 @@ def run_jobs(
     report : takes a line that stays (a run began or ended).
     show : takes the line of what is going on now, about four times a second.
     prepare : called just before a job starts; makes room in its folder and returns the job to start.
-    on_end : called after each job.
+    on_end : called after each job with its status; returns jobs that are to follow.
     fail_fast : start no further job after one has failed.
     limit : [s] after which a run is stopped; it is `interrupted`, and goes on from there the next time.
 
@@ -106,7 +107,14 @@ def run_jobs(
     KeyboardInterrupt
         After Ctrl-C, when every process has ended; records say `interrupted`.
     """
-    waiting, active, statuses, seconds = list(jobs), [], [], []
+    jobs, waiting, active, statuses, seconds = [*jobs], [*jobs], [], [], []
+
+    def end(job: Job, status: str) -> None:
+        statuses.append(status)
+        further = on_end(job, status)
+        jobs.extend(further)
+        waiting.extend(further)
+
     try:
         while waiting or active:
             while waiting and len(active) < place.slots:
@@ -118,17 +126,17 @@ def run_jobs(
                         active.append(_Active(job, place.start(job), position, time.monotonic()))
                     report(f"{position} {job.label}")
                 except OSError as error:
-                    statuses.append("failed")
                     report(f"{position} {job.label}: failed, not started: {error}")
+                    end(job, "failed")
             time.sleep(POLL)
             show(_describe(active, len(waiting), seconds, place.slots))
             _stop_late(active, limit, report)
             for run in [run for run in active if run.process.poll() is not None]:
                 active.remove(run)
-                statuses.append(_finish(run, report))
-                seconds += [time.monotonic() - run.began] if statuses[-1] == "ok" else []
-                on_end()
-            if fail_fast and any(status != "ok" for status in statuses):
+                status = _finish(run, report)
+                seconds += [time.monotonic() - run.began] if status == "ok" else []
+                end(run.job, status)
+            if fail_fast and not WELL.issuperset(statuses):
                 waiting.clear()
     finally:
         if active:  # Ctrl-C, or a disk that is full
@@ -136,7 +144,7 @@ def run_jobs(
             _stop([run.process for run in active])
             for run in active:
                 _finish(run, report, interrupted=True)
-    return len(statuses) == len(jobs) and all(status == "ok" for status in statuses)
+    return len(statuses) == len(jobs) and WELL.issuperset(statuses)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The trainer: the epochs, batches, steps and evaluations of a training whose loop stands in the notebook."""
 
 import copy
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from seglib import ranks
-from seglib.errors import InputError
+from seglib.errors import InputError, StoppedForNow
 from seglib.evaluation.metrics import (
     compute_metrics,
     load_confusion,
     save_confusion,
 )
-from seglib.files import replacing
+from seglib.files import STOP_AFTER, replacing
 from seglib.parts import check_part, find_parts
 from seglib.runs.record import reopen_run
 from seglib.training.averaging import Averages, build_averages
@@ -153,6 +154,7 @@ class Trainer:
         if not self._is_over(self.position.rows):
             reopen_run(self.run_dir)
         while not self._is_over(self.position.rows):
+            self._stop_for_now()
             epoch = self._begin_epoch()
             yield self._first_epoch + epoch
             if self.position.epoch == epoch:
@@ -401,6 +403,12 @@ class Trainer:
             return len(rows) >= self.num_epochs
         scores = [order(row, self.settings["select_by"]) for row in rows]
         return len(scores) - 1 - scores.index(max(scores)) >= self.settings["patience"]
+
+    def _stop_for_now(self) -> None:
+        """Stop where the runner wants so: it compares the run with others before it is trained on."""
+        rows = self.position.rows
+        if not self._first_epoch and 0 < int(os.environ.get(STOP_AFTER) or 0) <= len(rows):
+            raise StoppedForNow(f"after epoch {len(rows)}, mIoU {rows[-1]['miou']:.4f}")
 
     def _begin_epoch(self) -> int:
         position = self.position

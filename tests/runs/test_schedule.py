@@ -201,7 +201,7 @@ def test_ctrl_c_while_a_process_is_being_started_leaves_no_process_and_a_record(
 
 
 def test_an_error_of_the_runner_itself_leaves_no_process(tmp_path):
-    def fail():
+    def fail(job, status):
         raise ZeroDivisionError
 
     jobs = [make_job(tmp_path / "a", "raise"), make_job(tmp_path / "b", "sleep")]

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from seglib.errors import InputError
-from seglib.files import write_json
+from seglib.errors import InputError, StoppedForNow
+from seglib.files import STOP_AFTER, write_json
 from seglib.training.checkpoint import hash_weights, load_checkpoint, name_differences
 from seglib.training.scoring import find_best
 
@@ -46,6 +46,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(subsets, train_small, uninterr
     assert (f"going on after epoch {when[0] - 1}{step}, where" in capsys.readouterr().out) == bool(
         when[0] > 1 or minutes
     )
+
+
+def test_a_run_that_the_runner_stops_for_now_goes_on_to_the_same_weights(
+    subsets, train_small, uninterrupted, tmp_path, monkeypatch
+):
+    for epoch in (1, 2, 2):
+        monkeypatch.setenv(STOP_AFTER, f"{epoch}")
+        with pytest.raises(StoppedForNow, match=rf"^after epoch {epoch}, mIoU 0\.\d{{4}}$"):
+            train_small(subsets, tmp_path / "stopped")
+        assert len(pd.read_csv(tmp_path / "stopped" / "history.csv")) == epoch
+    monkeypatch.setenv(STOP_AFTER, "0")
+    train_small(subsets, tmp_path / "stopped")
+    assert same_files(tmp_path / "stopped", uninterrupted[0])
 
 
 @pytest.mark.parametrize(
