@@ -22,6 +22,7 @@ from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdi
 from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.halving import describe_stops
 from seglib.runs.local import LocalMachine
+from seglib.runs.probe import probe_runs
 from seglib.runs.record import only_runner
 from seglib.runs.repeat import repeat_run
 from seglib.runs.results import write_results
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = choose_runs(grid, options.only, options.limit)
         if not options.dry_run:
             return execute(grid, chosen, options)
-        print_plan(grid, chosen, options.fresh, options.workers)
+        print_plan(grid, chosen, options)
         sys.stdout.flush()
     except InputError as error:
         lines = str(error).splitlines()
@@ -87,9 +88,9 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
     return 0 if ok and not outdated else 1
 
 
-def print_plan(grid: Grid, chosen: list[Run], fresh: bool, workers: int) -> None:
+def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> None:
     """List the runs, and what varies; which are done already, why the others are to go, what they take."""
-    reasons = find_reasons(grid, chosen, fresh)
+    reasons = find_reasons(grid, chosen, options.fresh)
     require_weights(grid, [run for run in chosen if run.name in reasons])
     print(printable("\n".join(grid.notes)), end="\n" if grid.notes else "")
     soon = {*find_next(grid, [run.name for run in chosen])}
@@ -100,11 +101,11 @@ def print_plan(grid: Grid, chosen: list[Run], fresh: bool, workers: int) -> None
         rest = f", ... ({len(values)} values)" if len(values) > 12 else ""
         print(printable(f"{name}: {', '.join(values[:12])}{rest}"))
     print(describe_plan(grid, chosen, reasons))
-    outlook = [
-        forecast(grid, [run for run in chosen if run.name in soon & {*reasons}], workers),
-        describe_stops(grid),
-        foresee_verdicts(grid),
-    ]
+    waiting = [run for run in chosen if run.name in soon & {*reasons}]
+    if options.probe:
+        line = StatusLine()
+        probe_runs(grid, waiting, LocalMachine(), line.keep, line.show)
+    outlook = [forecast(grid, waiting, options.workers), describe_stops(grid), foresee_verdicts(grid)]
     print("".join(f"{line}\n" for line in outlook if line), end="")
 
 
@@ -128,6 +129,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--limit", type=count, metavar="N", help="at most N runs")
     add("--workers", type=count, default=1, metavar="N", help="runs at a time (default 1)")
     add("--dry-run", action="store_true", help="check and list the runs, start nothing")
+    add("--probe", action="store_true", help="with --dry-run: measure three steps of each kind of run that never ran")
     add("--debug", action="store_true", help="5 %% of the images, 2 epochs; fails if the loss does not fall")
     add("--fresh", action="store_true", help="run again what is done; the old results are moved aside")
     add("--fail-fast", action="store_true", help="start no further run after one has failed")
@@ -136,6 +138,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if (options.file is None) == (options.repeat is None):
         parser.error("required a grid file, or --repeat with the folder of a run")
+    if options.probe and not options.dry_run:
+        parser.error("--probe goes with --dry-run")
     others = ("set", "only", "limit", "dry_run", "debug", "fresh", "fail_fast")
     if options.repeat and any(getattr(options, name) for name in others):
         parser.error("--repeat takes no other options: it does what the record says")

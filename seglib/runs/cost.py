@@ -2,6 +2,7 @@
 
 import datetime
 import heapq
+import itertools
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from seglib.runs.record import NAME, read_record
 
 NEWEST = 300  # finished runs that are looked at, the newest ones
 ENOUGH = 5  # of one kind
+PROBES = ".probe"  # folder of a grid, with a folder for each run of which three steps were measured
 # What a training's time and memory go by first; `epochs` and the pixels of an image scale it.
 _SHAPE = ("data_dir", "train_json", "architecture", "encoder", "batch_size", "expand", "debug")
 
@@ -35,21 +37,36 @@ class Cost:
 
 @dataclass(frozen=True)
 class PastRun:
-    """A run that ended well."""
+    """A run that ended well, or one that was measured by a few steps."""
 
     folder: Path
     record: Mapping[str, Any]
 
+    @property
+    def seconds(self) -> float:
+        """From its start to its end; of one that was measured as it was foreseen."""
+        seconds = self.record["seconds"]
+        return seconds if self.record["status"] == "ok" else seconds + self.record["estimate"]["total"]
+
+    @property
+    def memory_mb(self) -> float | None:
+        """The peak [MB]."""
+        return self.record.get("peak_memory_mb") or (self.record.get("estimate") or {}).get("peak_memory_mb")
+
     @cached_property
-    def disk(self) -> int:
-        """Bytes of the files in its folder."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+    def disk(self) -> int | None:
+        """Bytes of the files in its folder; None of one that was only measured."""
+        return (
+            None
+            if self.record["status"] != "ok"
+            else sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        )
 
 
 def read_past_runs(outputs: Path) -> dict[str, list[PastRun]]:
-    """The newest finished runs of all grids, by what makes them of a kind, newest first."""
+    """The newest finished runs of all grids, and those measured by `--probe`, by their kind, newest first."""
     dated, kinds = [], {}
-    for path in outputs.glob(f"*/*/{NAME}"):
+    for path in itertools.chain(outputs.glob(f"*/*/{NAME}"), outputs.glob(f"*/{PROBES}/*/{NAME}")):
         try:
             dated.append((path.stat().st_mtime, path))
         except OSError:  # moved aside since
@@ -57,7 +74,8 @@ def read_past_runs(outputs: Path) -> dict[str, list[PastRun]]:
     for _, path in heapq.nlargest(NEWEST, dated):
         record = read_record(path.parent) or {}
         seconds, params = record.get("seconds"), record.get("params")
-        if record.get("status") == "ok" and isinstance(params, dict) and isinstance(seconds, int | float):
+        known = record.get("status") == "ok" or (path.parent.parent.name == PROBES and record.get("estimate"))
+        if known and isinstance(params, dict) and isinstance(seconds, int | float):
             for describe, _ in _LEVELS:
                 kinds.setdefault(describe(params), []).append(PastRun(path.parent, record))
     return kinds
@@ -79,10 +97,10 @@ def expect_cost(parameters: Mapping[str, Any], notebook: str, past: Mapping[str,
         alike = past.get(describe(parameters), ())
         alike = [run for run in alike if "epochs" in parameters or _hash_notebook(run.record) == notebook][:ENOUGH]
         if alike:
-            times = [run.record["seconds"] * scale(parameters) / scale(run.record["params"]) for run in alike]
-            memory = [run.record["peak_memory_mb"] for run in alike if run.record.get("peak_memory_mb")]
-            on_gpu = str(alike[0].record.get("device", "")).startswith("cuda")
-            return Cost(median(times), max(memory, default=None), max(run.disk for run in alike), on_gpu)
+            times = [run.seconds * scale(parameters) / scale(run.record["params"]) for run in alike]
+            memory, disk = [run.memory_mb for run in alike if run.memory_mb], [run.disk for run in alike if run.disk]
+            on_gpu = any(str(run.record.get("device", "")).startswith("cuda") for run in alike)
+            return Cost(median(times), max(memory, default=None), max(disk, default=None), on_gpu)
     return None
 
 
@@ -91,9 +109,11 @@ def _describe_all(parameters: Mapping[str, Any]) -> str:
     return identify({name: value for name, value in parameters.items() if name not in left_out})
 
 
-def _describe_shape(parameters: Mapping[str, Any]) -> str:
-    """A notebook that trains no model of ours has no shape: its runs are of a kind where all is the same."""
-    return identify([parameters.get(name) for name in _SHAPE] if "architecture" in parameters else [parameters])
+def describe_shape(parameters: Mapping[str, Any]) -> str:
+    """What a training's time and memory go by first. Without a model of ours: all but the seed."""
+    return identify(
+        [parameters.get(name) for name in _SHAPE] if "architecture" in parameters else [_describe_all(parameters)]
+    )
 
 
 def _hash_notebook(record: Mapping[str, Any]) -> Any:
@@ -108,7 +128,7 @@ def _count_pixels(parameters: Mapping[str, Any]) -> float:
     return _count_epochs(parameters) * float(parameters.get("image_size") or 1) ** 2
 
 
-_LEVELS = ((_describe_all, _count_epochs), (_describe_shape, _count_pixels))
+_LEVELS = ((_describe_all, _count_epochs), (describe_shape, _count_pixels))
 
 
 def forecast(grid: Grid, runs: Sequence[Run], slots: int) -> str:
@@ -138,9 +158,9 @@ def _describe_costs(costs: Sequence[Cost | None], slots: int) -> str:
     words += [f"until {datetime.datetime.now() + datetime.timedelta(seconds=seconds):%a %H:%M}"]
     memory = [cost.memory_mb for cost in known if cost.memory_mb]
     words += [f"{max(memory) / 1024:.1f} GiB of memory"] if memory else []
-    words += [f"{_sum_disk(known) / 2**30:.1f} GiB of disk"]
-    rest = f"; {count_noun(unknown, 'run')} of a kind that was not measured yet" if unknown else ""
-    return f"it takes {', '.join(words)} (by finished runs of the same kind){rest}"
+    words += [f"{_sum_disk(known) / 2**30:.1f} GiB of disk"] if all(cost.disk for cost in known) else []
+    rest = f"; {count_noun(unknown, 'run')} of a kind that was not measured yet: --dry-run --probe" if unknown else ""
+    return f"it takes {', '.join(words)} (by runs of the same kind){rest}"
 
 
 def find_makespan(seconds: Iterable[float], slots: int) -> float:

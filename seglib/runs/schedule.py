@@ -141,7 +141,7 @@ def run_jobs(
     finally:
         if active:  # Ctrl-C, or a disk that is full
             show("stopping ...")
-            _stop([run.process for run in active])
+            stop_all([run.process for run in active])
             for run in active:
                 _finish(run, report, interrupted=True)
     return len(statuses) == len(jobs) and WELL.issuperset(statuses)
@@ -167,7 +167,7 @@ def _stop_late(active: Sequence[_Active], limit: float, report: Callable[[str], 
     late = [run for run in active if time.monotonic() - run.began > limit and run.process.poll() is None]
     for run in late:
         report(f"{run.position} {run.job.label}: stopped after {format_seconds(limit)} (timeout_hours)")
-    _stop([run.process for run in late])
+    stop_all([run.process for run in late])
 
 
 def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = False) -> str:
@@ -201,7 +201,7 @@ def _read_end(run: _Active, interrupted: bool) -> tuple[str, str]:
     return status, detail or ("" if record else f"{job.run_dir} has no record.json: was it moved or deleted?")
 
 
-def _stop(processes: Sequence[Process]) -> None:
+def stop_all(processes: Sequence[Process]) -> None:
     """Ask every process to stop and save, and end those that do not."""
     for process in processes:
         process.stop()

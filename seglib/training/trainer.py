@@ -22,7 +22,7 @@ from seglib.evaluation.metrics import (
 )
 from seglib.files import STOP_AFTER, replacing
 from seglib.parts import check_part, find_parts
-from seglib.runs.record import reopen_run
+from seglib.runs.record import read_record, reopen_run, update_record
 from seglib.training.averaging import Averages, build_averages
 from seglib.training.belonging import (
     describe_identity,
@@ -284,6 +284,9 @@ class Trainer:
             self._step, compute_loss, self.train_loader, self.val_loader, mix=self.mix, epochs=self.num_epochs,
             seed=self.settings["seed"], evaluations=1 + ("ema" in self.averages.names),
         )  # fmt: skip
+        if (read_record(self.run_dir) or {}).get("status") == "running":
+            device = describe_device(self.device)
+            update_record(self.run_dir, estimate=vars(self._estimate), device=device)  # before the hours it speaks of
         return self._estimate
 
     def load_best(self) -> dict[str, Any]:
