@@ -22,8 +22,8 @@ from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdi
 from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.halving import describe_stops
 from seglib.runs.local import LocalMachine
+from seglib.runs.lock import only_runner
 from seglib.runs.probe import probe_runs
-from seglib.runs.record import only_runner
 from seglib.runs.repeat import repeat_run
 from seglib.runs.results import write_results
 from seglib.runs.schedule import StatusLine

@@ -1,8 +1,7 @@
-"""A run's record, and the lock on its folder."""
+"""A run's record."""
 
 import contextlib
 import copy
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -11,13 +10,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from seglib.errors import InputError
 from seglib.files import PROJECT, clear_parts, find_free_folder, hash_text, outputs_dir, read_json, sign, write_json
@@ -25,88 +21,7 @@ from seglib.parameters import Parameters
 from seglib.part_files import keep_cells
 from seglib.parts import load_parts
 from seglib.runs.family import UNDER_RUNNER
-
-# Which processes still live.
-
-
-def describe_process() -> dict[str, Any]:
-    """This process, so that others can see whether it is still there."""
-    process = psutil.Process()
-    return {"process": {"pid": process.pid, "started": process.create_time()}}
-
-
-def is_alive(record: Mapping[str, Any]) -> bool:
-    """Whether the process that signed a record still runs (its id may have gone to another since)."""
-    signed = record.get("process") or {}
-    try:
-        process = psutil.Process(signed["pid"])
-        return abs(process.create_time() - signed["started"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
-
-
-# One runner at a time in a grid's folder, for as long as any process that it started is alive.
-
-
-@contextmanager
-def only_runner(folder: Path, show: Callable[[str], None]) -> Iterator[None]:
-    """Hold a grid's folder; it is made if it is not there.
-
-    The processes of the runs inherit the lock (see local.py), so that a runner which was killed cannot be followed by
-    a second one before its last run has stopped writing.
-
-    Parameters
-    ----------
-    show : takes the line of what is going on, while the processes of a killed runner end.
-
-    Raises
-    ------
-    InputError
-        Another runner works in this folder, or the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(
-            folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666
-        )  # a link would write elsewhere
-    except OSError as error:
-        raise InputError(f"{folder}: required a folder to write to, got {error.strerror}; choose --outputs") from error
-    try:
-        while not _take(handle, folder):
-            holder = _read_holder(handle)
-            if is_alive(holder):
-                raise InputError(
-                    f"{folder} is in use by another run_grid.py (process {holder['process']['pid']});"
-                    " wait until it ends, or choose another --outputs"
-                )
-            show("waiting for the last processes of a killed run_grid.py to end")
-            time.sleep(0.2)
-        os.set_inheritable(handle, True)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(describe_process()).encode(), 0)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _take(handle: int, folder: Path) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise InputError(
-            f"{folder}: required a disk that can lock files, got {error.strerror}; choose --outputs on another disk"
-        ) from error
-    return True
-
-
-def _read_holder(handle: int) -> dict:
-    try:
-        return json.loads(os.pread(handle, 1000, 0))
-    except ValueError:  # just taken, and not signed yet
-        return {}
-
+from seglib.runs.lock import describe_process, is_running
 
 # A run's record.json: what was asked, what came of it, and what is needed to repeat it.
 
@@ -144,7 +59,7 @@ def read_record(run_dir: str | Path) -> dict[str, Any] | None:
             _known.pop(next(iter(_known)), None)
         _known[path] = state, record
     record = dict(record)
-    if record.get("status") == "running" and not is_alive(record):
+    if record.get("status") == "running" and not is_running(run_dir, record):
         record |= {"status": "killed", "error": "the process was killed before it could say why"}
     return record
 

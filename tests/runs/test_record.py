@@ -3,7 +3,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,8 +14,6 @@ from seglib.runs.record import (
     UNDER_RUNNER,
     complete_params,
     find_split_seed,
-    is_alive,
-    only_runner,
     open_run,
     read_record,
     save_result,
@@ -77,15 +74,6 @@ def test_notebooks_that_begin_in_one_second_have_folders_of_their_own(tmp_path, 
     assert len({*folders}) == 8 and {path.parent for path in folders} == {tmp_path / "notebooks"}
 
 
-def test_a_lock_that_is_a_link_is_refused(tmp_path):
-    (tmp_path / "precious").write_text("mine")
-    (tmp_path / "grid").mkdir()
-    (tmp_path / "grid" / ".lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(InputError, match="required a folder to write to"), only_runner(tmp_path / "grid", print):
-        pass
-    assert (tmp_path / "precious").read_text() == "mine"
-
-
 def test_a_running_record_of_a_process_that_is_gone_reads_as_killed(tmp_path):
     start_record(tmp_path, "key", {"lr": 1}, {})
     assert read_record(tmp_path)["status"] == "running"
@@ -112,13 +100,6 @@ def test_a_process_that_nobody_waited_for_is_not_alive(tmp_path):
 def test_a_damaged_record_is_no_finished_run(tmp_path, content):
     (tmp_path / "record.json").write_text(content)
     assert (read_record(tmp_path) or {}).get("status") in (None, "killed")
-
-
-@pytest.mark.parametrize(
-    "signed", [{}, {"process": None}, {"process": {"pid": -1, "started": 0}}, {"process": {"pid": "x"}}]
-)
-def test_what_signs_nothing_is_not_alive(signed):
-    assert not is_alive(signed)
 
 
 def test_a_parameter_that_changed_since_the_run_was_opened_is_not_recorded_as_the_old_one(tmp_path):
@@ -160,49 +141,6 @@ def test_a_run_by_hand_leaves_its_notebook_beside_its_record(tmp_path, session, 
     assert output.startswith(line) and output.count("\n") == 1
     assert (tmp_path / "run" / "mine.ipynb").is_file() == (session == "mine.ipynb")
     assert read_record(tmp_path / "run")["status"] == "ok"
-
-
-# Takes the lock, starts a process that inherits it as a run does, and ends without it.
-KILLED_RUNNER = """
-import os, subprocess, sys
-from pathlib import Path
-from seglib.runs.record import only_runner
-with only_runner(Path(sys.argv[1]), print):
-    subprocess.Popen(["sleep", "1"], close_fds=False, stdout=subprocess.DEVNULL)
-    os._exit(0)
-"""
-
-
-def ignore(text):
-    pass
-
-
-def test_a_second_runner_is_refused_while_the_first_is_there_and_not_afterwards(tmp_path):
-    folder = tmp_path / "outputs" / "grid"
-    with only_runner(folder, ignore):
-        with (
-            pytest.raises(InputError, match=r"outputs/grid is in use by another run_grid.py \(process \d+\)"),
-            only_runner(folder, ignore),
-        ):
-            pass
-        with only_runner(tmp_path / "outputs" / "another", ignore):
-            pass
-    with only_runner(folder, ignore):
-        pass
-
-
-def test_the_runs_of_a_killed_runner_are_waited_for(tmp_path):
-    subprocess.run([sys.executable, "-c", KILLED_RUNNER, str(tmp_path)], check=True)
-    began, said = time.monotonic(), set()
-    with only_runner(tmp_path, said.add):
-        assert time.monotonic() - began > 0.3
-    assert said == {"waiting for the last processes of a killed run_grid.py to end"}
-
-
-def test_a_damaged_lock_file_locks_as_well(tmp_path):
-    (tmp_path / ".lock").write_bytes(b"\xff{")
-    with only_runner(tmp_path, ignore):
-        pass
 
 
 @pytest.mark.parametrize(
