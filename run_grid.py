@@ -27,6 +27,7 @@ from seglib.runs.probe import probe_runs
 from seglib.runs.repeat import repeat_run
 from seglib.runs.results import write_results
 from seglib.runs.schedule import StatusLine
+from seglib.runs.slots import choose_slots, hint_at_gpus
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         grid = load_grid(
             options.file, options.outputs.expanduser().resolve(), parse_settings(options.set), options.debug
         )
+        options.slots = choose_slots(options.gpus, options.workers, grid.file.per_gpu, grid.file.gpus_per_run)
+        grid.notes.extend(hint_at_gpus(options.gpus, options.workers, grid.file.gpus_per_run))
         chosen = choose_runs(grid, options.only, options.limit)
         if not options.dry_run:
             return execute(grid, chosen, options)
@@ -72,10 +75,11 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         waiting = [run for run in chosen if run.name in reasons]
         require_weights(grid, waiting)
         soon = {*find_next(grid, [run.name for run in waiting])}
-        outlook = forecast(grid, [run for run in waiting if run.name in soon], options.workers)
+        outlook = forecast(grid, [run for run in waiting if run.name in soon], len(options.slots))
         line.keep("\n".join(filter(None, [*grid.notes, describe_plan(grid, chosen, reasons), outlook])))
         try:
-            ok = run_grid(grid, waiting, LocalMachine(options.workers), options.fail_fast, line.keep, line.show)
+            place = LocalMachine(environments=options.slots)
+            ok = run_grid(grid, waiting, place, options.fail_fast, line.keep, line.show)
         finally:
             line.keep("")
         outdated = find_outdated(grid, {run.name for run in chosen})
@@ -105,7 +109,7 @@ def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> No
     if options.probe:
         line = StatusLine()
         probe_runs(grid, waiting, LocalMachine(), line.keep, line.show)
-    outlook = [forecast(grid, waiting, options.workers), describe_stops(grid), foresee_verdicts(grid)]
+    outlook = [forecast(grid, waiting, len(options.slots)), describe_stops(grid), foresee_verdicts(grid)]
     print("".join(f"{line}\n" for line in outlook if line), end="")
 
 
@@ -127,7 +131,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="set a parameter; a list sweeps it")
     add("--only", default="", metavar="TEXT", help="only runs whose name contains TEXT")
     add("--limit", type=count, metavar="N", help="at most N runs")
-    add("--workers", type=count, default=1, metavar="N", help="runs at a time (default 1)")
+    add("--workers", type=count_or_auto, metavar="N", help="runs at a time (default 1; auto: by GPUs, else by cores)")
+    add("--gpus", metavar="LIST", help="all, none, or 0,1: a run on each of these at a time")
     add("--dry-run", action="store_true", help="check and list the runs, start nothing")
     add("--probe", action="store_true", help="with --dry-run: measure three steps of each kind of run that never ran")
     add("--debug", action="store_true", help="5 %% of the images, 2 epochs; fails if the loss does not fall")
@@ -140,7 +145,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("required a grid file, or --repeat with the folder of a run")
     if options.probe and not options.dry_run:
         parser.error("--probe goes with --dry-run")
-    others = ("set", "only", "limit", "dry_run", "debug", "fresh", "fail_fast")
+    others = ("set", "only", "limit", "dry_run", "debug", "fresh", "fail_fast", "gpus")
     if options.repeat and any(getattr(options, name) for name in others):
         parser.error("--repeat takes no other options: it does what the record says")
     return options
@@ -151,6 +156,11 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"required a whole number from 1, got {text!r}")
     return int(text)
+
+
+def count_or_auto(text: str) -> int:
+    """A whole number from 1; 0 for auto."""
+    return 0 if text == "auto" else count(text)
 
 
 if __name__ == "__main__":

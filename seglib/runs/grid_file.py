@@ -15,6 +15,7 @@ import yaml
 
 from seglib.errors import InputError, InputErrors, unknown_name
 from seglib.files import hash_text
+from seglib.runs.slots import find_per_gpu_problems
 
 _LARGEST = 300_000  # characters of a grid file, and values in it once its aliases are followed
 
@@ -208,6 +209,7 @@ class GridFile:
     timeout_hours: float = 0.0
     gpus_per_run: int = 1
     stop: dict[str, Any] = field(default_factory=dict)  # see halving.py
+    per_gpu: int = 1
 
     def as_yaml(self) -> str:
         """The grid in the form of a grid file."""
@@ -219,13 +221,17 @@ class GridFile:
         spec |= {"seeds": "auto", "max_seeds": self.max_seeds} if self.max_seeds else {}
         spec |= {"timeout_hours": self.timeout_hours, "stop": self.stop}
         spec |= {"gpus_per_run": self.gpus_per_run} if self.gpus_per_run > 1 else {}
+        spec |= {"per_gpu": self.per_gpu} if self.per_gpu != 1 else {}
         filled = {key: value for key, value in spec.items() if value}
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
 
 _EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "seeds": [], "baseline": {}, "factors": [], "then": []}
 _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
-_KEYS = ("notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", "gpus_per_run", *_EMPTY, "stop")
+_KEYS = (
+    "notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", "gpus_per_run", "per_gpu", *_EMPTY,
+    "stop",
+)  # fmt: skip
 _MAX_SEEDS = 5  # of `seeds: auto`
 _STEP_KEYS = ("notebook", "each", "fixed")
 _OWN_FILES = (".csv", ".html", ".ipynb", ".json", ".log", ".lock", ".npz", ".part", ".pt", ".yaml")
@@ -264,6 +270,7 @@ def read_grid_file(path: str | Path) -> GridFile:
         timeout_hours=float(spec.get("timeout_hours", 0)),
         gpus_per_run=spec.get("gpus_per_run", 1),
         stop=spec.get("stop", {}),
+        per_gpu=spec.get("per_gpu", 1),
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 
@@ -300,7 +307,7 @@ def _find_problems(spec: Mapping) -> list[str]:
         problems.append(f"`gpus_per_run` must be a whole number from 1, got {_kind(gpus)}")
     if not isinstance(one_factor := spec.get("one_factor", False), bool):
         problems.append(f"`one_factor` must be true or false, got {_kind(one_factor)}")
-    problems += _find_seed_problems(spec)
+    problems += _find_seed_problems(spec) + find_per_gpu_problems(spec)
     if not _is_couplings(spec["factors"]):
         problems.append(f"`factors` must be a list of lists of two or more parameters, got {_kind(spec['factors'])}")
     if not isinstance(spec["parts"], list) or not all(isinstance(name, str) for name in spec["parts"]):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import ClassVar
 
@@ -22,8 +23,8 @@ class LocalProcess:
 
     live: ClassVar[set[int]] = set()
 
-    def __init__(self, process: subprocess.Popen):
-        self.process = process
+    def __init__(self, process: subprocess.Popen, give_back: Callable[[], None]):
+        self.process, self.give_back = process, give_back
         self.live.add(process.pid)
 
     def poll(self) -> int | None:
@@ -42,6 +43,7 @@ class LocalProcess:
         self.live.discard(self.process.pid)
         if not ended_well:
             kill_family(self.process.pid, keep=self.live)
+        self.give_back()
 
 
 class LocalMachine:
@@ -50,23 +52,27 @@ class LocalMachine:
     Parameters
     ----------
     workers : runs at a time.
+    environments : what each slot adds to the environment of its runs, instead; see `slots.choose_slots`.
     """
 
-    def __init__(self, workers: int = 1):
-        self.slots = workers
+    def __init__(self, workers: int = 1, environments: Sequence[Mapping[str, str]] = ()):
+        self.free = [*environments] or [{}] * workers
+        self.slots = len(self.free)
 
     def start(self, job: Job) -> LocalProcess:
         seen = {"SEGLIB_OUTPUTS": str(outputs_dir()), RUNS_AT_ONCE: str(self.slots), ranks.COUNT: str(job.processes)}
+        slot = self.free[0]  # taken when the process is there: a start that fails leaves it free
         job.run_dir.mkdir(parents=True, exist_ok=True)
         with open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 COMMAND,
                 stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, cwd=PROJECT,
-                env=os.environ | seen,
+                env=os.environ | seen | slot,
                 close_fds=False,  # the lock on the grid's folder is the one handle that is inheritable
                 start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its children in order
             )  # fmt: skip
         with contextlib.suppress(BrokenPipeError):  # it ended already; its exit code says how
             process.stdin.write(json.dumps(asdict(job), default=str) + "\n")
             process.stdin.flush()  # and stays open: when this process is killed, its end tells the child
-        return LocalProcess(process)
+        self.free.pop(0)
+        return LocalProcess(process, lambda: self.free.append(slot))

@@ -15,6 +15,7 @@ from seglib.runs.keys import compare_keys, compute_keys
 from seglib.runs.local import LocalMachine
 from seglib.runs.record import complete_params, read_record
 from seglib.runs.schedule import run_jobs
+from seglib.runs.slots import set_threads
 
 # What may make a difference, in the order in which it is reported.
 _CAUSES = (
@@ -38,7 +39,7 @@ def repeat_run(run_dir: Path, report: Callable[[str], None], show: Callable[[str
     """
     before = _read_finished(run_dir)
     job = _plan(run_dir, before)
-    if not run_jobs([job], LocalMachine(), report, show):
+    if not run_jobs([job], LocalMachine(environments=[set_threads(before.get("threads"))]), report, show):
         return False
     after = read_record(job.run_dir) or {}
     same = [_hashes(record) for record in (before, after)]
