@@ -103,7 +103,7 @@ BROKEN = {
     "unknown key": (HEAD + "grids: {}", "unknown key 'grids'; did you mean 'grid'?"),
     "a parameter outside": (
         HEAD + "lr: 1",
-        "unknown key 'lr'; choices: notebook, name, worthwhile, one_factor, max_seeds, timeout_hours, parts, fixed, grid, runs, seeds, baseline, ... (",
+        "unknown key 'lr'; choices: notebook, name, worthwhile, one_factor, max_seeds, timeout_hours, ",
     ),
     "fixed is a number": (
         HEAD + "fixed: 0\ngrid: {lr: [1]}",

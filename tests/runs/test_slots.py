@@ -1,5 +1,7 @@
 """Slots: which GPU and how many threads each run gets; a script stands in for nvidia-smi."""
 
+import itertools
+
 import pytest
 
 from seglib.errors import InputError
@@ -91,7 +93,7 @@ def test_without_a_gpu_runs_go_to_the_cpu_and_asking_for_one_is_refused(nvidia_s
     nvidia_smi(["No devices found."], code)
     assert gpus_of(choose_slots(None, 0)) == [None] * 4
     for gpus in ("all", "0"):
-        with pytest.raises(InputError, match="required a GPU, got none|a GPU, and there is none"):
+        with pytest.raises(InputError, match=r"required a GPU, got none|a GPU, and there is none"):
             choose_slots(gpus, None)
 
 
@@ -178,7 +180,7 @@ def test_sixty_runs_in_eight_slots_begin_in_order_and_no_gpu_is_ever_double(nvid
     for name in UUIDS:
         spans = sorted((record["began"], record["ended"]) for record in found.values() if record["gpu"] == name)
         assert len(spans) > 1
-        assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
 
 
 @pytest.mark.usefixtures("with_slot")
