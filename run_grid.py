@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from seglib.errors import InputError, print_anything, printable
-from seglib.files import outputs_dir
+from seglib.files import expand, outputs_dir
 from seglib.runs.cost import forecast
 from seglib.runs.engine import find_next, find_outdated, keep_finished, run_grid
 from seglib.runs.family import NOT_ADOPTED, adopt_orphans
@@ -37,10 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.repeat:
             line = StatusLine()
-            return 0 if repeat_run(options.repeat.expanduser().resolve(), line.keep, line.show) else 1
-        grid = load_grid(
-            options.file, options.outputs.expanduser().resolve(), parse_settings(options.set), options.debug
-        )
+            return 0 if repeat_run(expand(options.repeat).resolve(), line.keep, line.show) else 1
+        grid = load_grid(options.file, expand(options.outputs).resolve(), parse_settings(options.set), options.debug)
         options.slots = choose_slots(options.gpus, options.workers, grid.file.per_gpu, grid.file.gpus_per_run)
         grid.notes.extend(hint_at_gpus(options.gpus, options.workers, grid.file.gpus_per_run))
         chosen = choose_runs(grid, options.only, options.limit)

@@ -40,13 +40,18 @@ def outputs_dir() -> Path:
     `SEGLIB_OUTPUTS` names another one.
     """
     if os.environ.get("SEGLIB_OUTPUTS"):
-        return Path(os.environ["SEGLIB_OUTPUTS"]).expanduser().resolve()
+        return expand(os.environ["SEGLIB_OUTPUTS"]).resolve()
     return (PROJECT if (PROJECT / "run_grid.py").is_file() else Path.cwd()) / "outputs"
 
 
 def cache_dir() -> Path:
     """What can be made again: decoded images, the synthetic data set. `SEGLIB_CACHE` moves it to another disk."""
-    return Path(os.environ.get("SEGLIB_CACHE") or outputs_dir() / ".cache").expanduser().resolve()
+    return expand(os.environ.get("SEGLIB_CACHE") or outputs_dir() / ".cache").resolve()
+
+
+def expand(path: str | Path) -> Path:
+    """A path with `~` as the home folder; of a user who is not known it stays as it is."""
+    return Path(os.path.expanduser(path))  # which raises nothing
 
 
 @contextmanager
@@ -162,16 +167,22 @@ def report_no_cache(folder: Path, why: str) -> None:
     )
 
 
-def read_file(path: str | Path) -> bytes:
-    """The content of a file; a pipe or a device, which may have no end, is refused."""
+def read_file(path: str | Path, most: int = -1) -> bytes:
+    """The content of a file, at most so many bytes; a pipe or a device, which may have no end, is refused."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise InputError(f"{path}: required a file, got a pipe or a device")
-        return file.read()
+        require_regular(path, os.fstat(file.fileno()).st_mode)
+        return file.read(most)
+
+
+def require_regular(path: str | Path, mode: int) -> None:
+    """Refuse what is no file: to open a pipe waits for a writer, a device may have no end."""
+    if not S_ISREG(mode):
+        raise InputError(f"{path}: required a file, got a pipe or a device")
 
 
 def check_zip(path: str | Path) -> None:
     """Raise zipfile.BadZipFile where a .pt or .npz file is not what was written: its readers do not look at its CRCs."""
+    require_regular(path, os.stat(path).st_mode)
     try:
         with zipfile.ZipFile(path) as file:
             as_folders = (

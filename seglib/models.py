@@ -14,6 +14,7 @@ from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from seglib.errors import InputError, unknown_name
+from seglib.files import expand
 from seglib.layers import replace_average_pools, speed_up_dilated_depthwise
 from seglib.parts import check_part, find_parts, read_choice
 from seglib.zoo import classic, fc_densenet, hrnet
@@ -156,7 +157,7 @@ def _build_model(
     replace_average_pools(network)
     speed_up_dilated_depthwise(network)
     if encoder_weights not in ("", "imagenet"):
-        load_encoder_weights(network.encoder, Path(encoder_weights).expanduser())
+        load_encoder_weights(network.encoder, expand(encoder_weights))
     return SegmentationModel(network, *find_normalisation(architecture, encoder, encoder_weights))
 
 

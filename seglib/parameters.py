@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from seglib.errors import InputError, InputErrors, unknown_name
+from seglib.files import read_file
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
@@ -106,7 +107,7 @@ def read_code_cells(notebook: str | Path) -> list[dict[str, Any]]:
 
 def _read_cells(notebook: str | Path) -> list[dict[str, Any]]:
     try:
-        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        cells = json.loads(read_file(notebook))["cells"]
         cells = [cell for cell in cells if isinstance(cell["cell_type"], str) and isinstance(cell["metadata"], dict)]
         _ = [{*cell["metadata"].get("tags", [])} for cell in cells]  # papermill stops at those that are no list
         return [cell | {"source": "".join(cell.get("source", ""))} for cell in cells]

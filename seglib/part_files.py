@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError
-from seglib.files import hash_text, write_text
+from seglib.files import expand, hash_text, read_file, write_text
 from seglib.parameters import build_type, read_code_cells
 
 CELLS = "registered_in_cells.py"  # in a run's `parts`
@@ -128,7 +128,7 @@ def read_text(path: Path) -> str:
     if path.suffix == ".ipynb":
         return _compose_cells(cell["source"] for cell in read_code_cells(path))
     try:
-        return path.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        got = error.strerror if isinstance(error, OSError) else "other bytes"
+        return read_file(expand(path)).decode()
+    except (OSError, ValueError) as error:
+        got = error.strerror if isinstance(error, OSError) else "other bytes, or no file"
         raise InputError(f"parts: required a Python file (UTF-8), got {str(path)!r}: {got}") from error

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, hash_text
+from seglib.files import PROJECT, expand, hash_text
 from seglib.parameters import NotNegative, Share, check_value
 from seglib.part_files import find_definitions, parse_file, read_arguments, read_text, read_type
 
@@ -171,7 +171,7 @@ def load_parts(paths: Iterable[str | Path], keep_in: str | Path | None = None) -
     InputError
         See `read_parts`, and a file that cannot be run.
     """
-    paths = [Path(path).expanduser().resolve() for path in paths]
+    paths = [expand(path).resolve() for path in paths]
     read_parts(paths)
     for path in paths:
         text = read_text(path)

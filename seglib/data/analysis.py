@@ -18,7 +18,7 @@ from seglib.data.pixels import open_pixels
 from seglib.data.splits import find_near_duplicates
 from seglib.data.synthetic import open_synthetic
 from seglib.data.verify import verify_coco
-from seglib.files import hash_files, write_table, write_text
+from seglib.files import expand, hash_files, write_table, write_text
 
 
 class DataAnalysis:
@@ -52,7 +52,7 @@ class DataAnalysis:
 
     def __init__(self, p: Any):
         self.size, self.background, self.seed, self.augmentation = p.image_size, p.background, p.seed, p.augmentation
-        folder = open_synthetic() if p.data_dir == "synthetic" else Path(p.data_dir).expanduser()
+        folder = open_synthetic() if p.data_dir == "synthetic" else expand(p.data_dir)
         names = [p.train_json, p.val_json] if p.split == "given" and p.val_json else [p.train_json]
         ignored = getattr(p, "ignore_classes", [])
         self.files = [ignore_annotations(load_coco(folder, name), ignored) for name in names]

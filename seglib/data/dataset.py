@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from seglib.data.splits import drop_leaked, make_split
 from seglib.data.synthetic import open_synthetic
 from seglib.data.verify import describe_unpainted, find_areas, load_verified, refuse_unpainted, tabulate_painted
 from seglib.errors import InputError, InputErrors
-from seglib.files import hash_files
+from seglib.files import expand, hash_files
 
 DEBUG_SHARE = 0.05
 
@@ -195,7 +194,7 @@ def open_data(
 
 def read_files(data_dir: str, json_names: Sequence[str], ignore_classes: Sequence[str] = ()) -> list[CocoData]:
     """Verified files of the same classes, less the ignored ones; the errors of all of them are refused together."""
-    folder, files, lines = open_synthetic() if data_dir == "synthetic" else Path(data_dir).expanduser(), [], []
+    folder, files, lines = open_synthetic() if data_dir == "synthetic" else expand(data_dir), [], []
     for name in dict.fromkeys(json_names):
         try:
             files.append(load_verified(folder, name))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from seglib.data.pixels import Pixels, map_pixels, open_pixels
 from seglib.data.splits import drop_leaked
 from seglib.data.verify import load_verified
 from seglib.errors import InputError
-from seglib.files import hash_files
+from seglib.files import expand, hash_files
 
 
 def join_extra(
@@ -90,7 +89,7 @@ def _read_set(
 ) -> tuple[CocoData, np.ndarray, CocoData]:
     """An extra set as it is, what each of its annotations is in our classes, and its objects in our classes in focus."""
     painted_names = ours.painted_class_names or ours.class_names
-    data = load_verified(Path(entry.get("data_dir", ours.data_dir)).expanduser(), entry["json"])
+    data = load_verified(expand(entry.get("data_dir", ours.data_dir)), entry["json"])
     data = mark_ignored(data, [name for name in ignored if name in MARKS or not entry.get("classes")])
     class_ids = _translate(f"extra_data[{place}]", data, entry, painted_names)
     is_object = (class_ids > 0) & (class_ids != IGNORE_INDEX)

@@ -13,7 +13,7 @@ from typing import Any
 from seglib.data.class_names import find_jsons
 from seglib.data.mask_folders import encode_labels, remember
 from seglib.errors import InputError, InputErrors, unknown_name
-from seglib.files import hash_files, hash_text
+from seglib.files import hash_files, hash_text, read_file
 
 _VERSION = 1  # of what is made of panoptic images
 Content = dict[str, Any]
@@ -37,7 +37,7 @@ class Source:
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(_no_such_json(path)) from None
     except json.JSONDecodeError as error:

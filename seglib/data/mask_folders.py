@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from seglib.data.class_names import is_background
 from seglib.errors import InputError, InputErrors, unknown_name
-from seglib.files import cache_dir, hash_files, hash_text, keep_json, read_json
+from seglib.files import cache_dir, hash_files, hash_text, keep_json, read_file, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ def read_description(data_dir: str | Path) -> MaskFolder:
     path, labelmap = Path(data_dir) / DESCRIPTION, Path(data_dir) / LABELMAP
     try:
         by_cvat = labelmap.is_file() and not path.is_file()
-        content = _read_labelmap(labelmap) if by_cvat else json.loads(path.read_text("utf-8-sig"))
+        content = _read_labelmap(labelmap) if by_cvat else json.loads(read_file(path).decode("utf-8-sig"))
     except FileNotFoundError:
         fix = 'write it, such as ["background", "road", "car"] for the values 0, 1 and 2'
         raise InputError(f"{path}: masks need a file that names their classes, got none; {fix}") from None
@@ -223,7 +223,7 @@ def _refuse(problems: Sequence[str]) -> None:
 def _read_list(path: Path) -> list[str]:
     """The first word of each line, where the line is no name itself."""
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_file(path).decode("utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: a list of images must be text in UTF-8, got: {error}; save it as UTF-8") from None
     return [line for line in lines if line]

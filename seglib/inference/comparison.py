@@ -16,7 +16,7 @@ from seglib.errors import InputError, unknown_name
 from seglib.evaluation.compare import compare_noises, find_scenes
 from seglib.evaluation.metrics import image_miou, load_confusion, load_scene_names
 from seglib.evaluation.verdicts import Noise, compare_conditions, correct_holm
-from seglib.files import write_table, write_text
+from seglib.files import expand, write_table, write_text
 from seglib.inference.predict import open_predictions, take_images
 from seglib.inference.runs import BOARD, find_newest_run, load_finished_run, prepare_output_dir
 from seglib.runs.averages import explain_averages
@@ -78,8 +78,8 @@ class GridComparison:
         worthwhile: float = 0.0,
         show_progress: Callable[[str, Path], Callable[[int, int], None]] | None = None,
     ):
-        first = Path(grid_dir).expanduser().resolve() if grid_dir else find_newest_run().parent
-        grids = [first, *(Path(folder).expanduser().resolve() for folder in more_grids)]
+        first = expand(grid_dir).resolve() if grid_dir else find_newest_run().parent
+        grids = [first, *(expand(folder).resolve() for folder in more_grids)]
         self.root, self.data_dir, self._show_progress = first.parent, data_dir, show_progress
         self.runs, self.varied = _collect(grids, self.root)
         self._names = _require_same_images(grids, self.runs, self.root)

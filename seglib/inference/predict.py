@@ -24,7 +24,7 @@ from seglib.data.verify import refuse_errors, verify_coco
 from seglib.errors import InputError
 from seglib.evaluation.findings import summarise_probabilities
 from seglib.evaluation.metrics import confusion_per_image
-from seglib.files import hash_files, hash_text
+from seglib.files import expand, hash_files, hash_text
 from seglib.inference.runs import FinishedRun, Member, choose_weights, load_finished_run
 from seglib.inference.stores import (
     Progress,
@@ -138,7 +138,7 @@ def open_test_images(run: FinishedRun, json_name: str, data_dir: str = "") -> Su
         One line for each error that `verify_coco` finds: missing images, other sizes than the file says, and so on.
     """
     own = run.val_images.data
-    data = load_coco(Path(data_dir).expanduser() if data_dir else own.data_dir, json_name)
+    data = load_coco(expand(data_dir) if data_dir else own.data_dir, json_name)
     data = replace(
         data,
         annotations=data.annotations.iloc[:0],

@@ -18,7 +18,7 @@ from torch import nn
 from seglib.data.dataset import Subset, choose_batch_size, open_data
 from seglib.errors import InputError, unknown_name
 from seglib.evaluation.metrics import load_confusion
-from seglib.files import find_free_folder, outputs_dir
+from seglib.files import expand, find_free_folder, outputs_dir
 from seglib.models import ARCHITECTURES, build_model
 from seglib.part_files import find_kept_parts
 from seglib.parts import find_parts, load_parts, read_choice, read_parts, require_options
@@ -94,7 +94,7 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
     InputError
         The run is not finished, files are missing, or data or weights are not those of the run.
     """
-    folder = Path(run_dir).expanduser().resolve()
+    folder = expand(run_dir).resolve()
     record = _read_finished(folder)
     best = load_checkpoint(folder / "best.pt", required=OF_CHECKPOINT)
     if hash_weights(best["model"]) != record.get("weights_sha256"):
@@ -153,7 +153,7 @@ def require_same_images(run: FinishedRun, other: FinishedRun) -> None:
 
 def prepare_output_dir(output_dir: str, run_dir: Path, name: str) -> Path:
     """Make the folder that an analysis writes to; "" is `run_dir/name`."""
-    folder = Path(output_dir).expanduser().resolve() if output_dir else Path(run_dir) / name
+    folder = expand(output_dir).resolve() if output_dir else Path(run_dir) / name
     if (folder / "best.pt").exists():
         raise InputError(
             f'output_dir {folder} is the folder of a training run; required another folder, or "" for one in it'
@@ -313,7 +313,7 @@ def find_members(members: str | Sequence[str], top: int = 0) -> tuple[list[Membe
         Folders without a finished run, folds that are missing or there twice, or members whose classes, validation
         images or masks differ from the first's: all of them in one line.
     """
-    given = [Path(each).expanduser() for each in ([members] if isinstance(members, str) else members)]
+    given = [expand(each) for each in ([members] if isinstance(members, str) else members)]
     folders = [run for folder in given for run in _list_runs(folder.resolve())]
     _require("no run twice", [folder.name for folder, count in Counter(folders).items() if count > 1])
     found = _join_folds([(folder, _read_ok(folder)) for folder in folders])

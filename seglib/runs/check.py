@@ -21,7 +21,7 @@ from seglib.data.class_names import BACKGROUND, SYNTHETIC, is_background, list_j
 from seglib.data.layouts import fingerprint_sets
 from seglib.data.sources import open_source
 from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, cache_dir, hash_file, hash_files, hash_text, keep_json, read_json
+from seglib.files import PROJECT, cache_dir, expand, hash_file, hash_files, hash_text, keep_json, read_json
 from seglib.parameters import Schema, read_defaults, read_schema
 from seglib.part_files import hash_parts
 from seglib.parts import find_parts, load_parts, read_choice
@@ -201,7 +201,7 @@ def _read_class_names(data_dir: str, train_json: str) -> tuple[str, ...]:
     if data_dir == "synthetic":
         return (BACKGROUND, *SYNTHETIC)
     try:
-        names = open_source(Path(data_dir).expanduser(), train_json).class_names
+        names = open_source(expand(data_dir), train_json).class_names
     except InputError:
         return ()
     return (BACKGROUND, *(name for name in names if not is_background(name)))
@@ -401,7 +401,7 @@ def _find_missing_files(values: Mapping[str, Any], parameters: Sequence[Mapping[
                 problems["test_json"] = (
                     f"test_json must be a file in data_dir, got {name!r}; {folder} has {list_json(folder)}"
                 )
-    if sample and isinstance(sample, str) and not Path(sample).expanduser().is_file():
+    if sample and isinstance(sample, str) and not expand(sample).is_file():
         problems["sample_submission"] = (
             f"sample_submission must be the path of a CSV file; there is no file {sample!r} (seen from {Path.cwd()})"
         )

@@ -41,11 +41,11 @@ from seglib.runs.family import UNDER_RUNNER, adopt_orphans, kill_family
 from seglib.runs.keys import calls, mend_key
 from seglib.runs.page import allow_scripts, find_scripts
 from seglib.runs.rank_processes import find_cause, start_others
+from seglib.runs.reasons import explain, find_first_error
 from seglib.runs.record import describe_key, read_record, start_record, update_record
 from seglib.runs.trackers import NAME as TRACKING
 from seglib.runs.trackers import finish_tracking
 
-_OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 MOST_PRINTED = 1_000_000  # characters that are kept of what a cell prints
 LONGEST_FOLDER = 70  # bytes of a folder's name in which sockets are put; the system takes 107 with theirs
 _DIED = "the kernel died: killed from outside, or by the system when memory ran out"
@@ -82,6 +82,14 @@ class _BoundedClient(PapermillNotebookClient):
                 msg["content"]["text"] = text[:room] + note
         return super().process_message(msg, cell, cell_index)
 
+    async def _check_raise_for_error(self, cell: Any, cell_index: int, reply: dict[str, Any] | None) -> None:
+        """Name an error that IPython could not show: without memory for its traceback it prints another one."""
+        content = (reply or {}).get("content", {})
+        if content.get("status") == "error" and not any(each.output_type == "error" for each in cell.outputs):
+            named = {name: content.get(name, "") for name in ("ename", "evalue")}
+            cell.outputs.append(nbformat.v4.new_output("error", **named, traceback=content.get("traceback") or []))
+        await super()._check_raise_for_error(cell, cell_index, reply)
+
 
 def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[str, str | None]:
     """Execute a notebook; return (status, error): ok, failed, oom, killed, interrupted or stopped, and one line why.
@@ -104,13 +112,12 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[s
         if error.ename == StoppedForNow.__name__:
             return "stopped", error.evalue
         words = " ".join(f"{error.ename}: {error.evalue}".split())
-        return ("oom" if any(sign in words for sign in _OUT_OF_MEMORY) else "failed"), words[:2000]
-    except DeadKernelError:
-        return "killed", _DIED
-    except RuntimeError as error:
-        if not str(error).startswith("Kernel died"):  # jupyter_client's words for one that dies while it starts
+        return explain(words, output.parent)
+    except (DeadKernelError, RuntimeError) as error:
+        if not isinstance(error, DeadKernelError) and not str(error).startswith("Kernel died"):  # while it starts
             raise
-        return "killed", _DIED
+        found = find_first_error(output.parent / "run.log", or_last=False)  # where a kernel writes what it cannot send
+        return "killed", explain(f"the kernel died: {found}", output.parent)[1] if found else _DIED
     except Stopped as stopped:
         return stopped.args
     return "ok", None
@@ -150,8 +157,10 @@ def run_job(job: dict[str, Any]) -> None:
         status, error = execute(notebook, output, job["parameters"])
     error = find_cause(run_dir, error)
     kill_family(os.getpid())
-    if status == "ok" and calls(notebook, "save_result(") and "finished_at" not in (read_record(run_dir) or {}):
-        status, error = "failed", "the notebook ended before it saved its result"
+    record = read_record(run_dir)
+    if status == "ok" and calls(notebook, "save_result(") and "finished_at" not in (record or {}):
+        what = "the notebook ended before it saved its result"
+        status, error = "failed", what if record else "record.json was damaged or deleted while the run went on"
     if output.is_file():
         try:
             add_header(output, job, status, error)

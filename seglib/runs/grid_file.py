@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from seglib.errors import InputError, InputErrors, unknown_name
-from seglib.files import hash_text
+from seglib.files import expand, hash_text, read_file
 from seglib.runs.slots import find_per_gpu_problems
 
 _LARGEST = 300_000  # characters of a grid file, and values in it once its aliases are followed
@@ -68,7 +68,7 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}{place}: required YAML, got: {getattr(error, 'problem', None) or error}") from error
     except RecursionError as error:
         raise InputError(f"{where}: required YAML, got nesting without end") from error
-    except ValueError as error:  # a date such as 2026-13-45, a whole number of 5,000 digits
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # `2026-13-45`, 5,000 digits, `!!bool abc`
         raise InputError(f"{where}: required YAML, got: {error}") from error
 
 
@@ -92,15 +92,15 @@ def parse_settings(texts: list[str]) -> dict[str, object]:
 def read_text(path: Path) -> str:
     """The text of a grid file."""
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(_LARGEST + 1)
+        content = read_file(path, 4 * _LARGEST)
+        text = content.decode()
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such grid file") from error
     except OSError as error:
         raise InputError(f"{path}: required a file that can be read, got: {error.strerror}") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: required a text file (UTF-8), got something else") from error
-    if len(text) > _LARGEST:
+    if len(text) > _LARGEST or len(content) == 4 * _LARGEST:
         raise InputError(f"{path}: required a grid file of at most {_LARGEST:,} characters, got more")
     return text
 
@@ -279,8 +279,7 @@ def _find_files(path: Path, names: list[str]) -> list[str]:
     """Absolute paths of the files of parts, seen from the grid file's folder, else from the current one."""
     folders = [path.resolve().parent, Path.cwd()]
     found = {
-        name: next((file for folder in folders if (file := folder / Path(name).expanduser()).is_file()), None)
-        for name in names
+        name: next((file for folder in folders if (file := folder / expand(name)).is_file()), None) for name in names
     }
     where = f"neither in {folders[0]} nor in {folders[1]}"
     missing = [f"{path}: `parts`: there is no file {name!r}, {where}" for name, file in found.items() if not file]

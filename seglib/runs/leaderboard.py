@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 
-from seglib.files import FORMULA, read_json, replacing, sign
+from seglib.files import FORMULA, hash_file, read_json, replacing, sign
 from seglib.runs.conditions import METRICS, Comparison, RunResult
 from seglib.runs.grid_file import shorten
 from seglib.runs.record import NAME, read_record
@@ -107,6 +107,8 @@ def read_history(path: Path, columns: Sequence[str] | None = None) -> list[dict[
 
     `columns`: those that are wanted, all where None.
     """
+    if is_damaged(path):
+        return []
     try:
         with open(path, encoding="utf-8", errors="replace", newline="") as file:
             header, *lines = csv.reader(file)
@@ -118,6 +120,12 @@ def read_history(path: Path, columns: Sequence[str] | None = None) -> list[dict[
         numbers = ((name, _parse(line[place])) for place, name in wanted if place < len(line))
         rows.append({name: value for name, value in numbers if value is not None})
     return [row for row in rows if "epoch" in row]
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a history.csv is another than when the run's result was saved."""
+    expected = (read_record(path.parent) or {}).get("history_hash")
+    return bool(expected) and path.is_file() and hash_file(path) != expected
 
 
 def read_average_scores(run_dir: str | Path, params: Mapping[str, object]) -> dict[str, tuple[float, float]]:
@@ -207,12 +215,12 @@ def _read_row(run_dir: Path, run: str, varied: list[str]) -> RunResult:
         {name: _number(value) for name, value in _mapping(metrics.get("iou")).items()},
         **{name: _number(record.get(name)) for name in ("best_epoch", "seconds", "peak_memory_mb")},
         **{name: _text(record.get(name)) for name in ("key", "weights_sha256", "git_commit", "error")},
-        notes=_describe_conditions(record, averages),
+        notes=_describe_conditions(record, averages, is_damaged(run_dir / "history.csv")),
         average=max((score for score, _ in averages.values()), default=None) if by_miou else None,
     )
 
 
-def _describe_conditions(record: dict, averages: Mapping[str, tuple[float, float]]) -> str | None:
+def _describe_conditions(record: dict, averages: Mapping[str, tuple[float, float]], damaged: bool) -> str | None:
     """Memory that ran out, averaged weights, a run that other bits may come of: a few words each."""
     split, weights = _number(record.get("oom_split")) or 1, record.get("weights")
     notes = [
@@ -223,6 +231,7 @@ def _describe_conditions(record: dict, averages: Mapping[str, tuple[float, float
         "went on under other conditions" if record.get("conditions_changed") else "",
         str(record.get("error") or "") if record.get("status") == "stopped" else "",
         "not deterministic" if record.get("deterministic") is False else "",
+        "history.csv is not what was written" if damaged else "",
     ]
     return ", ".join(note for note in notes if note) or None
 

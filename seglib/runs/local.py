@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import ClassVar
@@ -14,6 +15,7 @@ from seglib import ranks
 from seglib.files import PROJECT, RUNS_AT_ONCE, outputs_dir
 from seglib.runs.family import kill_family
 from seglib.runs.grid import Job
+from seglib.runs.reasons import BEGIN
 
 COMMAND = (sys.executable, "-m", "seglib.runs.execute")
 
@@ -64,6 +66,7 @@ class LocalMachine:
         slot = self.free[0]  # taken when the process is there: a start that fails leaves it free
         job.run_dir.mkdir(parents=True, exist_ok=True)
         with open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
+            print(f"{BEGIN}{time.strftime('%Y-%m-%d %H:%M:%S')}", file=log, flush=True)
             process = subprocess.Popen(
                 COMMAND,
                 stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, cwd=PROJECT,

@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError
-from seglib.files import PROJECT, clear_parts, find_free_folder, hash_text, outputs_dir, read_json, sign, write_json
+from seglib.files import (
+    PROJECT,
+    clear_parts,
+    expand,
+    find_free_folder,
+    hash_file,
+    hash_text,
+    outputs_dir,
+    read_json,
+    sign,
+    write_json,
+)
 from seglib.parameters import Parameters
 from seglib.part_files import keep_cells
 from seglib.parts import load_parts
@@ -34,6 +45,7 @@ _opened: dict[
 ] = {}  # of this process: folder -> the notebook's names, and as they were
 MOST_KNOWN = 20_000
 _known: dict[str, tuple[object, dict[str, Any]]] = {}  # path -> what was read, and of which state of the file
+_written: dict[Path, dict[str, Any]] = {}  # of this process: folder -> the record as it read or wrote it last
 _PACKAGES = (
     "torch", "torchvision", "timm", "segmentation-models-pytorch", "albumentations", "opencv-python-headless",
     "numpy", "pandas", "pycocotools", "papermill", "ipykernel",
@@ -85,6 +97,7 @@ def open_run(parameters: Parameters | Mapping[str, Any], run_dir: str | Path | N
     values = dict(parameters)
     folder = str(values.get("run_dir", "") if run_dir is None else run_dir)
     path = Path(folder) if os.environ.get(UNDER_RUNNER) else _start_by_hand(folder, values)
+    _written[path] = read_record(path) or {}
     if values.get("parts"):
         load_parts(values["parts"], keep_in=path)
     names = parameters._namespace if isinstance(parameters, Parameters) else parameters
@@ -94,7 +107,7 @@ def open_run(parameters: Parameters | Mapping[str, Any], run_dir: str | Path | N
 
 def _start_by_hand(folder: str, values: Mapping[str, Any]) -> Path:
     """Begin the record of a run that no runner began."""
-    path = Path(folder).expanduser().resolve() if folder else _make_dated_folder()
+    path = expand(folder).resolve() if folder else _make_dated_folder()
     record = read_record(path) or {}
     if record.get("status") == "ok":
         raise InputError(f'run_dir {path} holds a finished run; required a new folder; choose another name or ""')
@@ -181,12 +194,13 @@ def start_record(
         **describe_process(),
         **describe_environment(),
     }
+    _written[Path(run_dir)] = record
     write_json(Path(run_dir) / NAME, record)
 
 
 def update_record(run_dir: str | Path, **fields: Any) -> dict[str, Any]:
-    """Set fields of the record, whole or not at all, and return it."""
-    record = (read_record(run_dir) or {}) | fields
+    """Set fields of the record, whole or not at all, and return it; of one that was damaged since, what is known of it."""
+    record = _written[Path(run_dir)] = (read_record(run_dir) or _written.get(Path(run_dir), {})) | fields
     if record.get("status") != "running":
         record.pop("process", None)
     write_json(Path(run_dir) / NAME, record)
@@ -214,6 +228,8 @@ def save_result(run_dir: str | Path, **fields: Any) -> None:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
         keep_cells(run_dir, shell.history_manager.input_hist_raw)
+    if (Path(run_dir) / "history.csv").is_file():
+        fields["history_hash"] = hash_file(Path(run_dir) / "history.csv")
     status = "running" if os.environ.get(UNDER_RUNNER) else "ok"
     update_record(run_dir, status=status, error=None, finished_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **fields)
     if status == "ok" and hasattr(shell, "kernel"):

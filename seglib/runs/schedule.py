@@ -16,6 +16,7 @@ from typing import Protocol
 from seglib.errors import printable
 from seglib.runs.grid import Job
 from seglib.runs.leaderboard import fit, format_seconds
+from seglib.runs.reasons import explain, find_first_error
 from seglib.runs.record import describe_key, read_record, update_record
 
 GRACE = 20  # [s] that a run which is to stop gets to save its notebook before it is killed
@@ -186,7 +187,8 @@ def _read_end(run: _Active, interrupted: bool) -> tuple[str, str]:
     job, code = run.job, run.process.poll()
     run.process.close(ended_well=not code and not interrupted)
     if code:
-        status, error = "failed", _last_line(job.run_dir / "run.log")
+        found = find_first_error(job.run_dir / "run.log") or "the process of the run ended without a word"
+        status, error = explain(f"{found}; see {job.run_dir / 'run.log'}", job.run_dir)
         if interrupted:
             status, error = "interrupted", "stopped before its end"
         elif code < 0:
@@ -211,11 +213,6 @@ def stop_all(processes: Sequence[Process]) -> None:
     for process in processes:
         if process.poll() is None:
             process.kill()
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{lines[-1][:300] if lines else 'the process of the run ended without a word'}; see {log}"
 
 
 def _describe(active: Sequence[_Active], waiting: int, seconds: Sequence[float], slots: int) -> str:

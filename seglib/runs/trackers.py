@@ -373,8 +373,12 @@ def finish_tracking(run_dir: Path, parameters: Mapping[str, Any], files: Sequenc
 
 def _read_notes(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        return read_json(path)
+        notes = read_json(path)
+        return {name: note for name, note in notes.items() if isinstance(note, dict)}
     except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        print(f"{path}: cannot be read ({error}); the trackers get the run once more, as a new one", flush=True)
         return {}
 
 

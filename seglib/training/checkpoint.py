@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from seglib import ranks
 from seglib.errors import InputError
-from seglib.files import check_zip, find_free_folder, replacing
+from seglib.files import check_zip, expand, find_free_folder, replacing
 from seglib.models import build_model
 from seglib.runs.record import find_split_seed, read_record
 from seglib.training.averaging import Averages
@@ -310,7 +310,7 @@ def continue_run(
     """
     if not source or (run_dir / "last.pt").exists():
         return
-    folder = _find_run(Path(source).expanduser(), identity)
+    folder = _find_run(expand(source), identity)
     saved = load_checkpoint(folder / "last.pt", required=("model", "rows", *identity))
     different = name_differences(identity, saved, besides=("epochs",))
     if different:
@@ -388,7 +388,7 @@ def load_from_run(model: nn.Module, run_dir: str | Path, class_names: Sequence[s
     InputError
         No such run, or its model is another one.
     """
-    path, built = Path(run_dir).expanduser() / "best.pt", model.built_from
+    path, built = expand(run_dir) / "best.pt", model.built_from
     best = load_checkpoint(path, required=("model", "architecture", "encoder", "class_names"))
     different = [
         f"{name} {built[name]}, got {best[name]}" for name in ("architecture", "encoder") if best[name] != built[name]

@@ -20,6 +20,7 @@ from seglib.data.dataset import count_pixels
 from seglib.data.loader import build_loader
 from seglib.errors import InputError, InputErrors
 from seglib.evaluation.metrics import compute_metrics, save_confusion
+from seglib.files import expand
 from seglib.inference.runs import FinishedRun, find_differences, load_finished_run
 from seglib.part_files import find_kept_parts
 from seglib.parts import load_parts
@@ -74,8 +75,8 @@ def make_soup(
     InputError
         Fewer than two runs, runs that cannot be averaged or compared, an output_dir that holds something.
     """
-    began, output = time.monotonic(), Path(output_dir).expanduser().resolve()
-    folders = [Path(folder).expanduser().resolve() for folder in run_dirs]
+    began, output = time.monotonic(), expand(output_dir).resolve()
+    folders = [expand(folder).resolve() for folder in run_dirs]
     _check_folders(folders, output)
     first, records = _open_members(folders, data_dir)
     if warning := describe_starts([record["params"] for record in records]):
