@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from seglib.errors import InputError, print_anything, printable
@@ -22,11 +23,12 @@ from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdi
 from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.halving import describe_stops
 from seglib.runs.local import LocalMachine
-from seglib.runs.lock import only_runner
+from seglib.runs.lock import only_runner, wait_until_free
+from seglib.runs.node import describe_here, require_extra
 from seglib.runs.probe import probe_runs
 from seglib.runs.repeat import repeat_run
 from seglib.runs.results import write_results
-from seglib.runs.schedule import StatusLine
+from seglib.runs.schedule import Place, StatusLine
 from seglib.runs.slots import choose_slots, hint_at_gpus
 
 
@@ -38,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.repeat:
             line = StatusLine()
             return 0 if repeat_run(expand(options.repeat).resolve(), line.keep, line.show) else 1
+        if options.on:
+            require_extra(options.on)
         grid = load_grid(options.file, expand(options.outputs).resolve(), parse_settings(options.set), options.debug)
         options.slots = choose_slots(options.gpus, options.workers, grid.file.per_gpu, grid.file.gpus_per_run)
         grid.notes.extend(hint_at_gpus(options.gpus, options.workers, grid.file.gpus_per_run))
@@ -75,9 +79,10 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         soon = {*find_next(grid, [run.name for run in waiting])}
         outlook = forecast(grid, [run for run in waiting if run.name in soon], len(options.slots))
         line.keep("\n".join(filter(None, [*grid.notes, describe_plan(grid, chosen, reasons), outlook])))
+        wait_until_free([run.folder for run in waiting], line.show)
         try:
-            place = LocalMachine(environments=options.slots)
-            ok = run_grid(grid, waiting, place, options.fail_fast, line.keep, line.show)
+            with open_place(grid, options) as place:
+                ok = run_grid(grid, waiting, place, options.fail_fast, line.keep, line.show)
         finally:
             line.keep("")
         outdated = find_outdated(grid, {run.name for run in chosen})
@@ -88,6 +93,16 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
             " the same command runs them again"
         )
     return 0 if ok and not outdated else 1
+
+
+def open_place(grid: Grid, options: argparse.Namespace) -> AbstractContextManager[Place]:
+    """Where the runs go: this machine, or what --on names."""
+    if options.on == "ray":
+        from seglib.runs.on_ray import open_ray
+
+        gpus = grid.file.gpus_per_run / max(1, grid.file.per_gpu)
+        return open_ray(describe_here(grid), options.workers or 1, gpus)
+    return nullcontext(LocalMachine(environments=options.slots))
 
 
 def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> None:
@@ -131,6 +146,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--limit", type=count, metavar="N", help="at most N runs")
     add("--workers", type=count_or_auto, metavar="N", help="runs at a time (default 1; auto: by GPUs, else by cores)")
     add("--gpus", metavar="LIST", help="all, none, or 0,1: a run on each of these at a time")
+    add("--on", choices=("ray",), help="several machines: a Ray cluster (RAY_ADDRESS, or one started here)")
     add("--dry-run", action="store_true", help="check and list the runs, start nothing")
     add("--probe", action="store_true", help="with --dry-run: measure three steps of each kind of run that never ran")
     add("--debug", action="store_true", help="5 %% of the images, 2 epochs; fails if the loss does not fall")
@@ -143,7 +159,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("required a grid file, or --repeat with the folder of a run")
     if options.probe and not options.dry_run:
         parser.error("--probe goes with --dry-run")
-    others = ("set", "only", "limit", "dry_run", "debug", "fresh", "fail_fast", "gpus")
+    others = ("set", "only", "limit", "dry_run", "debug", "fresh", "fail_fast", "gpus", "on")
     if options.repeat and any(getattr(options, name) for name in others):
         parser.error("--repeat takes no other options: it does what the record says")
     return options

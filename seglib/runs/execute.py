@@ -39,10 +39,11 @@ from seglib.files import STOP_AFTER, clear_parts, write_text
 from seglib.parameters import read_defaults
 from seglib.runs.family import UNDER_RUNNER, adopt_orphans, kill_family
 from seglib.runs.keys import calls, mend_key
+from seglib.runs.lock import only_executor
 from seglib.runs.page import allow_scripts, find_scripts
 from seglib.runs.rank_processes import find_cause, start_others
 from seglib.runs.reasons import explain, find_first_error
-from seglib.runs.record import describe_key, read_record, start_record, update_record
+from seglib.runs.record import describe_key, read_record, start_record, summarise_key, update_record
 from seglib.runs.trackers import NAME as TRACKING
 from seglib.runs.trackers import finish_tracking
 
@@ -281,7 +282,15 @@ def main() -> None:
     adopt_orphans()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_watch_runner, daemon=True).start()
-    run_job(job)
+    with only_executor(Path(job["run_dir"])):
+        if not _is_done(job):
+            run_job(job)
+
+
+def _is_done(job: Mapping[str, Any]) -> bool:
+    """A cluster starts a job again whose end it has missed."""
+    record = read_record(job["run_dir"]) or {}
+    return record.get("status") == "ok" and record.get("key") == summarise_key(job["key"])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import psutil
 from seglib.errors import InputError
 
 NAME = ".lock"
+_RUNNING = ".running"  # in a run's folder: held while the run is executed
 BEAT = 10.0  # [s] between two heartbeats
 QUIET = 30.0  # [s] without one: perhaps dead
 DEAD = 90.0  # [s] without one: its grid can be taken over
@@ -213,6 +214,43 @@ def _one_at_a_time(folder: Path) -> Iterator[bool]:
         yield True
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_executor(run_dir: Path) -> Iterator[None]:
+    """Hold a run's folder while it is executed; wait until another process, on whichever machine, has let go of it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / _RUNNING, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_held(run_dir: str | Path) -> bool:
+    """Whether a process executes this run, on whichever machine that shares the folder."""
+    try:
+        with open(Path(run_dir) / _RUNNING, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # never executed, or a disk that cannot lock
+        return False
+    return False
+
+
+def wait_until_free(folders: Sequence[Path], show: Callable[[str], None]) -> None:
+    """Wait for runs that a killed runner has left on other machines, which end by themselves.
+
+    Raises
+    ------
+    InputError
+        A run is still executed after half a minute.
+    """
+    deadline = time.monotonic() + QUIET
+    while held := [folder for folder in folders if is_held(folder)]:
+        if time.monotonic() > deadline:
+            raise InputError(f"{held[0]}: required a run that nobody executes, got one that goes on{_LEAVE}")
+        show("waiting for the last processes of a killed run_grid.py to end")
+        time.sleep(0.2)
 
 
 def _take(handle: int, folder: Path) -> bool:

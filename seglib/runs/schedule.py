@@ -203,11 +203,11 @@ def _read_end(run: _Active, interrupted: bool) -> tuple[str, str]:
     return status, detail or ("" if record else f"{job.run_dir} has no record.json: was it moved or deleted?")
 
 
-def stop_all(processes: Sequence[Process]) -> None:
-    """Ask every process to stop and save, and end those that do not."""
+def stop_all(processes: Sequence[Process], grace: float = GRACE) -> None:
+    """Ask every process to stop and save, and end those that have not within `grace` [s]."""
     for process in processes:
         process.stop()
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + grace
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
     for process in processes:

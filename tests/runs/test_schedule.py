@@ -246,8 +246,8 @@ def test_a_run_over_its_time_is_stopped_and_the_others_go_on(tmp_path):
 
 
 def test_shortened_options_are_refused(call, write_grid, capsys):
-    result = call(write_grid("grid: {seed: [1]}"), "--on", "ray")
-    assert result.code == 2 and "unrecognized arguments: --on ray" in result.err
+    result = call(write_grid("grid: {seed: [1]}"), "--onl", "ray")
+    assert result.code == 2 and "unrecognized arguments: --onl ray" in result.err
 
 
 def test_a_process_that_ends_before_it_hears_of_its_job_has_failed(tmp_path, monkeypatch):

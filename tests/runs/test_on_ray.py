@@ -1,0 +1,198 @@
+"""Real Ray clusters on this machine, from one node to three; nodes and drivers are killed."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seglib.data.synthetic import make_synthetic
+from seglib.files import PROJECT
+from seglib.runs.lock import is_held
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+STORE = 100_000_000  # bytes, the least that Ray takes is 75 MB
+PATIENCE = 300  # [s]
+
+# Says that it began; takes long enough to be killed in between.
+BODY = """
+with open(Path(run_dir).parent / "began", "a") as file:
+    file.write(f"{seed}\\n")
+time.sleep(2)
+"""
+RESULT = 'save_result(run_dir, metrics={"miou": 0.5}, threads=os.environ.get("OMP_NUM_THREADS"))\n'
+# One that is cut goes on from a checkpoint within an epoch.
+TRAINING = {
+    "image_size": 64, "architecture": "PSPNet", "encoder": "tu-test_resnet", "encoder_weights": "", "epochs": 8,
+    "batch_size": 2, "augmentation": "flips", "num_workers": 0, "checkpoint_minutes": 0.005,
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_cluster(monkeypatch, tmp_path):
+    """A cluster: a head without resources, and nodes of one (pretended) GPU each; RAY_ADDRESS names it."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else a token is written to the home folder
+    # Ray imports jsonschema, which builds a grammar of web addresses for seconds; a node has 15 s to be there.
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "rfc3987_syntax.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'ray'}:{PROJECT}")
+    clusters = []
+
+    def make(nodes):
+        head = {"num_cpus": 0, "num_gpus": 0, "object_store_memory": STORE, "include_dashboard": False}
+        cluster = try_thrice(lambda: Cluster(initialize_head=True, head_node_args=head))
+        clusters.append(cluster)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        node = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE}
+        return cluster, [try_thrice(lambda: cluster.add_node(**node)) for _ in range(nodes)]
+
+    yield make
+    for cluster in clusters:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the command in the background, with one thread per run; it is killed when the test ends."""
+    runners = []
+
+    def start(path, *arguments):
+        command = [sys.executable, PROJECT / "run_grid.py", path, "--outputs", tmp_path / "outputs", *arguments]
+        env = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+        runners.append(process)
+        return process
+
+    yield start
+    for runner in runners:
+        runner.kill()
+        runner.communicate()
+
+
+def try_thrice(start):
+    """A node must be there within 15 s of its start, or it gives up."""
+    for _ in range(2):
+        with contextlib.suppress(Exception):  # Ray raises no more exact one
+            return start()
+    return start()
+
+
+def wait_for(condition, seconds=PATIENCE):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return found
+
+
+def find_done(records):
+    """The records of runs that are ok."""
+    return {name: record for name, record in records().items() if record["status"] == "ok"}
+
+
+def count_lines(path):
+    return Counter(path.read_text().split()) if path.is_file() else Counter()
+
+
+def test_24_runs_on_3_nodes_of_which_one_dies_and_then_the_driver(
+    make_cluster, start, write_notebook, records, tmp_path, grid_folder
+):
+    cluster, nodes = make_cluster(3)
+    write_notebook(tmp_path / "notebook.ipynb", BODY, result=RESULT)
+    path = tmp_path / "grid.yaml"
+    path.write_text(f"notebook: {tmp_path}/notebook.ipynb\ngrid: {{seed: {[*range(24)]}}}\n")
+    driver = start(path, "--on", "ray")
+    wait_for(lambda: len(find_done(records)) >= 4 or driver.poll() is not None)
+    assert driver.poll() is None, driver.communicate()[0]
+    before = find_done(records)
+    cluster.remove_node(nodes[0], allow_graceful=False)
+    wait_for(lambda: len(find_done(records)) >= 10)
+    driver.kill()
+    before |= find_done(records)
+    again = start(path, "--on", "ray")
+    out, _ = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0, out
+    assert len(records()) == 24 and {record["status"] for record in records().values()} == {"ok"}
+    assert {record["threads"] for record in records().values()} == {"1"}
+    assert {name: records()[name] for name in before} == before, "a run that was done ran again"
+    began = count_lines(grid_folder / "began")
+    assert began.total() <= 24 + 1 + 2, f"one was cut by the node's end, two by the driver's: {began}"
+    assert not [*tmp_path.rglob("*.part")]
+
+
+def test_trainings_that_lose_a_node_have_the_weights_of_one_machine(make_cluster, start, tmp_path, monkeypatch):
+    data_dir = make_synthetic(tmp_path / "data", num_images=160, image_size=64, seed=3)
+    weights = {}
+    for name in ("local", "ray"):
+        spec = {"name": name, "notebook": str(PROJECT / "notebooks" / "02_train.ipynb"), "grid": {"seed": [21, 42, 63]}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(spec | {"fixed": TRAINING | {"data_dir": str(data_dir)}}))
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        folder = tmp_path / "outputs" / name
+        if name == "local":
+            process = start(tmp_path / "local.yaml")
+        else:
+            cluster, nodes = make_cluster(2)
+            process = start(tmp_path / "ray.yaml", "--on", "ray")
+            wait_for(lambda folder=folder: len([*folder.glob("*/last.pt")]) == 2)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+        out, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, out
+        found = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/record.json")}
+        weights[name] = {run: record["weights_sha256"] for run, record in found.items()}
+    assert len({*weights["local"].values()}) == 3 and weights["ray"] == weights["local"]
+
+
+def test_ctrl_c_stops_every_run_in_order_and_the_same_command_goes_on(
+    make_cluster, start, write_notebook, records, tmp_path, grid_folder
+):
+    make_cluster(2)
+    write_notebook(
+        tmp_path / "notebook.ipynb",
+        BODY.replace("sleep(2)", "sleep(0 if (Path(run_dir) / 'run.log').read_text().count('cut') else 60)"),
+        result=RESULT,
+    )
+    path = tmp_path / "grid.yaml"
+    path.write_text(f"notebook: {tmp_path}/notebook.ipynb\ngrid: {{seed: [1, 2, 3]}}\n")
+    driver = start(path, "--on", "ray")
+    wait_for(lambda: count_lines(grid_folder / "began").total() == 2 or driver.poll() is not None)
+    assert [is_held(grid_folder / f"seed={seed}") for seed in (1, 2, 3)] == [True, True, False]
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 130 and "Traceback" not in out, out
+    assert {name: record["status"] for name, record in records().items()} == dict.fromkeys(
+        ("seed=1", "seed=2"), "interrupted"
+    )
+    assert not any(is_held(path) for path in grid_folder.iterdir() if path.is_dir())
+
+
+def test_a_node_with_other_code_or_without_the_folder_is_refused_in_one_line(
+    make_cluster, start, write_notebook, tmp_path
+):
+    make_cluster(1)
+    write_notebook(tmp_path / "notebook.ipynb", "")
+    path = tmp_path / "grid.yaml"
+    path.write_text(f"notebook: {tmp_path}/notebook.ipynb\ngrid: {{seed: [1]}}\n")
+    project = tmp_path / "project"  # what the driver runs; the nodes get it by PYTHONPATH, and see another folder
+    shutil.copytree(PROJECT / "seglib", project / "seglib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "run_grid.py", project)
+    code = (project / "seglib" / "runs" / "node.py").read_text()
+    changed = code.replace('"token": probe.read_text()', '"token": "another"')
+    (project / "seglib" / "runs" / "node.py").write_text(changed)
+    result = subprocess.run(
+        [sys.executable, project / "run_grid.py", path, "--on", "ray", "--outputs", tmp_path / "o"],
+        capture_output=True, text=True, timeout=PATIENCE, env=os.environ | {"PYTHONPATH": str(project)},
+    )  # fmt: skip
+    assert result.returncode == 2 and not [*Path(tmp_path).glob("o/grid/seed=1")]
+    assert result.stderr.startswith("--on ray: node ") and result.stderr.count("\n") == 1
+    assert f"does not see {tmp_path / 'o' / 'grid'}; required a folder that all nodes share" in result.stderr
