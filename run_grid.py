@@ -30,6 +30,7 @@ from seglib.runs.repeat import repeat_run
 from seglib.runs.results import write_results
 from seglib.runs.schedule import Place, StatusLine
 from seglib.runs.slots import choose_slots, hint_at_gpus
+from seglib.runs.watch import Orders, find_grid, give_order, watch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         if options.repeat:
             line = StatusLine()
             return 0 if repeat_run(expand(options.repeat).resolve(), line.keep, line.show) else 1
+        if options.watch or options.stop or options.pause or options.resume:
+            folder = find_grid(expand(options.watch or options.file), expand(options.outputs).resolve())
+            if options.watch:
+                watch(folder)
+            else:
+                print(printable(give_order(folder, options.stop, options.pause)))
+            return 0
         if options.on:
             require_extra(options.on)
         grid = load_grid(options.file, expand(options.outputs).resolve(), parse_settings(options.set), options.debug)
@@ -63,7 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if options.dry_run else 1
     except OSError as error:  # a disk that is full
-        print(printable(f"{options.file or options.repeat}: stopped: {error}; what ran is kept"), file=sys.stderr)
+        print(
+            printable(f"{options.file or options.repeat or options.watch}: stopped: {error}; what ran is kept"),
+            file=sys.stderr,
+        )
         return 1
     return 0
 
@@ -71,7 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
 def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
     """Run what is not done yet; return the exit code."""
     line = StatusLine()
-    with only_runner(grid.folder, line.show):
+    with only_runner(grid.folder, line.show) as lost:
+        orders = Orders(grid.folder, lost)
         keep_finished(grid)
         reasons = find_reasons(grid, chosen, options.fresh)
         waiting = [run for run in chosen if run.name in reasons]
@@ -82,7 +94,7 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         wait_until_free([run.folder for run in waiting], line.show)
         try:
             with open_place(grid, options) as place:
-                ok = run_grid(grid, waiting, place, options.fail_fast, line.keep, line.show)
+                ok = run_grid(grid, waiting, place, options.fail_fast, line.keep, line.show, orders)
         finally:
             line.keep("")
         outdated = find_outdated(grid, {run.name for run in chosen})
@@ -154,14 +166,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--fail-fast", action="store_true", help="start no further run after one has failed")
     add("--outputs", type=Path, default=outputs_dir(), metavar="DIR", help="default: outputs/")
     add("--repeat", type=Path, metavar="RUN", help="run a finished run's folder again; are its weights the same?")
+    add("--watch", type=Path, metavar="GRID", help="show a grid (file or folder) that runs, here or elsewhere")
+    add("--stop", default="", metavar="RUN", help="of the grid FILE that runs, here or elsewhere: end this run")
+    add("--pause", action="store_true", help="of the grid FILE that runs: start no further run")
+    add("--resume", action="store_true", help="of the grid FILE that was paused: go on")
     options = parser.parse_args(arguments)
-    if (options.file is None) == (options.repeat is None):
-        parser.error("required a grid file, or --repeat with the folder of a run")
+    if sum(each is not None for each in (options.file, options.repeat, options.watch)) != 1:
+        parser.error("required a grid file, or --repeat with the folder of a run, or --watch with a grid")
     if options.probe and not options.dry_run:
         parser.error("--probe goes with --dry-run")
     others = ("set", "only", "limit", "dry_run", "debug", "fresh", "fail_fast", "gpus", "on")
     if options.repeat and any(getattr(options, name) for name in others):
         parser.error("--repeat takes no other options: it does what the record says")
+    asked = [name for name in ("watch", "repeat", "stop", "pause", "resume") if getattr(options, name)]
+    if len(asked) > 1 or (asked and any(getattr(options, name) for name in others)):
+        parser.error(f"--{asked[0]} takes no other options but --outputs")
     return options
 
 

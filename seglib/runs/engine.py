@@ -15,6 +15,7 @@ from seglib.runs.planning import find_needed
 from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.results import ResultsWriter, collect_rows, lend_noise, write_results
 from seglib.runs.schedule import Place, run_jobs
+from seglib.runs.watch import Orders
 
 MOST_LOOKED_AT = 20  # data sets, before each run; where a grid has more, the others at its end
 
@@ -26,10 +27,11 @@ def run_grid(
     fail_fast: bool,
     report: Callable[[str], None],
     show: Callable[[str], None],
+    orders: Orders,
 ) -> bool:
     """Run the waiting runs and then the steps that follow; return whether all of them are ok.
 
-    `report` takes lines that stay, `show` the line of what is going on now (see `schedule.run_jobs`), `place` starts the runs.
+    `report` takes lines that stay, `show` the line of what is going on now (see `schedule.run_jobs`), `place` starts the runs, `orders` are what others ask.
 
     Raises
     ------
@@ -51,7 +53,13 @@ def run_grid(
         )
         for run in waiting
     }
-    ok, tried, limit = True, set(), grid.file.timeout_hours * 3600 or math.inf
+    ok, tried = True, set()
+    steady = {
+        "fail_fast": fail_fast,
+        "limit": grid.file.timeout_hours * 3600 or math.inf,
+        "stall": grid.file.stall_minutes * 60 or math.inf,
+        "orders": orders,
+    }
     results = ResultsWriter(grid, report)
     again = [run.name for run in waiting if is_finished(run.folder, grid.notebook, run.key)]
     halving = Halving(grid, [*jobs], again) if grid.file.stop else None
@@ -67,8 +75,7 @@ def run_grid(
                 report(f"{len(names)} more runs, where one more seed can still tell")
             chosen, prepare = [jobs[name] for name in names], partial(_prepare, grid, report, results.write_soon)
             chosen = halving.find_next(jobs) if halving else chosen
-            steps = {"prepare": prepare, "on_end": on_end, "fail_fast": fail_fast, "limit": limit}
-            ok = run_jobs(chosen, place, report, show, **steps) and ok
+            ok = run_jobs(chosen, place, report, show, prepare=prepare, on_end=on_end, **steady) and ok
             tried.update(jobs if halving else names)
         results.close()
         if grid.file.then:
@@ -78,7 +85,7 @@ def run_grid(
             if fail_fast and not ok:
                 break
             jobs, planned = _plan_group(grid, places, ok, report)
-            ended = run_jobs(jobs, place, report, show, prepare=_make_room, fail_fast=fail_fast, limit=limit)
+            ended = run_jobs(jobs, place, report, show, prepare=_make_room, **steady)
             ok = ended and planned and ok
         return ok
     except KeyboardInterrupt:

@@ -189,8 +189,8 @@ class Step:
 class GridFile:
     """A grid file as written; `axes` are the values to combine, `listed` the runs named one by one.
 
-    `max_seeds` is that of `seeds: auto`, 0 where the seeds are given; `timeout_hours` of a run, 0 for none;
-    `gpus_per_run`: devices, each with a process, that train one model together.
+    `max_seeds` is that of `seeds: auto`, 0 where the seeds are given; `timeout_hours` of a run, `stall_minutes` that it
+    may be without a sign of life, 0 for none; `gpus_per_run`: devices, each with a process, that train one model together.
     """
 
     path: Path
@@ -207,6 +207,7 @@ class GridFile:
     seeds: list[int] = field(default_factory=list)
     max_seeds: int = 0
     timeout_hours: float = 0.0
+    stall_minutes: float = 0.0
     gpus_per_run: int = 1
     stop: dict[str, Any] = field(default_factory=dict)  # see halving.py
     per_gpu: int = 1
@@ -219,7 +220,7 @@ class GridFile:
         spec |= {"worthwhile": self.worthwhile} if self.worthwhile != _WORTHWHILE else {}
         spec |= {"one_factor": self.one_factor, "factors": self.factors}
         spec |= {"seeds": "auto", "max_seeds": self.max_seeds} if self.max_seeds else {}
-        spec |= {"timeout_hours": self.timeout_hours, "stop": self.stop}
+        spec |= {"timeout_hours": self.timeout_hours, "stall_minutes": self.stall_minutes, "stop": self.stop}
         spec |= {"gpus_per_run": self.gpus_per_run} if self.gpus_per_run > 1 else {}
         spec |= {"per_gpu": self.per_gpu} if self.per_gpu != 1 else {}
         filled = {key: value for key, value in spec.items() if value}
@@ -229,8 +230,8 @@ class GridFile:
 _EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "seeds": [], "baseline": {}, "factors": [], "then": []}
 _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
 _KEYS = (
-    "notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", "gpus_per_run", "per_gpu", *_EMPTY,
-    "stop",
+    "notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", "stall_minutes", "gpus_per_run",
+    "per_gpu", *_EMPTY, "stop",
 )  # fmt: skip
 _MAX_SEEDS = 5  # of `seeds: auto`
 _STEP_KEYS = ("notebook", "each", "fixed")
@@ -268,6 +269,7 @@ def read_grid_file(path: str | Path) -> GridFile:
         seeds=[] if spec["seeds"] == "auto" else spec["seeds"],
         max_seeds=spec.get("max_seeds", _MAX_SEEDS) if spec["seeds"] == "auto" else 0,
         timeout_hours=float(spec.get("timeout_hours", 0)),
+        stall_minutes=float(spec.get("stall_minutes", 0)),
         gpus_per_run=spec.get("gpus_per_run", 1),
         stop=spec.get("stop", {}),
         per_gpu=spec.get("per_gpu", 1),
@@ -299,9 +301,13 @@ def _find_problems(spec: Mapping) -> list[str]:
     worthwhile = spec.get("worthwhile", _WORTHWHILE)
     if not isinstance(worthwhile, int | float) or isinstance(worthwhile, bool) or not 0 <= worthwhile < 1:
         problems.append(f"`worthwhile` must be a difference of mIoU from 0 to below 1, got {_kind(worthwhile)}")
-    hours = spec.get("timeout_hours", 0)
-    if not isinstance(hours, int | float) or isinstance(hours, bool) or not 0 <= hours < math.inf:
-        problems.append(f"`timeout_hours` must be the hours that a run may take, 0 for no limit, got {_kind(hours)}")
+    for key, what in (
+        ("timeout_hours", "hours that a run may take"),
+        ("stall_minutes", "minutes that it may be quiet"),
+    ):
+        most = spec.get(key, 0)
+        if not isinstance(most, int | float) or isinstance(most, bool) or not 0 <= most < math.inf:
+            problems.append(f"`{key}` must be the {what}, 0 for no limit, got {_kind(most)}")
     if type(gpus := spec.get("gpus_per_run", 1)) is not int or gpus < 1:
         problems.append(f"`gpus_per_run` must be a whole number from 1, got {_kind(gpus)}")
     if not isinstance(one_factor := spec.get("one_factor", False), bool):

@@ -9,18 +9,21 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from seglib.errors import printable
+from seglib.files import sign
 from seglib.runs.grid import Job
 from seglib.runs.leaderboard import fit, format_seconds
 from seglib.runs.reasons import explain, find_first_error
 from seglib.runs.record import describe_key, read_record, update_record
+from seglib.runs.watch import Orders
 
 GRACE = 20  # [s] that a run which is to stop gets to save its notebook before it is killed
 WELL = {"ok", "stopped"}  # a run that is stopped early did what it should
+SIGNS = ("progress.json", "run.log", "history.csv", "last.pt")  # of life, with the executed notebook
 POLL = 0.25  # [s] between two looks at what runs
 
 
@@ -77,6 +80,21 @@ class _Active:
     process: Process
     position: str
     began: float
+    pulse: "_Pulse" = field(default_factory=lambda: _Pulse())
+
+
+class _Pulse:
+    """When a job's files changed last, on the monotonic clock [s], and whether it was ended since they did not."""
+
+    def __init__(self):
+        self.state, self.changed, self.stalled = None, time.monotonic(), False
+
+    def measure(self, job: Job) -> float:
+        """Seconds since its files changed."""
+        state = [sign(job.run_dir / name) for name in (*SIGNS, job.notebook.name)]
+        if state != self.state:
+            self.state, self.changed = state, time.monotonic()
+        return time.monotonic() - self.changed
 
 
 def run_jobs(
@@ -89,6 +107,8 @@ def run_jobs(
     on_end: Callable[[Job, str], Sequence[Job]] = lambda job, status: (),
     fail_fast: bool = False,
     limit: float = math.inf,
+    stall: float = math.inf,
+    orders: Orders | None = None,
 ) -> bool:
     """Execute jobs in the slots of a place; return whether all are ok, or stopped where they should.
 
@@ -102,13 +122,17 @@ def run_jobs(
     on_end : called after each job with its status; returns jobs that are to follow.
     fail_fast : start no further job after one has failed.
     limit : [s] after which a run is stopped; it is `interrupted`, and goes on from there the next time.
+    stall : [s] without a change of its files (`SIGNS`) after which a run is ended, started again once, and then failed.
+    orders : what others ask while the jobs run.
 
     Raises
     ------
     KeyboardInterrupt
-        After Ctrl-C, when every process has ended; records say `interrupted`.
+        After Ctrl-C, when every process has ended; records say `interrupted`. Where the grid went to another machine.
     """
-    jobs, waiting, active, statuses, seconds = [*jobs], [*jobs], [], [], []
+    jobs, waiting, active, statuses, seconds, revived = [*jobs], [*jobs], [], [], [], set()
+    if orders:
+        orders.expect(jobs)
 
     def end(job: Job, status: str) -> None:
         statuses.append(status)
@@ -118,7 +142,9 @@ def run_jobs(
 
     try:
         while waiting or active:
-            while waiting and len(active) < place.slots:
+            if orders:
+                statuses += ["interrupted" for _ in _obey(orders, waiting, active, report)]
+            while waiting and len(active) < place.slots and not (orders and orders.paused):
                 position = f"[{len(jobs) - len(waiting) + 1}/{len(jobs)}]"
                 job = waiting.pop(0)
                 try:
@@ -130,11 +156,19 @@ def run_jobs(
                     report(f"{position} {job.label}: failed, not started: {error}")
                     end(job, "failed")
             time.sleep(POLL)
-            show(_describe(active, len(waiting), seconds, place.slots))
+            paused = "paused | " if orders and orders.paused else ""
+            show(paused + _describe(active, len(waiting), seconds, place.slots))
             _stop_late(active, limit, report)
+            _stop_stalled(active, stall, report)
             for run in [run for run in active if run.process.poll() is not None]:
                 active.remove(run)
-                status = _finish(run, report)
+                twice = run.pulse.stalled and run.job.label in revived
+                unwanted = bool(orders) and run.job.label in orders.stopped
+                status = _finish(run, report, interrupted=unwanted, stalled=stall if twice else 0)
+                if run.pulse.stalled and not twice and status != "ok":
+                    revived.add(run.job.label)
+                    waiting.insert(0, run.job)
+                    continue
                 seconds += [time.monotonic() - run.began] if status == "ok" else []
                 end(run.job, status)
             if fail_fast and not WELL.issuperset(statuses):
@@ -171,10 +205,40 @@ def _stop_late(active: Sequence[_Active], limit: float, report: Callable[[str], 
     stop_all([run.process for run in late])
 
 
-def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = False) -> str:
+def _stop_stalled(active: Sequence[_Active], stall: float, report: Callable[[str], None]) -> None:
+    quiet = [run for run in active if stall < math.inf and run.process.poll() is None]
+    quiet = [run for run in quiet if run.pulse.measure(run.job) > stall]
+    for run in quiet:
+        run.pulse.stalled = True
+        report(f"{run.position} {run.job.label}: ended: no sign of life for {format_seconds(stall)} (stall_minutes)")
+    stop_all([run.process for run in quiet])
+
+
+def _obey(orders: Orders, waiting: list[Job], active: list[_Active], report: Callable[[str], None]) -> list[Job]:
+    """Do what is asked from elsewhere; return the jobs that were taken off the list."""
+    orders.look()
+    if orders.lost.is_set():
+        for run in active:  # at once and without a word in its record, which is another machine's now
+            run.process.kill()
+            run.process.close(ended_well=False)
+        active.clear()
+        report("another machine took this one for dead and goes on with the grid; what ran here is ended")
+        raise KeyboardInterrupt
+    unwanted = [run for run in active if run.job.label in orders.stopped and run.process.poll() is None]
+    for run in unwanted:
+        report(f"{run.position} {run.job.label}: stopped (--stop)")
+    stop_all([run.process for run in unwanted])
+    dropped = [job for job in waiting if job.label in orders.stopped]
+    for job in dropped:
+        waiting.remove(job)
+        report(f"{job.label}: not started (--stop)")
+    return dropped
+
+
+def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = False, stalled: float = 0) -> str:
     """Say how a job ended; of one whose folder is gone or full that it failed."""
     try:
-        status, detail = _read_end(run, interrupted)
+        status, detail = _read_end(run, interrupted, stalled)
     except OSError as error:
         status, detail = "failed", f"{error}"
     seconds = format_seconds(time.monotonic() - run.began)
@@ -182,15 +246,17 @@ def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = Fal
     return status
 
 
-def _read_end(run: _Active, interrupted: bool) -> tuple[str, str]:
+def _read_end(run: _Active, interrupted: bool, stalled: float) -> tuple[str, str]:
     """Status and detail of a job that ended; if its process could not say so itself, say it for it."""
     job, code = run.job, run.process.poll()
     run.process.close(ended_well=not code and not interrupted)
-    if code:
+    if code or (stalled and (read_record(job.run_dir) or {}).get("status") != "ok"):
         found = find_first_error(job.run_dir / "run.log") or "the process of the run ended without a word"
         status, error = explain(f"{found}; see {job.run_dir / 'run.log'}", job.run_dir)
         if interrupted:
             status, error = "interrupted", "stopped before its end"
+        elif stalled:
+            status, error = "failed", f"no sign of life for {format_seconds(stalled)}, twice (stall_minutes)"
         elif code < 0:
             status, error = "killed", f"the process of the run was killed (signal {-code})"
         update_record(
