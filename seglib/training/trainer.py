@@ -15,11 +15,7 @@ from torch.utils.data import DataLoader
 
 from seglib import ranks
 from seglib.errors import InputError, StoppedForNow
-from seglib.evaluation.metrics import (
-    compute_metrics,
-    load_confusion,
-    save_confusion,
-)
+from seglib.evaluation.metrics import compute_metrics, load_confusion, save_confusion
 from seglib.files import STOP_AFTER, replacing
 from seglib.parts import check_part, find_parts
 from seglib.runs.record import read_record, reopen_run, update_record
