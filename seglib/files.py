@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from seglib.errors import InputError
@@ -176,6 +176,8 @@ def read_file(path: str | Path, most: int = -1) -> bytes:
 
 def require_regular(path: str | Path, mode: int) -> None:
     """Refuse what is no file: to open a pipe waits for a writer, a device may have no end."""
+    if S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not S_ISREG(mode):
         raise InputError(f"{path}: required a file, got a pipe or a device")
 

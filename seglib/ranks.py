@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from seglib.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,8 +47,7 @@ def find_main_folder(run_dir: Path) -> Path:
 
 def take_share(items: Sequence[T]) -> Sequence[T]:
     """This rank's part of what all do together: a piece without gaps, nearly as long as the others'."""
-    bounds = np.linspace(0, len(items), count() + 1).astype(int)
-    return items[bounds[number()] : bounds[number() + 1]]
+    return items[len(items) * number() // count() : len(items) * (number() + 1) // count()]
 
 
 def join(model: "nn.Module", device: "torch.device") -> None:
