@@ -130,7 +130,8 @@ def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> No
         rest = f", ... ({len(values)} values)" if len(values) > 12 else ""
         print(printable(f"{name}: {', '.join(values[:12])}{rest}"))
     print(describe_plan(grid, chosen, reasons))
-    waiting = [run for run in chosen if run.name in soon & {*reasons}]
+    due = soon & {*reasons}
+    waiting = [run for run in chosen if run.name in due]
     if options.probe:
         line = StatusLine()
         probe_runs(grid, waiting, LocalMachine(), line.keep, line.show)

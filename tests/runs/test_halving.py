@@ -154,7 +154,10 @@ def test_a_condition_is_compared_by_its_mean_its_seeds_go_on_together_and_the_ba
     }, result  # fmt: skip
 
 
-def test_stopped_runs_have_no_score_and_their_conditions_no_verdict_but_count_as_comparisons(call, write, grid_folder):
+def test_stopped_runs_have_no_score_and_their_conditions_no_verdict_but_count_as_comparisons(
+    call, write, grid_folder, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "120")  # the table is cut to the terminal
     text = f"{STOP}seeds: [1, 2]\ngrid: {{weight: [0.1, 0.2, 0.3, 0.4]}}\nbaseline: {{weight: 0.1}}"
     out = " ".join(call(write(text)).out.split())
     assert "95 % for 3 comparisons together (Holm), those that were stopped among them" in out
