@@ -114,7 +114,7 @@ def open_place(grid: Grid, options: argparse.Namespace) -> AbstractContextManage
 
         gpus = grid.file.gpus_per_run / max(1, grid.file.per_gpu)
         return open_ray(describe_here(grid), options.workers or 1, gpus)
-    return nullcontext(LocalMachine(environments=options.slots))
+    return nullcontext(LocalMachine(environments=options.slots, warm=len(grid.runs) + len(grid.file.then) > 1))
 
 
 def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> None:

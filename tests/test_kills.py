@@ -90,6 +90,7 @@ def make_grid(tmp_path_factory) -> Callable[[str], Grid]:
             yaml.safe_dump({"notebook": str(notebook), "fixed": fixed, "grid": {"seed": [21]}})
         )
         command = [sys.executable, str(project / "run_grid.py"), str(folder / "grid.yaml"), "--outputs", str(folder)]
+        # Kernels are found by their command line; of forked ones, which have none, see tests/runs/test_warm.py.
         env = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
         return Grid(command, env, folder / "grid")
 

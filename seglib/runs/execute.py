@@ -46,6 +46,7 @@ from seglib.runs.reasons import explain, find_first_error
 from seglib.runs.record import describe_key, read_record, start_record, summarise_key, update_record
 from seglib.runs.trackers import NAME as TRACKING
 from seglib.runs.trackers import finish_tracking
+from seglib.runs.warm import fork_kernel
 
 MOST_PRINTED = 1_000_000  # characters that are kept of what a cell prints
 LONGEST_FOLDER = 70  # bytes of a folder's name in which sockets are put; the system takes 107 with theirs
@@ -276,10 +277,12 @@ def _watch_runner() -> None:
     signal.pthread_kill(threading.main_thread().ident, signal.SIGHUP)
 
 
-def main() -> None:
+def main(warm: bool = False) -> None:
+    adopt_orphans()
+    if warm:
+        fork_kernel()
     for number in _STOPPED:
         signal.signal(number, _stop)
-    adopt_orphans()
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_watch_runner, daemon=True).start()
     with only_executor(Path(job["run_dir"])):

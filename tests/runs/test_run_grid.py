@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from seglib.files import PROJECT
-from seglib.runs.family import UNDER_RUNNER
 from seglib.runs.record import read_record
 
 # The first time, what `do` says happens; the next time the run is well.
@@ -87,15 +86,8 @@ def wait_for(condition, seconds=30):
 
 def family_of(record):
     """The process that executes a run, its kernel, and what that has started."""
-    pid = record["process"]["pid"]
-    marked = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid == pid or process.environ().get(UNDER_RUNNER) == str(pid):
-                marked.append(process)
-        except psutil.Error:
-            continue
-    return marked
+    process = psutil.Process(record["process"]["pid"])
+    return [process, *process.children(recursive=True)]
 
 
 def is_gone(process):
@@ -132,7 +124,7 @@ def test_a_killed_process_takes_its_kernel_along_and_ctrl_c_keeps_what_ran(
 ):
     path = write_misfortune("sleep 1", "sleep 2")
     runner = start(path, "--workers", "2")
-    wait_for(lambda: len([*grid_folder.glob("*happened")]) == 2)
+    wait_for(lambda: len([*grid_folder.glob("*happened")]) == 2, 90)
     one, two = (read_record(grid_folder / f"do=sleep_{number}") for number in (1, 2))
     families = [family_of(one), family_of(two)]
     assert [len(family) for family in families] == [3, 3]
@@ -160,7 +152,7 @@ def test_after_the_runner_is_killed_its_runs_end_before_the_next_one_starts(
 ):
     path = write_misfortune("sleep")
     runner = start(path)
-    wait_for(lambda: [*grid_folder.glob("*happened")])
+    wait_for(lambda: [*grid_folder.glob("*happened")], 90)
     record = read_record(grid_folder / "do=sleep")
     family = family_of(record)
     second = run(path)
