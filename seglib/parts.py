@@ -353,3 +353,11 @@ def _run_file(path: Path, name: str) -> list[Part]:
             raise
         raise InputError(f"parts: {path} must run as Python, got {type(error).__name__}: {error}") from error
     return [part for part in _registered.values() if part.build.__module__ == name]
+
+
+def build_callbacks(callbacks: Mapping[str, Mapping[str, Any]]) -> list[object]:
+    """The registered callbacks of these names, each made with its options."""
+    for name, options in callbacks.items():
+        check_part("callback", {name: options}, find_parts("callback"))
+    own = find_parts("callback")
+    return [own[name].build(**options) for name, options in callbacks.items()]

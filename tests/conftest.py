@@ -23,6 +23,17 @@ def _own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright  # few tests need it
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
 @pytest.fixture(autouse=True)
 def builders_answer_here(monkeypatch):
     """The builders are asked in this process, which has torch already; `test_check.py` asks the child that a grid asks."""

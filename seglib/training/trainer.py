@@ -17,7 +17,7 @@ from seglib import ranks
 from seglib.errors import InputError, StoppedForNow
 from seglib.evaluation.metrics import compute_metrics, load_confusion, save_confusion
 from seglib.files import STOP_AFTER, replacing
-from seglib.parts import check_part, find_parts
+from seglib.parts import build_callbacks
 from seglib.runs.record import read_record, reopen_run, update_record
 from seglib.training.averaging import Averages, build_averages
 from seglib.training.belonging import (
@@ -447,11 +447,3 @@ class Trainer:
     def _call(self, event: str) -> None:
         for callback in self.callbacks:
             getattr(callback, event, lambda trainer: None)(self)
-
-
-def build_callbacks(callbacks: Mapping[str, Mapping[str, Any]]) -> list[object]:
-    """The registered callbacks of these names, each made with its options."""
-    for name, options in callbacks.items():
-        check_part("callback", {name: options}, find_parts("callback"))
-    own = find_parts("callback")
-    return [own[name].build(**options) for name, options in callbacks.items()]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import sync_playwright
 
 from seglib.runs.conditions import summarise_conditions
 from seglib.runs.execute import render_html
@@ -20,14 +19,6 @@ HOSTILE = (
     "<script>window.owned = 1</script><img src=x onerror='window.owned = 2'><svg onload='window.owned = 3'></svg>"
     "<iframe srcdoc='<script>parent.owned = 4</script>'></iframe><a id=link href='javascript:window.owned = 5'>link</a>"
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def open_page(browser, path):

@@ -9,7 +9,6 @@ from urllib.parse import unquote
 
 import matplotlib
 import pytest
-from playwright.sync_api import sync_playwright
 
 from seglib.runs import page as page_module
 from seglib.runs.conditions import summarise_conditions
@@ -22,14 +21,6 @@ pytestmark = pytest.mark.skipif(
     not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed (on Debian: apt-get install chromium)"
 )
 VOID = {"meta", "input", "img", "wbr", "link", "br"}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Page(HTMLParser):
