@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from seglib.errors import InputError, print_anything, printable
-from seglib.files import expand, outputs_dir
+from seglib.files import expand, outputs_dir, sweep
 from seglib.runs.cost import forecast
 from seglib.runs.engine import find_next, find_outdated, keep_finished, run_grid
 from seglib.runs.family import NOT_ADOPTED, adopt_orphans
@@ -83,6 +83,7 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
     """Run what is not done yet; return the exit code."""
     line = StatusLine()
     with only_runner(grid.folder, line.show) as lost:
+        sweep(grid.folder)
         orders = Orders(grid.folder, lost)
         keep_finished(grid)
         reasons = find_reasons(grid, chosen, options.fresh)

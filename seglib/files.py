@@ -5,12 +5,14 @@ A dry run of a grid imports this file and must answer in a second: NumPy is impo
 
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import itertools
 import json
 import math
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -62,15 +64,86 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _held(_make_file, f".{path.name[:40]}.", ".part", path.parent) as temporary:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files for the owner alone
         os.replace(temporary, path)
+
+
+@contextmanager
+def replacing_folder(folder: str | Path) -> Iterator[Path]:
+    """The same for a folder, which may be there only if it is empty."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _held(tempfile.mkdtemp, f".{folder.name[:40]}.", ".part", folder.parent) as temporary:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        os.replace(temporary, folder)
+
+
+@contextmanager
+def private_folder(parent: str | Path | None = None) -> Iterator[Path]:
+    """A temporary folder for the owner alone, in the usual place for such or in another; it goes when the block ends."""
+    with _held(tempfile.mkdtemp, "", "", parent) as temporary:
+        yield temporary
+
+
+@contextmanager
+def private_file(folder: str | Path) -> Iterator[Path]:
+    """The same for an empty file."""
+    with _held(_make_file, ".", ".part", folder) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _held(make: Callable[..., str], prefix: str, suffix: str, parent: str | Path | None) -> Iterator[Path]:
+    """What `make` makes under a name that `sweep` knows, locked for as long as this process uses it."""
+    while True:
+        path = Path(make(suffix, f"{prefix}{_mark()}", parent))
+        handle = os.open(path, os.O_RDONLY)
+        with suppress(OSError):  # a disk that cannot lock: nothing is swept there either
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        if path.exists():  # not swept in the moment before it was locked
+            break
+        os.close(handle)
+    try:
+        yield path
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _make_file(suffix: str, prefix: str, parent: str | Path) -> str:
+    handle, path = tempfile.mkstemp(suffix, prefix, parent)
+    os.close(handle)
+    return path
+
+
+def _mark() -> str:
+    """In the names of what is temporary: a lock may not reach the other hosts that share a folder."""
+    return f"seglib-{hash_text(platform.node())[:6]}-"
+
+
+def sweep(folder: str | Path) -> None:
+    """Delete what this user's processes on this host were writing into a folder when they were killed.
+
+    What a process that lives holds stays, as does what cannot be told.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            named = [entry for entry in entries if _mark() in entry.name]
+            mine = [entry for entry in named if entry.stat(follow_symlinks=False).st_uid == os.geteuid()]
+    except OSError:  # no such folder, or another user's
+        return
+    for entry in mine:
+        is_folder = entry.is_dir(follow_symlinks=False)
+        with suppress(OSError):  # held; gone by now; on a disk that cannot lock
+            handle = os.open(entry.path, (os.O_RDONLY if is_folder else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
+            finally:
+                os.close(handle)
 
 
 def clear_parts(folder: str | Path) -> None:

@@ -4,13 +4,13 @@ import os
 import re
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 from seglib.errors import InputError
+from seglib.files import private_folder
 
 LONGEST = 30 * 60  # [s] that a command may take
 SEND = "SEGLIB_SEND"
@@ -42,7 +42,7 @@ def expand(template: str, path: Path) -> Iterator[tuple[list[str], dict[str, str
             raise InputError(f"--send: required the environment variable {name}, got none; export {name}=...")
     values, file = {name: os.environ[name] for name in names}, str(path.resolve())
     command = [_PLACE.sub(lambda m: values.get(m[1] or m[2] or "", file), word) for word in words]
-    with tempfile.TemporaryDirectory(prefix="seglib-") as private:
+    with private_folder() as private:
         for place, (option, header) in enumerate(pairwise(words), 1):
             if Path(words[0]).name == "curl" and option in ("-H", "--header") and _PLACE.search(header):
                 kept = Path(private, str(place))

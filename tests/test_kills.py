@@ -69,7 +69,7 @@ class Grid:
 
     @property
     def run_dir(self) -> Path:
-        (folder,) = [path for path in self.folder.iterdir() if path.is_dir()]
+        (folder,) = [path for path in self.folder.iterdir() if path.is_dir() and path.name[0] != "."]
         return folder
 
 

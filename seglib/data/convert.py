@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from seglib.data.mask_folders import DESCRIPTION, LABELMAP, read_description
 from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS, paint_mask
 from seglib.data.verify import refuse_errors, verify_coco
 from seglib.errors import InputError
-from seglib.files import write_text
+from seglib.files import replacing_folder, write_text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,9 +93,7 @@ def write_masks(places: Sequence[tuple[Path, str]], target: Path, paint_order: s
             raise InputError(
                 f"{data.json_path}: must have the classes {', '.join(names[1:])}, got {', '.join(data.class_names[1:])}"
             )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    try:
+    with replacing_folder(target) as folder:
         lists: dict[str, list[str]] = {}
         for data in sets:
             listed = lists.setdefault(Path(data.json_path).stem, [])
@@ -107,10 +104,6 @@ def write_masks(places: Sequence[tuple[Path, str]], target: Path, paint_order: s
             folder / DESCRIPTION,
             json.dumps({"classes": ["background", *names[1:]], "ignore_index": 255}, ensure_ascii=False),
         )
-        folder.chmod(0o755)
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     used = ", ".join(f"{name}.txt" for name in lists)
     return f"{target}: {sum(map(len, lists.values()))} images; data_dir: {target.absolute()}, train_json: one of {used}"
 

@@ -31,6 +31,7 @@ from seglib.files import (
     hash_files,
     hash_text,
     read_json,
+    replacing_folder,
     report_no_cache,
     require_space,
     write_json,
@@ -220,20 +221,15 @@ def _find_damage(folder: Path) -> str:
 
 def _build(pixels: Pixels, folder: Path, about: Mapping[str, Any], progress: Progress | None) -> None:
     """Fill a temporary folder and rename it; the caller holds the lock."""
-    part = folder.with_suffix(".part")
-    for old in (part, folder):  # what a killed build left, and what is damaged
+    for old in (folder.with_suffix(".part"), folder):  # of a build that an earlier version left, and what is damaged
         shutil.rmtree(old, ignore_errors=True)
     needed = len(pixels) * pixels.image_size**2 * 4
     fix = "set SEGLIB_CACHE to a folder on a disk with more, delete old caches in this one, or set cache to false to decode"
-    with require_space(part.parent, needed, "the pixel cache needs", f"{fix} images at each reading"):
-        try:
-            part.mkdir()
-            _write_arrays(pixels, part, progress)
-            hashes = dict(zip(FILES, hash_files([part / name for name in FILES]), strict=True))
-            write_json(part / "meta.json", {"hashes": hashes, **about})
-            part.rename(folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    what, fix = "the pixel cache needs", f"{fix} images at each reading"
+    with require_space(folder.parent, needed, what, fix), replacing_folder(folder) as part:
+        _write_arrays(pixels, part, progress)
+        hashes = dict(zip(FILES, hash_files([part / name for name in FILES]), strict=True))
+        write_json(part / "meta.json", {"hashes": hashes, **about})
 
 
 def _write_arrays(pixels: Pixels, folder: Path, progress: Progress | None) -> None:

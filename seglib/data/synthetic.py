@@ -7,8 +7,6 @@ image: `unit` is image_size / 256.
 
 import itertools
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +19,7 @@ from pycocotools import mask as coco_mask
 from seglib.data.class_names import SYNTHETIC as CLASSES
 from seglib.data.synthetic_shapes import CLUTTER, FREQUENCIES, SCALES, SORTS, Litter, Sprite, noise
 from seglib.errors import InputError
-from seglib.files import cache_dir, write_text
+from seglib.files import cache_dir, replacing_folder, write_text
 
 VERSION = 1  # part of the cached folder's name: raise it whenever a pixel or a polygon changes
 # Its colour, roughness; its blades, leaves or stones: how many, colour, half length from and to [px at 256 px], width to
@@ -70,13 +68,8 @@ def make_synthetic(
         raise InputError(
             f"synthetic data: the folder must be absent or empty, got {folder}; name another one or delete it"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        made = Path(temporary) / "made"
+    with replacing_folder(folder) as made:
         _write(made, num_images, image_size, seed, progress)
-        if folder.exists():
-            folder.rmdir()  # empty: Windows cannot rename over it
-        os.replace(made, folder)
     return folder
 
 

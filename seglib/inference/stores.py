@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from seglib.errors import InputError
-from seglib.files import array_header, checksums, read_json, replacing, require_space, write_json
+from seglib.files import array_header, checksums, read_json, replacing, require_space, sweep, write_json
 
 DTYPES = ("uint8", "float16")
 DATA, SUMS, ABOUT = "probabilities.npy", "checksums.npy", "store.json"
@@ -229,6 +229,7 @@ def write_store(
 
 def keep_masks(path: Path, masks: Iterator[np.ndarray], count: int, size: int) -> np.ndarray:
     """Write masks (size, size) uint8 as they come; return them as a memory map (count, size, size)."""
+    sweep(path.parent)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(array_header((count, size, size), "|u1"))
         for mask in masks:

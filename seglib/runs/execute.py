@@ -35,7 +35,7 @@ from papermill.iorw import LocalHandler, papermill_io
 from traitlets.config import Config
 
 from seglib.errors import StoppedForNow
-from seglib.files import STOP_AFTER, clear_parts, write_text
+from seglib.files import STOP_AFTER, cache_dir, clear_parts, private_folder, sweep, write_text
 from seglib.parameters import read_defaults
 from seglib.runs.family import UNDER_RUNNER, adopt_orphans, kill_family
 from seglib.runs.keys import calls, mend_key
@@ -105,7 +105,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> tuple[s
     engines.PapermillNotebookClient = _BoundedClient  # which papermill's engine names, and takes no other
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory(prefix="seglib-", dir=_find_short_folder()) as sockets:
+        with private_folder(_find_short_folder()) as sockets:
             papermill.execute_notebook(
                 str(notebook), str(output), parameters=changed, kernel_name="python3", cwd=str(notebook.parent),
                 progress_bar=False, start_timeout=300, iopub_timeout=120, config=_use_sockets(sockets),
@@ -133,10 +133,10 @@ def _find_short_folder() -> str | None:
     return next((each for each in fit if os.access(each, os.W_OK | os.X_OK)), None)
 
 
-def _use_sockets(folder: str) -> Config:
+def _use_sockets(folder: Path) -> Config:
     """Talk to the kernel through files: kernels that start together can take each other's TCP ports."""
     config = Config()
-    if len(os.fsencode(folder)) > LONGEST_FOLDER + 20:
+    if len(os.fsencode(folder)) > LONGEST_FOLDER + 23:
         return config  # no folder is short enough: TCP, signed with a key of the kernel's own
     config.ConnectionFileMixin.transport = "ipc"
     config.KernelManager.connection_file = f"{folder}/kernel.json"
@@ -154,6 +154,7 @@ def run_job(job: dict[str, Any]) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     began = time.monotonic()
     clear_parts(run_dir)
+    _sweep_leftovers()
     start_record(run_dir, job["key"], job["parameters"], job["varied"])
     with start_others(job, _fail):
         status, error = execute(notebook, output, job["parameters"])
@@ -173,6 +174,13 @@ def run_job(job: dict[str, Any]) -> None:
     key = mend_key(notebook, job["parameters"], job["key"], run_dir)
     seconds = round(time.monotonic() - began, 2)
     update_record(run_dir, status=status, error=error, seconds=seconds, **describe_key(key), **tracking)
+
+
+def _sweep_leftovers() -> None:
+    """Delete what killed runs have left in the folders that all share; those of a run are its own."""
+    cache = cache_dir()
+    for folder in {tempfile.gettempdir(), _find_short_folder() or "", cache, *cache.glob("*/")}:
+        sweep(folder)
 
 
 def _send_notebook(output: Path, parameters: dict[str, Any], status: str) -> dict[str, Any]:

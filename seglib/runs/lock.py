@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import psutil
 
 from seglib.errors import InputError
+from seglib.files import private_file
 
 NAME = ".lock"
 _RUNNING = ".running"  # in a run's folder: held while the run is executed
@@ -99,13 +99,9 @@ def read_age(folder: Path) -> float:
 
 def read_clock(folder: Path) -> float:
     """The time of a disk's own clock [s]: that of a file just written there."""
-    handle, path = tempfile.mkstemp(prefix=".clock.", dir=folder)
-    try:
-        os.utime(handle)  # without a time: the server's
-        return os.fstat(handle).st_mtime
-    finally:
-        os.close(handle)
-        os.unlink(path)
+    with private_file(folder) as path, open(path, "rb+") as file:
+        os.utime(file.fileno())  # without a time: the server's
+        return os.fstat(file.fileno()).st_mtime
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seglib import ranks
-from seglib.files import PROJECT
+from seglib.files import PROJECT, private_folder
 from seglib.runs.record import read_record
 
 POLL = 0.5  # [s] between two looks at whether one has failed
@@ -34,12 +33,12 @@ def start_others(job: Mapping[str, Any], fail: Callable[[str], None]) -> Iterato
     folder, devices = Path(job["run_dir"]) / "ranks", _list_devices(ranks.count())
     shutil.rmtree(folder, ignore_errors=True)
     over = threading.Event()
-    with tempfile.TemporaryDirectory(prefix="seglib-") as meeting:
+    with private_folder() as meeting:
         shared = {ranks.FOLDER: job["run_dir"], ranks.MEETING: f"{meeting}/meeting"}
         os.environ |= shared | {ranks.NUMBER: "0", "CUDA_VISIBLE_DEVICES": devices[0]}
         numbers = range(1, ranks.count())
         others = {number: _start(job, folder / str(number), number, devices[number]) for number in numbers}
-        watch = threading.Thread(target=_watch, args=(others, folder, Path(meeting), over, fail), daemon=True)
+        watch = threading.Thread(target=_watch, args=(others, folder, meeting, over, fail), daemon=True)
         watch.start()
         try:
             yield
