@@ -25,6 +25,7 @@ from seglib.runs.halving import describe_stops
 from seglib.runs.local import LocalMachine
 from seglib.runs.lock import only_runner, wait_until_free
 from seglib.runs.node import describe_here, require_extra
+from seglib.runs.order import Order
 from seglib.runs.probe import probe_runs
 from seglib.runs.repeat import repeat_run
 from seglib.runs.results import write_results
@@ -90,8 +91,8 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         waiting = [run for run in chosen if run.name in reasons]
         require_weights(grid, waiting)
         soon = {*find_next(grid, [run.name for run in waiting])}
-        outlook = forecast(grid, [run for run in waiting if run.name in soon], len(options.slots))
-        line.keep("\n".join(filter(None, [*grid.notes, describe_plan(grid, chosen, reasons), outlook])))
+        outlook = foresee_time(grid, [run for run in waiting if run.name in soon], len(options.slots))
+        line.keep("\n".join(filter(None, [*grid.notes, describe_plan(grid, chosen, reasons), *outlook])))
         wait_until_free([run.folder for run in waiting], line.show)
         try:
             with open_place(grid, options) as place:
@@ -136,8 +137,14 @@ def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> No
     if options.probe:
         line = StatusLine()
         probe_runs(grid, waiting, LocalMachine(), line.keep, line.show)
-    outlook = [forecast(grid, waiting, len(options.slots)), describe_stops(grid), foresee_verdicts(grid)]
+    outlook = [*foresee_time(grid, waiting, len(options.slots)), describe_stops(grid), foresee_verdicts(grid)]
     print("".join(f"{line}\n" for line in outlook if line), end="")
+
+
+def foresee_time(grid: Grid, waiting: list[Run], slots: int) -> list[str]:
+    """What the runs take, and with a `deadline` how many are expected to end by then."""
+    ahead = Order(grid).foresee(waiting, slots) if grid.file.deadline and waiting else ""
+    return [forecast(grid, waiting, slots), ahead]
 
 
 def describe_plan(grid: Grid, chosen: list[Run], reasons: Collection[str]) -> str:

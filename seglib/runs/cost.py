@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seglib.errors import InputError
 from seglib.runs.conditions import ELSEWHERE, count_noun, identify
-from seglib.runs.grid import Grid, Run
 from seglib.runs.halving import share_epochs
 from seglib.runs.leaderboard import format_seconds
 from seglib.runs.record import NAME, read_record
+
+if TYPE_CHECKING:
+    from seglib.runs.grid import Grid, Run
 
 NEWEST = 300  # finished runs that are looked at, the newest ones
 ENOUGH = 5  # of one kind
@@ -131,7 +133,7 @@ def _count_pixels(parameters: Mapping[str, Any]) -> float:
 _LEVELS = ((_describe_all, _count_epochs), (describe_shape, _count_pixels))
 
 
-def forecast(grid: Grid, runs: Sequence[Run], slots: int) -> str:
+def forecast(grid: "Grid", runs: "Sequence[Run]", slots: int) -> str:
     """One line: what runs will take together and when they end, `slots` at a time; "" where no kind was measured.
 
     Raises

@@ -11,6 +11,7 @@ from seglib.files import find_free_folder, write_text
 from seglib.runs.grid import Grid, Job, Run, find_neighbours, group_steps, plan_step
 from seglib.runs.halving import Halving
 from seglib.runs.keys import compare_keys, compute_keys, find_changes, is_finished
+from seglib.runs.order import Order
 from seglib.runs.planning import find_needed
 from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.results import ResultsWriter, collect_rows, lend_noise, write_results
@@ -53,9 +54,10 @@ def run_grid(
         )
         for run in waiting
     }
-    ok, tried = True, set()
+    ok, tried, order = True, set(), Order(grid)
     steady = {
         "fail_fast": fail_fast,
+        "leave": order.leave,
         "limit": grid.file.timeout_hours * 3600 or math.inf,
         "stall": grid.file.stall_minutes * 60 or math.inf,
         "orders": orders,
@@ -67,7 +69,7 @@ def run_grid(
     def on_end(job: Job, status: str) -> Sequence[Job]:
         further = halving.find_next(jobs, job, status) if halving else ()
         results.write_soon()
-        return further
+        return order.sort(further)
 
     try:
         while (ok or not fail_fast) and (names := find_next(grid, jobs.keys() - tried, tried)):
@@ -75,7 +77,7 @@ def run_grid(
                 report(f"{len(names)} more runs, where one more seed can still tell")
             chosen, prepare = [jobs[name] for name in names], partial(_prepare, grid, report, results.write_soon)
             chosen = halving.find_next(jobs) if halving else chosen
-            ok = run_jobs(chosen, place, report, show, prepare=prepare, on_end=on_end, **steady) and ok
+            ok = run_jobs(order.sort(chosen), place, report, show, prepare=prepare, on_end=on_end, **steady) and ok
             tried.update(jobs if halving else names)
         results.close()
         if grid.file.then:
@@ -87,6 +89,8 @@ def run_grid(
             jobs, planned = _plan_group(grid, places, ok, report)
             ended = run_jobs(jobs, place, report, show, prepare=_make_room, **steady)
             ok = ended and planned and ok
+        if left := order.describe_left():
+            report(left)
         return ok
     except KeyboardInterrupt:
         results.close()

@@ -28,6 +28,7 @@ from seglib.runs.conditions import describe_task, measure_earlier_noise
 from seglib.runs.grid_file import GRID_DIR, GridFile, Step, name_runs, read_grid_file
 from seglib.runs.halving import find_stop_problems
 from seglib.runs.keys import calls, compute_keys, explain_run, find_notebook, hash_code, hash_values, is_finished
+from seglib.runs.order import find_deadline_problems
 from seglib.runs.planning import foresee
 from seglib.runs.record import read_record
 
@@ -114,7 +115,7 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
         problems[0]["run_dir"] = "run_dir is set by the runner; leave it out"
     names = name_runs(varied)
     lines, notes = find_run_problems(file, schema, parameters, problems, varied, overrides)
-    lines += find_grid_problems(file, parameters, names)
+    lines += find_grid_problems(file, parameters, names) + find_deadline_problems(file)
     lines += [] if lines else find_stop_problems(file, notebook, parameters)
     if lines:
         raise InputErrors(lines)

@@ -211,6 +211,7 @@ class GridFile:
     gpus_per_run: int = 1
     stop: dict[str, Any] = field(default_factory=dict)  # see halving.py
     per_gpu: int = 1
+    deadline: Any = ""  # see order.py
 
     def as_yaml(self) -> str:
         """The grid in the form of a grid file."""
@@ -223,6 +224,7 @@ class GridFile:
         spec |= {"timeout_hours": self.timeout_hours, "stall_minutes": self.stall_minutes, "stop": self.stop}
         spec |= {"gpus_per_run": self.gpus_per_run} if self.gpus_per_run > 1 else {}
         spec |= {"per_gpu": self.per_gpu} if self.per_gpu != 1 else {}
+        spec |= {"deadline": self.deadline}
         filled = {key: value for key, value in spec.items() if value}
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
@@ -231,7 +233,7 @@ _EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "seeds": [], "baseli
 _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
 _KEYS = (
     "notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", "stall_minutes", "gpus_per_run",
-    "per_gpu", *_EMPTY, "stop",
+    "per_gpu", *_EMPTY, "stop", "deadline",
 )  # fmt: skip
 _MAX_SEEDS = 5  # of `seeds: auto`
 _STEP_KEYS = ("notebook", "each", "fixed")
@@ -273,6 +275,7 @@ def read_grid_file(path: str | Path) -> GridFile:
         gpus_per_run=spec.get("gpus_per_run", 1),
         stop=spec.get("stop", {}),
         per_gpu=spec.get("per_gpu", 1),
+        deadline=spec.get("deadline", ""),
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,8 +28,8 @@ class LocalProcess:
 
     live: ClassVar[set[int]] = set()
 
-    def __init__(self, process: subprocess.Popen | WarmRun, give_back: Callable[[], None]):
-        self.process, self.give_back = process, give_back
+    def __init__(self, process: subprocess.Popen | WarmRun, give_back: Callable[[], None], room: str = ""):
+        self.process, self.give_back, self.room = process, give_back, room
         self.live.add(process.pid)
 
     def poll(self) -> int | None:
@@ -65,10 +66,26 @@ class LocalMachine:
     def __init__(self, workers: int = 1, environments: Sequence[Mapping[str, str]] = (), warm: bool = False):
         self.free = [*environments] or [{}] * workers
         self.slots, self.warm, self.parent = len(self.free), warm and is_possible(), None
+        self.rooms = Counter(map(_find_room, self.free))
 
-    def start(self, job: Job) -> LocalProcess:
-        seen = {"SEGLIB_OUTPUTS": str(outputs_dir()), RUNS_AT_ONCE: str(self.slots), ranks.COUNT: str(job.processes)}
-        slot = self.free[0]  # taken when the process is there: a start that fails leaves it free
+    def has_free_room(self) -> bool:
+        return bool(self._choose_room())
+
+    def _choose_room(self) -> list[Mapping[str, str]]:
+        """All slots of a room in which nothing runs; [] where there is none."""
+        free = Counter(map(_find_room, self.free))
+        room = next((room for room, number in self.rooms.items() if free[room] == number), None)
+        return [slot for slot in self.free if _find_room(slot) == room]
+
+    def _give_back(self, taken: Sequence[Mapping[str, str]]) -> None:
+        self.free.extend(taken)
+        self.slots += len(taken) - 1
+
+    def start(self, job: Job, alone: bool = False) -> LocalProcess:
+        at_once = 1 if alone else self.slots
+        seen = {"SEGLIB_OUTPUTS": str(outputs_dir()), RUNS_AT_ONCE: str(at_once), ranks.COUNT: str(job.processes)}
+        taken = self._choose_room() if alone else self.free[:1]  # when the process is there: a start may fail
+        slot = taken[0]
         job.run_dir.mkdir(parents=True, exist_ok=True)
         with open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
             print(f"{BEGIN}{time.strftime('%Y-%m-%d %H:%M:%S')}", file=log, flush=True)
@@ -78,8 +95,10 @@ class LocalMachine:
         if self.warm and job.processes == 1:  # several of one model find each other by what they were started with
             process = self._fork(job, environment, start_cold)
         process = process or start_cold()
-        self.free.pop(0)
-        return LocalProcess(process, lambda: self.free.append(slot))
+        for each in taken:
+            self.free.remove(each)
+        self.slots -= len(taken) - 1
+        return LocalProcess(process, partial(self._give_back, taken), _find_room(slot))
 
     def _fork(self, job: Job, environment: dict[str, str], start_cold: Callable[[], Any]) -> WarmRun | None:
         """The job, forked; None where the process that forks has ended."""
@@ -94,6 +113,11 @@ class LocalMachine:
             _send(job, run.stdin)
             return run
         return None
+
+
+def _find_room(slot: Mapping[str, str]) -> str:
+    """What runs of a slot share their memory in: its GPUs, else this machine."""
+    return slot.get("CUDA_VISIBLE_DEVICES", "")
 
 
 def _start_cold(job: Job, environment: dict[str, str]) -> subprocess.Popen:

@@ -22,13 +22,13 @@ from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.watch import Orders
 
 GRACE = 20  # [s] that a run which is to stop gets to save its notebook before it is killed
-WELL = {"ok", "stopped"}  # a run that is stopped early did what it should
+WELL = {"ok", "stopped", "left"}  # a run that is stopped early, or left for later, did what it should
 SIGNS = ("progress.json", "run.log", "history.csv", "last.pt")  # of life, with the executed notebook
 POLL = 0.25  # [s] between two looks at what runs
 
 
 class Process(Protocol):
-    """A job that was started."""
+    """A job that was started. `room`, where it has one: what it shares its memory in, with those of the same text."""
 
     def poll(self) -> int | None:
         """The exit code, negative for the signal that ended it; None until it has ended."""
@@ -48,8 +48,14 @@ class Place(Protocol):
 
     slots: int
 
-    def start(self, job: Job) -> Process:
-        """Start a job; called only while a slot is free. OSError: it cannot be started, the others go on."""
+    def start(self, job: Job, alone: bool = False) -> Process:
+        """Start a job; called only while a slot is free. OSError: it cannot be started, the others go on.
+
+        `alone`: nothing else is started in its room until it ends; asked only of a place whose processes have rooms.
+        """
+
+    def has_free_room(self) -> bool:
+        """Whether a job can be alone now."""
 
 
 class StatusLine:
@@ -105,6 +111,7 @@ def run_jobs(
     *,
     prepare: Callable[[Job], Job] = lambda job: job,
     on_end: Callable[[Job, str], Sequence[Job]] = lambda job, status: (),
+    leave: Callable[[Job], bool] = lambda job: False,
     fail_fast: bool = False,
     limit: float = math.inf,
     stall: float = math.inf,
@@ -112,7 +119,8 @@ def run_jobs(
 ) -> bool:
     """Execute jobs in the slots of a place; return whether all are ok, or stopped where they should.
 
-    What happens to the files of one run is that run's failure: the others go on.
+    What happens to the files of one run is that run's failure: the others go on. A run that ran out of memory beside
+    another is tried once more, alone, when the others have ended.
 
     Parameters
     ----------
@@ -120,6 +128,7 @@ def run_jobs(
     show : takes the line of what is going on now, about four times a second.
     prepare : called just before a job starts; makes room in its folder and returns the job to start.
     on_end : called after each job with its status; returns jobs that are to follow.
+    leave : asked just before a job would start, whether it is left out instead.
     fail_fast : start no further job after one has failed.
     limit : [s] after which a run is stopped; it is `interrupted`, and goes on from there the next time.
     stall : [s] without a change of its files (`SIGNS`) after which a run is ended, started again once, and then failed.
@@ -131,6 +140,7 @@ def run_jobs(
         After Ctrl-C, when every process has ended; records say `interrupted`. Where the grid went to another machine.
     """
     jobs, waiting, active, statuses, seconds, revived = [*jobs], [*jobs], [], [], [], set()
+    crowded, alone = set(), set()  # labels of those that run beside another; of those that are tried alone
     if orders:
         orders.expect(jobs)
 
@@ -139,18 +149,26 @@ def run_jobs(
         further = on_end(job, status)
         jobs.extend(further)
         waiting.extend(further)
+        waiting.sort(key=lambda job: job.label in alone)
 
     try:
         while waiting or active:
             if orders:
                 statuses += ["interrupted" for _ in _obey(orders, waiting, active, report)]
             while waiting and len(active) < place.slots and not (orders and orders.paused):
+                if waiting[0].label in alone and not place.has_free_room():
+                    break
                 position = f"[{len(jobs) - len(waiting) + 1}/{len(jobs)}]"
                 job = waiting.pop(0)
+                if leave(job):
+                    statuses.append("left")
+                    continue
                 try:
                     job = prepare(job)
+                    by_itself = {"alone": True} if job.label in alone else {}
                     with _interrupts_held_back():  # in between, a process would have begun that nobody ends or records
-                        active.append(_Active(job, place.start(job), position, time.monotonic()))
+                        active.append(_Active(job, place.start(job, **by_itself), position, time.monotonic()))
+                    crowded |= _find_crowded(active)
                     report(f"{position} {job.label}")
                 except OSError as error:
                     report(f"{position} {job.label}: failed, not started: {error}")
@@ -169,6 +187,14 @@ def run_jobs(
                     revived.add(run.job.label)
                     waiting.insert(0, run.job)
                     continue
+                if status == "oom" and run.job.label in crowded - alone:
+                    report(
+                        f"{run.position} {run.job.label}: it shared the memory; once more, alone, when the others ended"
+                    )
+                    alone.add(run.job.label)
+                    waiting.append(run.job)
+                    continue
+                crowded.discard(run.job.label)
                 seconds += [time.monotonic() - run.began] if status == "ok" else []
                 end(run.job, status)
             if fail_fast and not WELL.issuperset(statuses):
@@ -180,6 +206,14 @@ def run_jobs(
             for run in active:
                 _finish(run, report, interrupted=True)
     return len(statuses) == len(jobs) and WELL.issuperset(statuses)
+
+
+def _find_crowded(active: Sequence[_Active]) -> set[str]:
+    """Labels of the jobs that share their memory with another one."""
+    rooms = [getattr(run.process, "room", None) for run in active]
+    return {
+        run.job.label for run, room in zip(active, rooms, strict=True) if room is not None and rooms.count(room) > 1
+    }
 
 
 @contextlib.contextmanager
