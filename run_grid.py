@@ -95,7 +95,7 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         line.keep("\n".join(filter(None, [*grid.notes, describe_plan(grid, chosen, reasons), *outlook])))
         wait_until_free([run.folder for run in waiting], line.show)
         try:
-            with open_place(grid, options) as place:
+            with open_place(grid, options, len(waiting) + len(grid.file.then)) as place:
                 ok = run_grid(grid, waiting, place, options.fail_fast, line.keep, line.show, orders)
         finally:
             line.keep("")
@@ -109,14 +109,14 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
     return 0 if ok and not outdated else 1
 
 
-def open_place(grid: Grid, options: argparse.Namespace) -> AbstractContextManager[Place]:
+def open_place(grid: Grid, options: argparse.Namespace, jobs: int) -> AbstractContextManager[Place]:
     """Where the runs go: this machine, or what --on names."""
     if options.on == "ray":
         from seglib.runs.on_ray import open_ray
 
         gpus = grid.file.gpus_per_run / max(1, grid.file.per_gpu)
         return open_ray(describe_here(grid), options.workers or 1, gpus)
-    return nullcontext(LocalMachine(environments=options.slots, warm=len(grid.runs) + len(grid.file.then) > 1))
+    return nullcontext(LocalMachine(environments=options.slots, warm=jobs > 2))
 
 
 def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> None:

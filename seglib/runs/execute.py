@@ -46,7 +46,7 @@ from seglib.runs.reasons import explain, find_first_error
 from seglib.runs.record import describe_key, read_record, start_record, summarise_key, update_record
 from seglib.runs.trackers import NAME as TRACKING
 from seglib.runs.trackers import finish_tracking
-from seglib.runs.warm import fork_kernel
+from seglib.runs.warm import fork_kernel, leave
 
 MOST_PRINTED = 1_000_000  # characters that are kept of what a cell prints
 LONGEST_FOLDER = 70  # bytes of a folder's name in which sockets are put; the system takes 107 with theirs
@@ -306,3 +306,4 @@ def _is_done(job: Mapping[str, Any]) -> bool:
 
 if __name__ == "__main__":
     main()
+    leave()

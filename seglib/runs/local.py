@@ -60,12 +60,12 @@ class LocalMachine:
     ----------
     workers : runs at a time.
     environments : what each slot adds to the environment of its runs, instead; see `slots.choose_slots`.
-    warm : fork them from a process that has the libraries imported, where that can be had.
+    warm : fork them from a process that has the libraries imported, where that can be had and as soon as it has.
     """
 
     def __init__(self, workers: int = 1, environments: Sequence[Mapping[str, str]] = (), warm: bool = False):
         self.free = [*environments] or [{}] * workers
-        self.slots, self.warm, self.parent = len(self.free), warm and is_possible(), None
+        self.slots, self.warm, self.parent, self.cold = len(self.free), warm and is_possible(), None, None
         self.rooms = Counter(map(_find_room, self.free))
 
     def has_free_room(self) -> bool:
@@ -94,19 +94,30 @@ class LocalMachine:
         process = None
         if self.warm and job.processes == 1:  # several of one model find each other by what they were started with
             process = self._fork(job, environment, start_cold)
-        process = process or start_cold()
+        if process is None:
+            process = self.cold = start_cold()
         for each in taken:
             self.free.remove(each)
         self.slots -= len(taken) - 1
         return LocalProcess(process, partial(self._give_back, taken), _find_room(slot))
 
-    def _fork(self, job: Job, environment: dict[str, str], start_cold: Callable[[], Any]) -> WarmRun | None:
-        """The job, forked; None where the process that forks has ended."""
+    def warm_up(self) -> bool:
+        """Start the process that forks, once; return whether it has imported what it forks runs with."""
         if self.parent is None:
             self.parent = WarmParent(PROJECT)
             LocalProcess.live.add(self.parent.process.pid)
         self.parent.listen()
-        if not self.parent.alive:
+        return self.parent.ready
+
+    def _fork(self, job: Job, environment: dict[str, str], start_cold: Callable[[], Any]) -> WarmRun | None:
+        """The job, forked; None where it is to start by itself.
+
+        It does so where the process that forks has ended, and while that one imports, one run at a time: a short run is
+        over before, and many that import the same at once would wait longer for each other.
+        """
+        self.warm_up()
+        is_first = self.cold is None or self.cold.poll() is not None
+        if not self.parent.alive or (not self.parent.ready and is_first):
             return None
         with contextlib.suppress(OSError), open(job.run_dir / "run.log", "a", encoding="utf-8") as log:
             run = self.parent.start(log, environment, start_cold)

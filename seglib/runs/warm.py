@@ -1,11 +1,12 @@
 """Warm starts: a process that has imported what every run needs forks each run, which forks its kernel: no import twice.
 
 It has no CUDA context, no threads (but OpenBLAS's, which end before a fork and begin after it) and none of seglib's modules,
-so an edited seglib counts for the next run; sockets, event loop and threads of a kernel begin after the fork. It is used
-where the environment has `SEGLIB_WARM=1`; where it cannot be had (no Linux), or when it has ended, runs start as processes
-of their own, as they do without.
+so an edited seglib counts for the next run; sockets, event loop and threads of a kernel begin after the fork. Where it
+cannot be had (no Linux, a library that opens the GPU when it is imported, `SEGLIB_WARM=0`), or when it has ended, runs
+start as processes of their own, as they do without.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -18,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import IO, Any
@@ -33,8 +35,8 @@ KEPT = ("seglib._torchvision",)  # holds torchvision's operators
 
 
 def is_possible() -> bool:
-    """Whether runs are to be forked, and can be here: macOS's frameworks do not survive it, Windows has none."""
-    return os.environ.get("SEGLIB_WARM") == "1" and sys.platform == "linux" and hasattr(os, "pidfd_open")
+    """Whether runs can be forked here, and may be: macOS's frameworks do not survive it, Windows has none."""
+    return os.environ.get("SEGLIB_WARM") != "0" and sys.platform == "linux" and hasattr(os, "pidfd_open")
 
 
 # In run_grid.py.
@@ -56,7 +58,7 @@ class WarmParent:
                 env=read_at_import, close_fds=False, start_new_session=True,
             )  # fmt: skip
         self.runs: dict[int, WarmRun] = {}
-        self.began, self.alive = 0, True
+        self.began, self.alive, self.ready = 0, True, False  # ready: it has imported what it forks runs with
 
     def start(self, log: IO, environment: Mapping[str, str], start_cold: Callable[[], subprocess.Popen]) -> "WarmRun":
         """Have a run forked, as soon as the libraries are imported; OSError where it cannot be asked for."""
@@ -88,6 +90,9 @@ class WarmParent:
                 print(f"the process that runs are forked from has ended ({code}): from here each starts by itself")
                 return
             said = json.loads(message)
+            if said.get("ready"):
+                self.ready = True
+                continue
             number = said.pop("run")
             vars(self.runs[number]).update(said)
             if "returncode" in said:
@@ -149,8 +154,11 @@ def serve(channel: socket.socket) -> None:
             importlib.import_module(name)
     with contextlib.suppress(ImportError):
         _rehearse()
+    if _has_opened_gpu():
+        sys.exit(1)
     gc.collect()
     gc.freeze()  # a collection in a run would copy all pages
+    channel.send(json.dumps({"ready": True}).encode())
     waiting, runs = selectors.DefaultSelector(), {}
     waiting.register(channel, selectors.EVENT_READ)
     while True:
@@ -185,6 +193,15 @@ def serve(channel: socket.socket) -> None:
             runs[number] = os.pidfd_open(process)
             waiting.register(runs[number], selectors.EVENT_READ, (number, process))
             channel.send(json.dumps({"run": number, "pid": process}).encode())
+
+
+def _has_opened_gpu() -> bool:
+    """Whether CUDA's driver was begun here: it does not work in what is forked then."""
+    found = []
+    for handle in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the list's own
+            found.append(os.readlink(f"/proc/self/fd/{handle}"))
+    return any(name.startswith("/dev/nvidia") for name in found)
 
 
 def _rehearse() -> None:
@@ -227,6 +244,15 @@ def _begin(environment: Mapping[str, str]) -> None:
 
         sys.modules["torch"].set_num_threads(int(threads))
         threadpool_limits(int(threads))
+
+
+def leave() -> None:
+    """End the process as Python does, but do not take its modules apart, which takes half a second after torch."""
+    threading._shutdown()  # waits for threads that others started, as multiprocessing's processes do
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 # In a run: its kernel is forked at the very beginning, before there are threads, and begins when it is asked for.
@@ -322,7 +348,7 @@ def _become_kernel(channel: socket.socket) -> None:
     from ipykernel import kernelapp
 
     kernelapp.launch_new_instance()
-    sys.exit()
+    leave()
 
 
 if __name__ == "__main__":
@@ -331,3 +357,4 @@ if __name__ == "__main__":
     from seglib.runs.execute import main
 
     main(warm=True)
+    leave()

@@ -102,6 +102,7 @@ def stand_in(tmp_path, monkeypatch):
     script.write_text(STAND_IN)
     monkeypatch.setattr(local, "COMMAND", (sys.executable, str(script)))
     monkeypatch.setattr(schedule, "POLL", 0.02)
+    monkeypatch.setenv("SEGLIB_WARM", "0")
     return script
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -13,21 +14,30 @@ from seglib.parameters import read_defaults
 from seglib.runs.grid import Job
 from seglib.runs.local import LocalMachine
 from seglib.runs.record import read_record
+from seglib.runs.warm import WarmRun, _has_opened_gpu
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
+
+
+def warm_up(slots):
+    machine, until = LocalMachine(slots, warm=True), time.monotonic() + 120
+    while not machine.warm_up():
+        assert machine.parent.alive and time.monotonic() < until
+        time.sleep(0.02)
+    return machine
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _ask_for_it():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SEGLIB_WARM", "1")
+        patch.delenv("SEGLIB_WARM", raising=False)
         yield
 
 
 @pytest.fixture(scope="module")
 def machine(_ask_for_it):
     """A machine whose first run has been: the process that forks has all imported."""
-    machine = LocalMachine(2, warm=True)
+    machine = warm_up(2)
     yield machine
     machine.parent.channel.close()
     machine.parent.process.wait(10)
@@ -128,7 +138,7 @@ def test_a_run_is_stopped_as_any_other(machine, start):
 
 
 def test_when_the_process_that_forks_is_killed_runs_go_on_and_others_start_by_themselves(start, capsys):
-    machine = LocalMachine(3, warm=True)
+    machine = warm_up(3)
     process, folder = start(machine, "goes on", "time.sleep(3)\nPath(run_dir, 'pid').write_text(str(os.getppid()))")
     wait_for(folder / "record.json")
     before, after = start(machine, "never forked", ""), None
@@ -143,10 +153,29 @@ def test_when_the_process_that_forks_is_killed_runs_go_on_and_others_start_by_th
 @pytest.mark.parametrize("how", ["variable", "system"])
 def test_where_it_cannot_be_had_runs_start_by_themselves(monkeypatch, how):
     if how == "variable":
-        monkeypatch.delenv("SEGLIB_WARM")
+        monkeypatch.setenv("SEGLIB_WARM", "0")
     else:
         monkeypatch.setattr(sys, "platform", "darwin")
     assert not LocalMachine(1, warm=True).warm
+
+
+def test_a_run_waits_for_no_import(start):
+    """While the process that forks imports, one run at a time starts by itself; others wait for it."""
+    machine = LocalMachine(2, warm=True)
+    first, second = start(machine, "first", ""), start(machine, "second", "")
+    assert isinstance(first[0].process, subprocess.Popen) and isinstance(second[0].process, WarmRun)
+    assert [finish(*each)["status"] for each in (first, second)] == ["ok", "ok"]
+    third = start(machine, "third", "")
+    assert machine.warm_up() and isinstance(third[0].process, WarmRun) and finish(*third)["status"] == "ok"
+
+
+def test_after_a_library_that_opens_the_gpu_nothing_is_forked(monkeypatch):
+    """CUDA's driver, begun before a fork, does not work after it; what it has open is seen here by a stand-in."""
+    real = os.readlink
+    monkeypatch.setattr(os, "readlink", lambda path: "/dev/nvidiactl" if str(path).endswith("/fd/0") else real(path))
+    assert _has_opened_gpu()
+    monkeypatch.undo()
+    assert not _has_opened_gpu()
 
 
 def test_the_weights_are_the_same_warm_and_cold(machine, tmp_path):
