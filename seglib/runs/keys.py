@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -86,9 +87,15 @@ def compute_keys(notebook: Path, parameters: Sequence[Mapping[str, Any]]) -> lis
         }
         | ({"parts": hash_parts(values["parts"])} if _uses_parts(values) else {})
         | ({"painting": "by mask"} if values.get("paint_order") == "area" else {})  # once by the areas in the file
+        | ({"bending": "by a pyramid"} if _bends(values) else {})  # once by one wide Gaussian
         for values in parameters
         for paths in [_find_paths(values)]
     ]
+
+
+def _bends(values: Mapping[str, Any]) -> bool:
+    """Whether an augmentation has ElasticTransform, by its own name or in a preset."""
+    return bool(re.search(r'"(elastic|distort|ElasticTransform)"', json.dumps(values.get("augmentation"), default=str)))
 
 
 CHANGED = "changed while the run went on"  # in a key for the hash of data; no data has it

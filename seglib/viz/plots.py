@@ -104,6 +104,9 @@ def _find_family(letters: frozenset[str]) -> str | None:
 def _search_known(letters: frozenset[str]) -> str | None:
     needed = {ord(letter) for letter in letters}
     fonts = [font for font in font_manager.fontManager.ttflist if os.path.isfile(font.fname)]
+    fonts = [
+        font for font in fonts if not font.name.startswith("Last Resort")
+    ]  # matplotlib's own: a box for any letter
     for font in sorted(fonts, key=lambda font: (font.name != "NanumGothic", "Noto" not in font.name, font.name)):
         if needed <= font_manager.get_font(font.fname).get_charmap().keys():
             return font.name

@@ -2,11 +2,11 @@
 
 import random
 
-import albumentations as A
 import cv2
 import numpy as np
 import pytest
 
+from seglib.data import augment as augment_module
 from seglib.data.augment import PRESETS, augment, build_augmentation, list_transforms
 
 SIZE = 64
@@ -132,12 +132,42 @@ def test_flips_are_independent_of_each_other():
     assert len(outcomes) == 8  # all symmetries of the square; flips that always go together reach fewer
 
 
-def test_quarter_turns_are_albumentations_own_pixels():
-    ours, plain = build_augmentation([{"RandomRotate90": {"p": 1}}], SIZE), A.Compose([A.RandomRotate90(p=1)])
+def draw_both(step, size, monkeypatch, samples=8):
+    """What our own transforms make of a picture, and what albumentations' do, from the same draws."""
+    picture = cv2.resize(np.random.default_rng(3).integers(0, 255, (20, 20, 3), np.uint8), (size, size + 5))
+    mask = cv2.resize(np.arange(100, dtype=np.uint8).reshape(10, 10), (size, size + 5), interpolation=cv2.INTER_NEAREST)
+    ours = build_augmentation([step], size)
+    monkeypatch.setattr(augment_module, "FASTER", {})
+    plain = build_augmentation([step], size)
     assert type(ours.transforms[0]) is not type(plain.transforms[0])
-    turns = [ours.transforms[0].apply(IMAGE, factor).tobytes() for factor in range(4)]
-    assert turns == [np.ascontiguousarray(plain.transforms[0].apply(IMAGE, factor)).tobytes() for factor in range(4)]
-    assert np.array_equal(ours.transforms[0].apply(MASK, 3), plain.transforms[0].apply(MASK, 3))
+    return [[augment(each, picture, mask, 5, 1, index) for index in range(samples)] for each in (ours, plain)]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"RandomRotate90": {"p": 1}},
+        {"GlassBlur": {"sigma": 0.5, "max_delta": 1, "iterations": 1, "p": 1}},
+        {"GlassBlur": {"sigma": 0.7, "max_delta": 4, "iterations": 3, "p": 1}},
+        {"GlassBlur": {"max_delta": 1, "iterations": 1, "mode": "exact", "p": 1}},
+        {"RandomFog": {"alpha_coef": 0.03, "p": 1}},
+        {"RandomFog": {"alpha_coef": 0.2, "fog_coef_range": [0.1, 0.2], "p": 1}},
+        {"ElasticTransform": {"sigma": 3, "alpha": 30, "p": 1}},
+        {"ElasticTransform": {"sigma": 20, "alpha": 30, "approximate": True, "p": 1}},
+    ],
+)
+def test_faster_transforms_give_the_pixels_of_albumentations_own(step, monkeypatch):
+    for one, other in zip(*draw_both(step, SIZE, monkeypatch), strict=True):
+        assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("size", [64, 250])
+@pytest.mark.parametrize("options", [{"noise_distribution": "uniform"}, {"same_dxdy": True}, {"sigma": 31.0}])
+def test_elastic_displacements_are_those_of_one_wide_gaussian(size, options, monkeypatch):
+    step = {"ElasticTransform": {"sigma": 12.8, "alpha": 200, "p": 1} | options}
+    for one, other in zip(*draw_both(step, size, monkeypatch, 3), strict=True):
+        assert np.abs(one[0].astype(int) - other[0]).max() <= 1 and (one[1] != other[1]).mean() < 5e-4
+        assert (one[1] != one[1][:, :1]).any()
 
 
 def test_nested_steps_draw_from_the_stream_of_the_sample_independently_of_each_other():

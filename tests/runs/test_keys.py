@@ -282,3 +282,10 @@ def test_a_parameter_that_came_later_counts_only_where_it_is_set(tmp_path):
     assert before == now and compare_keys(now, ignoring) == ["parameters"]
     for name in ("own", "fixed"):
         assert hash_code(tmp_path / f"{name}.ipynb") != now["notebook"]
+
+
+def test_a_run_that_bends_images_is_another_since_displacements_come_from_a_pyramid():
+    values = read_defaults(TRAIN)
+    lists = ("flips", "elastic", [{"OneOf": [{"ElasticTransform": {"p": 1}}]}], ["distort"], [{"NoOp": {}}])
+    keys = compute_keys(TRAIN, [values | {"augmentation": each} for each in lists])
+    assert ["bending" in key for key in keys] == [False, True, True, True, False]
