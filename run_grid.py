@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -31,6 +32,7 @@ from seglib.runs.repeat import repeat_run
 from seglib.runs.results import write_results
 from seglib.runs.schedule import Place, StatusLine
 from seglib.runs.slots import choose_slots, hint_at_gpus
+from seglib.runs.slurm import describe_left, find_handed_over, parse_options, require_collected
 from seglib.runs.watch import Orders, find_grid, give_order, watch
 
 
@@ -51,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.on:
             require_extra(options.on)
+        options.asked = parse_options(options.slurm)
         grid = load_grid(options.file, expand(options.outputs).resolve(), parse_settings(options.set), options.debug)
         options.slots = choose_slots(options.gpus, options.workers, grid.file.per_gpu, grid.file.gpus_per_run)
         grid.notes.extend(hint_at_gpus(options.gpus, options.workers, grid.file.gpus_per_run))
@@ -93,14 +96,20 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         soon = {*find_next(grid, [run.name for run in waiting])}
         outlook = foresee_time(grid, [run for run in waiting if run.name in soon], len(options.slots))
         line.keep("\n".join(filter(None, [*grid.notes, describe_plan(grid, chosen, reasons), *outlook])))
-        wait_until_free([run.folder for run in waiting], line.show)
+        folders = [run.folder for run in waiting]
+        handed_over = find_handed_over(folders)
+        if options.on != "slurm":
+            require_collected(handed_over)
+        wait_until_free([folder for folder in folders if folder not in handed_over], line.show)
         try:
-            with open_place(grid, options, len(waiting) + len(grid.file.then)) as place:
+            with open_place(grid, options, waiting, lost) as place:
                 ok = run_grid(grid, waiting, place, options.fail_fast, line.keep, line.show, orders)
         finally:
             line.keep("")
         outdated = find_outdated(grid, {run.name for run in chosen})
         print(printable(write_results(grid, shutil.get_terminal_size((100, 24)).columns)))
+        if options.detach:
+            print(describe_left(grid.folder))
     if outdated:
         print(
             f"{len(outdated)} of {len(chosen)} runs are outdated: data or code changed while the grid ran;"
@@ -109,14 +118,20 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
     return 0 if ok and not outdated else 1
 
 
-def open_place(grid: Grid, options: argparse.Namespace, jobs: int) -> AbstractContextManager[Place]:
+def open_place(
+    grid: Grid, options: argparse.Namespace, waiting: list[Run], lost: threading.Event
+) -> AbstractContextManager[Place]:
     """Where the runs go: this machine, or what --on names."""
+    if options.on == "slurm":
+        from seglib.runs.on_slurm import open_slurm
+
+        return nullcontext(open_slurm(grid, waiting, options.asked, options.workers, options.detach, lost))
     if options.on == "ray":
         from seglib.runs.on_ray import open_ray
 
         gpus = grid.file.gpus_per_run / max(1, grid.file.per_gpu)
         return open_ray(describe_here(grid), options.workers or 1, gpus)
-    return nullcontext(LocalMachine(environments=options.slots, warm=jobs > 2))
+    return nullcontext(LocalMachine(environments=options.slots, warm=len(waiting) + len(grid.file.then) > 2))
 
 
 def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> None:
@@ -167,7 +182,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--limit", type=count, metavar="N", help="at most N runs")
     add("--workers", type=count_or_auto, metavar="N", help="runs at a time (default 1; auto: by GPUs, else by cores)")
     add("--gpus", metavar="LIST", help="all, none, or 0,1: a run on each of these at a time")
-    add("--on", choices=("ray",), help="several machines: a Ray cluster (RAY_ADDRESS, or one started here)")
+    add(
+        "--on",
+        choices=("ray", "slurm"),
+        help="several machines: a Ray cluster (RAY_ADDRESS, or one started here), SLURM",
+    )
+    add("--slurm", default="", metavar="LIST", help="what each job asks SLURM for: partition=gpu,time=8h,gpus=1")
+    add("--detach", action="store_true", help="with --on slurm: hand the runs over and return; later shows their state")
     add("--dry-run", action="store_true", help="check and list the runs, start nothing")
     add("--probe", action="store_true", help="with --dry-run: measure three steps of each kind of run that never ran")
     add("--debug", action="store_true", help="5 %% of the images, 2 epochs; fails if the loss does not fall")
@@ -184,6 +205,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("required a grid file, or --repeat with the folder of a run, or --watch with a grid")
     if options.probe and not options.dry_run:
         parser.error("--probe goes with --dry-run")
+    if (options.slurm or options.detach) and options.on != "slurm":
+        parser.error("--slurm and --detach go with --on slurm")
+    if options.on == "slurm" and (options.gpus or options.workers == 0):
+        parser.error("--on slurm: GPUs and cores are asked for by --slurm gpus=1,cpus=4")
+    if options.detach and options.workers:
+        parser.error("--detach hands over every run at once; required no --workers")
     others = ("set", "only", "limit", "dry_run", "debug", "fresh", "fail_fast", "gpus", "on")
     if options.repeat and any(getattr(options, name) for name in others):
         parser.error("--repeat takes no other options: it does what the record says")

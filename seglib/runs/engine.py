@@ -16,6 +16,7 @@ from seglib.runs.planning import find_needed
 from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.results import ResultsWriter, collect_rows, lend_noise, write_results
 from seglib.runs.schedule import Place, run_jobs
+from seglib.runs.slurm import find_handed_over
 from seglib.runs.watch import Orders
 
 MOST_LOOKED_AT = 20  # data sets, before each run; where a grid has more, the others at its end
@@ -79,7 +80,11 @@ def run_grid(
             chosen = halving.find_next(jobs) if halving else chosen
             ok = run_jobs(order.sort(chosen), place, report, show, prepare=prepare, on_end=on_end, **steady) and ok
             tried.update(jobs if halving else names)
+            if place.leaves:
+                break
         results.close()
+        if place.leaves:  # what follows needs results
+            return ok
         if grid.file.then:
             key_again(grid)
             write_results(grid)  # which a step reads; nothing ran where the grid only became smaller
@@ -156,8 +161,10 @@ def find_outdated(grid: Grid, names: Collection[str]) -> list[str]:
 def _make_room(job: Job, planned: Sequence[str] = ()) -> Job:
     """Move aside a finished run, or what other parameters, code or data left; a run that did not end goes on.
 
-    The old folder never gets a name that is planned: `weight_decay=0` is not moved onto `weight_decay=0.1`.
+    One that was handed over to SLURM is found again there. The old folder never gets a name that is planned: `weight_decay=0` is not moved onto `weight_decay=0.1`.
     """
+    if find_handed_over([job.run_dir]):
+        return job
     record = read_record(job.run_dir)
     ended = not record or record.get("status") == "ok" or find_changes(job.run_dir, job.notebook, job.key)
     if job.run_dir.exists() and ended:

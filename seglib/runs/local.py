@@ -18,12 +18,13 @@ from seglib.files import PROJECT, RUNS_AT_ONCE, outputs_dir
 from seglib.runs.family import kill_family
 from seglib.runs.grid import Job
 from seglib.runs.reasons import BEGIN
+from seglib.runs.schedule import Place, Process
 from seglib.runs.warm import WarmParent, WarmRun, is_possible
 
 COMMAND = (sys.executable, "-m", "seglib.runs.execute")
 
 
-class LocalProcess:
+class LocalProcess(Process):
     """A job that runs on this machine; see `schedule.Process`."""
 
     live: ClassVar[set[int]] = set()
@@ -53,7 +54,7 @@ class LocalProcess:
         self.give_back()
 
 
-class LocalMachine:
+class LocalMachine(Place):
     """Starts jobs as processes of this machine; see `schedule.Place`.
 
     Parameters

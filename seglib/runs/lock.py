@@ -58,6 +58,8 @@ def is_running(run_dir: str | Path, record: Mapping[str, Any]) -> bool:
     if is_here(record):
         return is_alive(record)
     folder, holder = Path(run_dir).parent, read_holder(Path(run_dir).parent)
+    if is_held(run_dir):  # as one is that was left with SLURM, where nobody holds the grid
+        return True
     try:
         signed_since = os.stat(Path(run_dir) / "record.json").st_mtime >= holder.get("since", math.inf) - 1
         return signed_since and read_age(folder) < DEAD

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,8 +34,11 @@ _TRAVELS = ("SEGLIB_", "OMP_NUM_THREADS")  # how variables begin that a run has 
 
 
 def require_extra(on: str) -> None:
-    """Refuse `--on ray` where the package of that name is not installed."""
-    if importlib.util.find_spec(on) is None:
+    """Refuse `--on ray` where the package of that name is not installed, `--on slurm` where its commands are not."""
+    if on == "slurm":
+        if missing := [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]:
+            raise InputError(f"--on slurm: required SLURM's {missing[0]} on PATH, got none; log in to the cluster")
+    elif importlib.util.find_spec(on) is None:
         raise InputError(f"--on {on}: required {on}, got none; pip install 'seglib[{on}]'")
 
 
@@ -132,7 +136,7 @@ def show_progress(run_dir: Path, text: str) -> None:
     write_json(run_dir / "progress.json", {"text": text})
 
 
-def _keep(order: Mapping[str, Any], stop: threading.Event) -> int:
+def keep(order: Mapping[str, Any], stop: threading.Event) -> int:
     """Start the run and wait for its end; its exit code."""
     job = Job(**order["job"] | {name: Path(order["job"][name]) for name in ("notebook", "run_dir")})
     show_progress(job.run_dir, f"starting on {platform.node()}")
@@ -150,7 +154,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=lambda: (os.read(sys.stdin.fileno(), 1), stop.set()), daemon=True).start()
-    code = _keep(order, stop)
+    code = keep(order, stop)
     sys.exit(128 - code if code < 0 else code)
 
 

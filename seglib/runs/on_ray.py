@@ -14,6 +14,7 @@ from seglib.errors import InputError, InputErrors
 from seglib.runs.grid import Job
 from seglib.runs.lock import is_held
 from seglib.runs.node import GRACE, decode, find_differences, show_progress, start_keeper, write_order
+from seglib.runs.schedule import Place, Process
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 sys.modules.setdefault("rfc3987_syntax", None)  # see execute.py: Ray imports jsonschema too
@@ -30,7 +31,7 @@ _LONGEST_PROBE = 120  # [s] that a node has to start a first process
 _OF_RAY = ("OMP_NUM_THREADS",)  # Ray sets it to a task's CPUs; bits depend on the number of threads
 
 
-class RayProcess:
+class RayProcess(Process):
     """A run that was handed over to Ray; see `schedule.Process`."""
 
     def __init__(self, task: "ray.ObjectRef", run_dir: Path):
@@ -68,7 +69,7 @@ class RayProcess:
         """The node has cleared up."""
 
 
-class RayCluster:
+class RayCluster(Place):
     """Hands runs over to Ray; see `schedule.Place`.
 
     Parameters

@@ -28,7 +28,17 @@ POLL = 0.25  # [s] between two looks at what runs
 
 
 class Process(Protocol):
-    """A job that was started. `room`, where it has one: what it shares its memory in, with those of the same text."""
+    """A job that was started.
+
+    Attributes
+    ----------
+    queued : it waits for its turn elsewhere: neither its time nor its silence counts yet.
+    detached : it goes on when this process ends or is interrupted; the same command finds it again.
+    room : where it has one: what it shares its memory in, with those of the same text.
+    """
+
+    queued: bool = False
+    detached: bool = False
 
     def poll(self) -> int | None:
         """The exit code, negative for the signal that ended it; None until it has ended."""
@@ -44,9 +54,13 @@ class Process(Protocol):
 
 
 class Place(Protocol):
-    """Where jobs run: this machine, or others. `slots` is the number of jobs that it takes at a time."""
+    """Where jobs run: this machine, or others. `slots` is the number of jobs that it takes at a time.
+
+    `leaves`: what was started is left to go on by itself, nobody waits for it here.
+    """
 
     slots: int
+    leaves: bool = False
 
     def start(self, job: Job, alone: bool = False) -> Process:
         """Start a job; called only while a slot is free. OSError: it cannot be started, the others go on.
@@ -90,10 +104,15 @@ class _Active:
 
 
 class _Pulse:
-    """When a job's files changed last, on the monotonic clock [s], and whether it was ended since they did not."""
+    """When a job's turn came and its files changed last, on the monotonic clock [s]; whether it was ended since they did not."""
 
     def __init__(self):
-        self.state, self.changed, self.stalled = None, time.monotonic(), False
+        self.state, self.stalled = None, False
+        self.wait()
+
+    def wait(self) -> None:
+        """Its turn has not come yet."""
+        self.began = self.changed = time.monotonic()
 
     def measure(self, job: Job) -> float:
         """Seconds since its files changed."""
@@ -176,6 +195,9 @@ def run_jobs(
             time.sleep(POLL)
             paused = "paused | " if orders and orders.paused else ""
             show(paused + _describe(active, len(waiting), seconds, place.slots))
+            for run in active:
+                if run.process.queued:
+                    run.pulse.wait()
             _stop_late(active, limit, report)
             _stop_stalled(active, stall, report)
             for run in [run for run in active if run.process.poll() is not None]:
@@ -199,13 +221,17 @@ def run_jobs(
                 end(run.job, status)
             if fail_fast and not WELL.issuperset(statuses):
                 waiting.clear()
+            if place.leaves and not waiting:
+                break
     finally:
+        left = [run for run in active if run.process.detached]
+        active = [run for run in active if not run.process.detached]
         if active:  # Ctrl-C, or a disk that is full
             show("stopping ...")
             stop_all([run.process for run in active])
             for run in active:
                 _finish(run, report, interrupted=True)
-    return len(statuses) == len(jobs) and WELL.issuperset(statuses)
+    return len(statuses) + len(left) == len(jobs) and WELL.issuperset(statuses)
 
 
 def _find_crowded(active: Sequence[_Active]) -> set[str]:
@@ -233,7 +259,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _stop_late(active: Sequence[_Active], limit: float, report: Callable[[str], None]) -> None:
-    late = [run for run in active if time.monotonic() - run.began > limit and run.process.poll() is None]
+    late = [run for run in active if time.monotonic() - run.pulse.began > limit and run.process.poll() is None]
     for run in late:
         report(f"{run.position} {run.job.label}: stopped after {format_seconds(limit)} (timeout_hours)")
     stop_all([run.process for run in late])
@@ -323,7 +349,11 @@ def _describe(active: Sequence[_Active], waiting: int, seconds: Sequence[float],
         mean = statistics.fmean(seconds)
         left = (waiting * mean + sum(max(0, mean - so_far) for so_far in elapsed)) / slots
         parts += [f"about {format_seconds(left)} left"] if left >= 1 else []
+    queued = sum(run.process.queued for run in active)
+    parts += [f"{queued} queued"] if queued else []
     for run, so_far in zip(active, elapsed, strict=True):
+        if run.process.queued:
+            continue
         parts.append(f"{run.position} {_read_progress(run.job.run_dir) or f'starting {format_seconds(so_far)}'}")
     return " | ".join(parts)
 

@@ -21,6 +21,7 @@ from seglib.runs.grid_file import read_grid_file
 from seglib.runs.leaderboard import align, format_seconds
 from seglib.runs.lock import DEAD, QUIET, describe_holder, is_alive, is_here, read_age, read_clock, read_holder
 from seglib.runs.record import NAME, read_record
+from seglib.runs.slurm import describe_left, stop_handed_over
 
 FOLDER = ".orders"
 LOOK = 1.0  # [s] between two looks for orders, and at a grid that is watched
@@ -89,11 +90,18 @@ def give_order(folder: Path, stop: str, pause: bool) -> str:
     state = _read_state(folder)
     if not state.live:
         raise InputError(f"{folder}: required a grid that is running, got one that {state.words}")
-    orders, who = folder / FOLDER, describe_holder(state.holder)
+    orders = folder / FOLDER
+    names = _read(orders / "plan.json").get("runs", {})
+    if stop and stop not in names:
+        raise InputError(f"--stop: {unknown_name('run', stop, names)}")
+    if not state.holder:
+        if not stop:
+            raise InputError(
+                f"{folder}: --pause and --resume required a runner, got runs {state.words}; --stop ends one"
+            )
+        return stop_handed_over(folder / names[stop])
+    who = describe_holder(state.holder)
     if stop:
-        names = _read(orders / "plan.json").get("runs", {})
-        if stop not in names:
-            raise InputError(f"--stop: {unknown_name('run', stop, names)}")
         write_json(orders / f"stop-{hash_text(stop)}.json", {"run": stop})
         return f"asked {who} to stop {stop}"
     if pause:
@@ -154,7 +162,8 @@ def describe_grid(folder: Path, state: _State, runs: list[_Row], width: int, mos
 def _read_state(folder: Path) -> _State:
     holder = read_holder(folder)
     if not holder:
-        return _State(False, holder, "nobody runs now")
+        left = describe_left(folder)
+        return _State(bool(left), holder, left or "nobody runs now")
     try:
         age = read_age(folder)
     except OSError:  # a folder that cannot be written to has no clock
@@ -178,6 +187,10 @@ def _list_runs(folder: Path, holder: dict[str, Any]) -> Iterator[_Row]:
         status = str(record.get("status", "waiting"))
         if name in planned and status != "running" and changed < holder.get("since", 0):
             status, record = "waiting", {}  # what is there is of an earlier time
+        if status == "waiting":
+            text, seconds = str(_read(folder / place / "progress.json").get("text", "")), None  # queued somewhere
+            yield _Row(name, status, seconds, text, changed)
+            continue
         if status == "running":
             text = str(_read(folder / place / "progress.json").get("text", "starting"))
             seconds = now and max(0, now - changed)

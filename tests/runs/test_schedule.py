@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -265,7 +266,9 @@ def test_a_dry_run_into_head_is_quiet(tmp_path, write_grid):
 
 def test_the_time_that_is_left_counts_down_from_what_runs_took_so_far(tmp_path, monkeypatch):
     job = make_job(tmp_path / "a", "ok")
-    runs = [schedule._Active(job, None, f"[{n}/5]", began) for n, began in ((2, 100.0), (3, 104.0))]
+    runs = [
+        schedule._Active(job, SimpleNamespace(queued=False), f"[{n}/5]", began) for n, began in ((2, 100.0), (3, 104.0))
+    ]
     monkeypatch.setattr(schedule.time, "monotonic", lambda: 106.0)
     assert schedule._describe(runs, 2, [], 2) == "[2/5] starting 6s | [3/5] starting 2s"
     # 2 waiting runs of 10 s, 4 s and 8 s of those that run, by two workers
