@@ -276,7 +276,7 @@ PartitionName=work Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTi
 PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=10
 """
 TRAINING = {
-    "image_size": 64, "architecture": "PSPNet", "encoder": "tu-test_resnet", "encoder_weights": "", "epochs": 100,
+    "image_size": 64, "architecture": "PSPNet", "encoder": "tu-test_resnet", "encoder_weights": "", "epochs": 50,
     "batch_size": 2, "augmentation": "flips", "num_workers": 0, "checkpoint_minutes": 0.02,
 }  # fmt: skip
 
