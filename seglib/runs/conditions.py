@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, median_low, stdev
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ METRICS = ("miou", "miou_image", "miou_batch", "accuracy", "loss")
 BLOCKS = ("seed", "fold", "split_seed")  # what runs of one condition differ in
 ELSEWHERE = (*BLOCKS, "run_dir", "data_dir", "cache", "num_workers", "checkpoint_minutes", "track", "continue_from")
 ENOUGH = 5  # degrees of freedom from which a grid's own noise does without that of earlier grids
+MOST_LENDING = 500  # runs of one earlier grid; more say no more of its noise
 
 
 @dataclass(frozen=True)
@@ -337,6 +339,7 @@ def measure_earlier_noise(outputs: str | Path, task: tuple, besides: Path | None
     noise, grids = None, 0
     for folder in sorted(path for path in Path(outputs).glob("*") if path.is_dir() and path != besides):
         records = (each for each in _read_all(folder) if describe_task(each["params"], each.get("data_hash")) == task)
+        records = islice(records, MOST_LENDING)
         several = {
             key: Condition(key, {}, len(scores), tuple(scores.items()), None, None)
             for key, scores in _group_records(records, within_split=True).items()
