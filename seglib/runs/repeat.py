@@ -82,6 +82,8 @@ def _read_finished(run_dir: Path) -> dict[str, Any]:
     record = read_record(run_dir)
     if record is None or record.get("status") != "ok" or "weights_sha256" not in record:
         got = "no record.json" if record is None else f"status {record.get('status')}"
+        if got == "status ok":
+            got = "one whose notebook saved no weights (weights_sha256), so that nothing can be compared"
         raise InputError(f"--repeat {run_dir}: required the folder of a finished training run, got {got}")
     return record
 
