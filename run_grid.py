@@ -28,6 +28,7 @@ from seglib.runs.lock import only_runner, wait_until_free
 from seglib.runs.node import describe_here, require_extra
 from seglib.runs.order import Order
 from seglib.runs.probe import probe_runs
+from seglib.runs.reasons import explain
 from seglib.runs.repeat import repeat_run
 from seglib.runs.results import write_results
 from seglib.runs.schedule import Place, StatusLine
@@ -75,10 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0 if options.dry_run else 1
     except OSError as error:  # a disk that is full
-        print(
-            printable(f"{options.file or options.repeat or options.watch}: stopped: {error}; what ran is kept"),
-            file=sys.stderr,
+        what, words = (
+            options.file or options.repeat or options.watch,
+            explain(f"{error}", expand(options.outputs).resolve())[1],
         )
+        print(printable(f"{what}: stopped: {words}; what ran is kept"), file=sys.stderr)
         return 1
     return 0
 

@@ -21,7 +21,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
@@ -231,13 +230,17 @@ def keep_json(path: Path, value: object) -> None:
         report_no_cache(cache_dir(), error.strerror)
 
 
-@cache
+_reported: dict[Path, object] = {}
+
+
 def report_no_cache(folder: Path, why: str) -> None:
-    """Say once that nothing is kept in the cache."""
-    print(
-        f"{folder}: cannot be written to ({why}), so nothing is cached; set SEGLIB_CACHE to a folder that can",
-        flush=True,
-    )
+    """Say once that nothing is kept in the cache, however many threads find it."""
+    mine = object()
+    if _reported.setdefault(folder, mine) is mine:
+        print(
+            f"{folder}: cannot be written to ({why}), so nothing is cached; set SEGLIB_CACHE to a folder that can",
+            flush=True,
+        )
 
 
 def read_file(path: str | Path, most: int = -1) -> bytes:
@@ -293,7 +296,12 @@ def require_space(folder: Path, needed: int, what: str, fix: str) -> Iterator[No
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         free = shutil.disk_usage(folder).free
-        raise InputError(f"{folder}: {what} {needed / 1e9:.2f} GB, got {free / 1e9:.2f} GB free; {fix}") from error
+        raise InputError(f"{folder}: {what} {format_bytes(needed)}, got {format_bytes(free)} free; {fix}") from error
+
+
+def format_bytes(count: float) -> str:
+    """In GB, little in MB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def array_header(shape: Sequence[int], descr: str) -> bytes:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, expand, hash_text
+from seglib.files import PROJECT, expand, hash_text, replacing
 from seglib.parameters import NotNegative, Share, check_value
 from seglib.part_files import find_definitions, parse_file, read_arguments, read_text, read_type
 
@@ -180,9 +180,8 @@ def load_parts(paths: Iterable[str | Path], keep_in: str | Path | None = None) -
             _loaded[content] = _run_file(path, f"seglib_parts_{path.stem}_{content[:8]}")
         _registered.update({(part.kind, part.name): part for part in _loaded[content]})
         if keep_in is not None:
-            folder = Path(keep_in) / "parts"
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / path.name)
+            with replacing(Path(keep_in) / "parts" / path.name) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 def read_choice(kind: str, value: Any) -> tuple[str, dict[str, Any]]:

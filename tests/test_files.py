@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -207,6 +208,13 @@ def test_without_a_cache_that_can_be_written_all_goes_on_and_one_line_says_so(da
     assert both(data_dir) == both(data_dir) == expected
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{data_dir / 'train.json'}: cannot be written to (") and "set SEGLIB_CACHE" in line
+
+
+def test_threads_that_cannot_cache_say_so_once(tmp_path, capsys):
+    gate = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: (gate.wait(), files.report_no_cache(tmp_path, "full")), range(8)))
+    assert capsys.readouterr().out.count("SEGLIB_CACHE") == 1
 
 
 def test_json_comes_back_and_its_checksum_does_not(tmp_path):

@@ -201,17 +201,27 @@ def _one_at_a_time(folder: Path) -> Iterator[bool]:
     """Let one machine at a time look and sign, also where flock does not reach: whether it is this one."""
     path = folder / ".lock.taking"
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         with contextlib.suppress(FileNotFoundError):
-            if read_clock(folder) - os.stat(path).st_mtime > QUIET:  # killed in the moment between
+            if _is_of_dead(path) or read_clock(folder) - os.stat(path).st_mtime > QUIET:  # killed in the moment between
                 os.unlink(path)
         yield False
         return
     try:
+        os.write(handle, json.dumps(describe_process()).encode())
+        os.close(handle)
         yield True
     finally:
         path.unlink(missing_ok=True)
+
+
+def _is_of_dead(path: Path) -> bool:
+    try:
+        signed = json.loads(path.read_bytes())
+    except ValueError:  # not signed yet
+        return False
+    return is_here(signed) and not is_alive(signed)
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ import re
 import resource
 import shutil
 import tempfile
+from itertools import islice
 from pathlib import Path
 
-from seglib.files import cache_dir
+from seglib.files import cache_dir, format_bytes
 
 BEGIN = "--- begins "  # of what an attempt at a run writes into its run.log
 _SHARED = "/dev/shm"
@@ -50,7 +51,7 @@ def _name_resource(words: str, run_dir: Path) -> str:
             " or make it larger (docker run --shm-size=8g)"
         )
     if "Errno 28" in words or "No space left on device" in words:
-        return _name_full_disk(run_dir)
+        return _name_full_disk(words, run_dir)
     if "Errno 23" in words:
         return "the file handles of the whole machine are used up: end other programs, or raise fs.file-max"
     if "Errno 24" in words or "Too many open files" in words or "items of ancdata" in words:
@@ -63,9 +64,10 @@ def _name_resource(words: str, run_dir: Path) -> str:
     return ""
 
 
-def _name_full_disk(run_dir: Path) -> str:
+def _name_full_disk(words: str, run_dir: Path) -> str:
     """Which of the folders that a run writes to is full, and of what."""
-    folders = {str(run_dir): "--outputs", str(cache_dir()): "SEGLIB_CACHE", tempfile.gettempdir(): "TMPDIR"}
+    outputs = next(str(each) for each in (run_dir, *run_dir.parents) if each.is_dir())
+    folders = {outputs: "--outputs", str(cache_dir()): "SEGLIB_CACHE", tempfile.gettempdir(): "TMPDIR"}
     there = {folder: name for folder, name in folders.items() if os.path.isdir(folder)}
     for folder, name in there.items():
         found = os.statvfs(folder)
@@ -74,12 +76,29 @@ def _name_full_disk(run_dir: Path) -> str:
                 f"{folder} has no inode left for a new file, though {_say_free(folder)}: delete small files there"
                 f" (df -i), or move it to another disk ({name})"
             )
-    full = min(there, key=lambda folder: shutil.disk_usage(folder).free, default=str(run_dir))
-    return f"{full} is full ({_say_free(full)}): make room there, or move it to another disk ({folders[full]})"
+    named = max((folder for folder in there if folder in words), key=len, default="")
+    full = named or min(there, key=lambda folder: shutil.disk_usage(folder).free)
+    needed = _say_needed(run_dir) if full == outputs else ""
+    verb = "is" if is_full(Path(full)) else "was"
+    return (
+        f"{full} {verb} full ({_say_free(full)}{needed}): make room there, or move it to another disk ({folders[full]})"
+    )
+
+
+def is_full(folder: Path) -> bool:
+    """Whether hardly anything can be written there."""
+    return folder.is_dir() and shutil.disk_usage(folder).free < 1e5
+
+
+def _say_needed(run_dir: Path) -> str:
+    """What this run, and some of those beside it, have on the disk."""
+    runs = [path.parent for path in islice(run_dir.parent.glob("*/record.json"), 20)]
+    sizes = [sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) for run in runs]
+    return f", a run there takes up to {format_bytes(max(sizes))}" if sizes else ""
 
 
 def _say_free(folder: str) -> str:
     try:
-        return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free"
+        return f"{format_bytes(shutil.disk_usage(folder).free)} are free"
     except OSError:
         return "it is not there"

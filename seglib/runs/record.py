@@ -1,6 +1,5 @@
 """A run's record."""
 
-import contextlib
 import copy
 import importlib.metadata
 import json
@@ -25,6 +24,7 @@ from seglib.files import (
     hash_text,
     outputs_dir,
     read_json,
+    replacing,
     sign,
     write_json,
 )
@@ -243,8 +243,10 @@ def _keep_notebook(run_dir: Path, notebook: str | None) -> str:
     if not notebook or not notebook.endswith(".ipynb"):
         return f"no copy of the notebook is in {run_dir}: its file is not known (JPY_SESSION_NAME is not set)"
     try:
-        with contextlib.suppress(shutil.SameFileError):
-            shutil.copyfile(notebook, run_dir / Path(notebook).name)
+        kept = run_dir / Path(notebook).name
+        if not kept.exists() or not kept.samefile(notebook):
+            with replacing(kept) as temporary:
+                shutil.copyfile(notebook, temporary)
     except OSError as error:
         return f"no copy of the notebook is in {run_dir}: {error}"
     return f"{Path(notebook).name} as it was last saved is in {run_dir}: save it and run this cell again for the latest"

@@ -14,6 +14,7 @@ from seglib.runs.keys import is_finished
 from seglib.runs.leaderboard import collect_runs, format_table, write_leaderboard
 from seglib.runs.page import write_index
 from seglib.runs.planning import find_needed
+from seglib.runs.reasons import explain
 
 PAUSE = 3.0  # [s] at least between two times that the results are written on the way
 SHARE = 20  # and this many times what the last time took: of ten thousand runs that is a minute
@@ -50,7 +51,8 @@ class ResultsWriter:
             try:
                 write_files(self.grid)
             except Exception as error:  # at the end, where nothing else can be harmed, it is raised
-                self.report(f"{self.grid.folder}: leaderboard and page were not written: {error}; the runs go on")
+                words = explain(f"{error}", self.grid.folder / "run")[1]
+                self.report(f"{self.grid.folder}: leaderboard and page were not written: {words}; the runs go on")
             self.closed.wait(max(PAUSE, SHARE * (time.monotonic() - began)))
 
 

@@ -1,8 +1,10 @@
 """Which job runs next, in the slots of a place that can start jobs, and how each ended."""
 
 import contextlib
+import errno
 import json
 import math
+import os
 import shutil
 import signal
 import statistics
@@ -17,7 +19,7 @@ from seglib.errors import printable
 from seglib.files import sign
 from seglib.runs.grid import Job
 from seglib.runs.leaderboard import fit, format_seconds
-from seglib.runs.reasons import explain, find_first_error
+from seglib.runs.reasons import explain, find_first_error, is_full
 from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.watch import Orders
 
@@ -190,7 +192,7 @@ def run_jobs(
                     crowded |= _find_crowded(active)
                     report(f"{position} {job.label}")
                 except OSError as error:
-                    report(f"{position} {job.label}: failed, not started: {error}")
+                    report(f"{position} {job.label}: failed, not started: {explain(f'{error}', job.run_dir)[1]}")
                     end(job, "failed")
             time.sleep(POLL)
             paused = "paused | " if orders and orders.paused else ""
@@ -300,7 +302,7 @@ def _finish(run: _Active, report: Callable[[str], None], interrupted: bool = Fal
     try:
         status, detail = _read_end(run, interrupted, stalled)
     except OSError as error:
-        status, detail = "failed", f"{error}"
+        status, detail = explain(f"{error}", run.job.run_dir)
     seconds = format_seconds(time.monotonic() - run.began)
     report(f"{run.position} {run.job.label}: {status}, {seconds}  {detail[:300]}".rstrip())
     return status
@@ -310,9 +312,11 @@ def _read_end(run: _Active, interrupted: bool, stalled: float) -> tuple[str, str
     """Status and detail of a job that ended; if its process could not say so itself, say it for it."""
     job, code = run.job, run.process.poll()
     run.process.close(ended_well=not code and not interrupted)
-    if code or (stalled and (read_record(job.run_dir) or {}).get("status") != "ok"):
-        found = find_first_error(job.run_dir / "run.log") or "the process of the run ended without a word"
-        status, error = explain(f"{found}; see {job.run_dir / 'run.log'}", job.run_dir)
+    if (code or stalled) and (read_record(job.run_dir) or {}).get("status") != "ok":  # it ended after its result
+        log, silent = job.run_dir / "run.log", "the process of the run ended without a word"
+        silent = os.strerror(errno.ENOSPC) if is_full(job.run_dir) else find_first_error(log) or silent
+        found = find_first_error(log, or_last=False) or silent
+        status, error = explain(f"{found}; see {log}", job.run_dir)
         if interrupted:
             status, error = "interrupted", "stopped before its end"
         elif stalled:

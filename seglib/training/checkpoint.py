@@ -1,9 +1,11 @@
 """Weights and training state on disk: written whole, resumed to the same bits, trained on, transferred."""
 
 import copy
+import errno
 import hashlib
 import io
 import math
+import os
 import pickle
 import shutil
 import time
@@ -33,7 +35,12 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     if not ranks.is_first():
         return
     with replacing(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:
+            if "unexpected pos" in str(error) or "file write failed" in str(error):  # torch's words for a full disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
 
 
 _NESTED = {"model", "params", "optimizer", "scheduler", "scaler", "averages"}  # entries that are dicts

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from seglib.files import write_json
+from seglib.files import replacing, write_json
 from seglib.runs.leaderboard import format_seconds
 
 # A page of 1,366 px shows 900 px of a figure at 100 dpi: wider ones would be shrunk, and 8 points are 11 px.
@@ -208,9 +208,8 @@ def cut(name: object, length: int) -> str:
 
 def save_figure(figure: Figure, run_dir: Path, name: str) -> Figure:
     """Write run_dir/figures/<name>.png and hand the figure on, to be shown by the cell."""
-    folder = Path(run_dir) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+    with replacing(Path(run_dir) / "figures" / f"{name}.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
     return figure
 
 

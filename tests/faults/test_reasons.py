@@ -52,6 +52,21 @@ def test_what_is_used_up_is_named_with_the_fix(tmp_path, monkeypatch, words, sta
     assert found == status and said in error and error.startswith(words.rstrip(":")) and "\n" not in error
 
 
+def test_a_full_disk_is_the_one_that_the_words_name_and_says_what_runs_there_take(tmp_path, monkeypatch):
+    usage = lambda path: shutil._ntuple_diskusage(9, 9, 0)  # noqa: E731
+    monkeypatch.setattr(reasons.shutil, "disk_usage", usage)
+    monkeypatch.setenv("SEGLIB_CACHE", str(tmp_path / "cache"))
+    for folder in ("cache", "grid/a", "grid/b"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "grid/a/record.json").write_bytes(bytes(3_000_000))
+    words = f"[Errno 28] No space left on device: '{tmp_path}/cache/x'"
+    assert (
+        f"; {tmp_path}/cache is full (0.0 MB are free): make room there, or" in explain(words, tmp_path / "grid/b")[1]
+    )
+    _, error = explain("[Errno 28] No space left on device", tmp_path / "grid/c")  # which is not there
+    assert f"; {tmp_path}/grid is full (0.0 MB are free, a run there takes up to 3.0 MB): make room" in error
+
+
 def test_inodes_that_are_used_up_are_not_a_full_disk(tmp_path, monkeypatch):
     full = os.statvfs_result((4096, 4096, 100, 50, 50, 1000, 0, 0, 0, 255))
     monkeypatch.setattr(reasons.os, "statvfs", lambda _: full)

@@ -133,7 +133,7 @@ def test_a_store_is_whole_until_a_new_one_is(tmp_path):
 def test_a_full_disk_is_said_before_the_first_image(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=900))
-    with pytest.raises(InputError, match=r"probabilities of 7 images need 0\.00 GB, got 0\.00 GB free; make room"):
+    with pytest.raises(InputError, match=r"probabilities of 7 images need 0\.0 MB, got 0\.0 MB free; make room"):
         write_store(tmp_path / "store", describe(), None, BATCH)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=924))
     write_store(tmp_path / "store", describe(), predict_from(draw()), BATCH)
@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_meanwhile_is_said_and_keeps_what_was_written(tmp_p
         yield draw()[:2]
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(InputError, match="GB free; make room, or store them as uint8 or at a smaller size"):
+    with pytest.raises(InputError, match=r"[GM]B free; make room, or store them as uint8 or at a smaller size"):
         write_store(tmp_path / "store", describe(), fill, BATCH)
     starts = []
     write_store(tmp_path / "store", describe(), predict_from(draw(), starts=starts), BATCH)

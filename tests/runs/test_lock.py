@@ -1,6 +1,7 @@
 """Who holds a grid, on this machine and on others: two hosts are two names of one machine here."""
 
 import itertools
+import json
 import os
 import platform
 import re
@@ -72,6 +73,18 @@ def test_the_runs_of_a_killed_runner_are_waited_for(tmp_path):
     with only_runner(tmp_path, said.add):
         assert time.monotonic() - began > 0.3
     assert said == {"waiting for the last processes of a killed run_grid.py to end"}
+
+
+def test_who_was_killed_while_it_took_the_lock_is_not_waited_for(tmp_path):
+    code = "import os, sys; from pathlib import Path; from seglib.runs import lock; lock._sign = lambda *_: os._exit(9)"
+    code += "\nwith lock.only_runner(Path(sys.argv[1]), print): pass"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
+    assert (tmp_path / ".lock.taking").exists()
+    began = time.monotonic()
+    with only_runner(tmp_path, ignore):
+        assert time.monotonic() - began < 5
+    (tmp_path / ".lock.taking").write_text(json.dumps(lock.describe_process()))
+    assert lock._try(tmp_path, ignore) is None and (tmp_path / ".lock.taking").exists()
 
 
 def test_a_damaged_lock_file_locks_as_well(tmp_path):

@@ -60,7 +60,10 @@ def test_runs_do_not_wait_for_the_results_and_errors_are_reported(tmp_path, monk
     writer.write_soon()
     writer.close()
     assert len(written) == 1 and written[0] is not threading.main_thread()
-    assert lines == ([f"{tmp_path}: leaderboard and page were not written: {error}; the runs go on"] if error else [])
+    assert len(lines) == bool(error)
+    for line in lines:
+        assert line.startswith(f"{tmp_path}: leaderboard and page were not written: {error}")
+        assert line.endswith("; the runs go on") and (f"; {tmp_path} was full (" in line) == ("Errno 28" in str(error))
 
 
 def test_a_run_that_ends_while_the_results_are_written_is_in_the_next(tmp_path, monkeypatch):

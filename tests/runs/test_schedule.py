@@ -60,6 +60,14 @@ def test_a_process_that_cannot_say_how_it_ended_is_spoken_for(call, write_grid, 
     assert f"do={do}: {status}" in result.out and error in result.out
 
 
+def test_a_process_that_is_killed_after_its_result_is_written_leaves_it_ok(call, write_grid, records, stand_in):
+    stand_in.write_text(stand_in.read_text() + 'if do == "late":\n    os.kill(os.getpid(), signal.SIGKILL)\n')
+    path = write_grid("fixed: {do: late}")
+    result = call(path)
+    assert result.code == 0 and "run: ok" in result.out and statuses(records()) == {"run": "ok"}
+    assert "0 to go" in call(path).out
+
+
 def test_two_workers_run_two_at_a_time_and_one_runs_one(call, write_grid, records, grid_folder):
     def overlap(workers):
         assert call(write_grid("fixed: {do: slow}\ngrid: {seed: [1, 2]}"), "--fresh", "--workers", workers).code == 0

@@ -61,3 +61,14 @@ def test_the_hash_sees_one_bit_a_name_and_a_shape():
     hashes = {hash_weights(state) for state in [weights, *others]}
     assert len(hashes) == 4
     assert hash_weights(dict(reversed(weights.items()))) == hash_weights(weights)
+
+
+@pytest.mark.parametrize("words", ["unexpected pos 64 vs 0", "PytorchStreamWriter failed: file write failed"])
+def test_a_full_disk_is_said_by_its_name(tmp_path, monkeypatch, words):
+    def refuse(state, path):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch, "save", refuse)
+    with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device: '.*last.pt'"):
+        save_checkpoint(tmp_path / "last.pt", {})
+    assert not [*tmp_path.iterdir()]
