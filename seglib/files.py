@@ -243,6 +243,11 @@ def report_no_cache(folder: Path, why: str) -> None:
         )
 
 
+def leave_report_to_parent() -> None:
+    """Of a process that writes into the cache less than its parent, which says it."""
+    _reported[cache_dir()] = True
+
+
 def read_file(path: str | Path, most: int = -1) -> bytes:
     """The content of a file, at most so many bytes; a pipe or a device, which may have no end, is refused."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:

@@ -21,7 +21,17 @@ from seglib.data.class_names import BACKGROUND, SYNTHETIC, is_background, list_j
 from seglib.data.layouts import fingerprint_sets
 from seglib.data.sources import open_source
 from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, cache_dir, expand, hash_file, hash_files, hash_text, keep_json, read_json
+from seglib.files import (
+    PROJECT,
+    cache_dir,
+    expand,
+    hash_file,
+    hash_files,
+    hash_text,
+    keep_json,
+    leave_report_to_parent,
+    read_json,
+)
 from seglib.parameters import Schema, read_defaults, read_schema
 from seglib.part_files import hash_parts
 from seglib.parts import find_parts, load_parts, read_choice
@@ -432,4 +442,5 @@ def _where(file: GridFile, names: Sequence[str], varied: Mapping, overrides: Map
 
 
 if __name__ == "__main__":
+    leave_report_to_parent()
     print(json.dumps([_answer(**question) for question in json.load(sys.stdin)]))
