@@ -200,7 +200,10 @@ def main(run_dir: Path, token: str) -> int:
         return 1
     before = _sign_kept(run_dir, order)
     code = keep(order, stop)
-    if not cut.is_set() or (read_record(run_dir) or {}).get("status") == "ok":
+    if (read_record(run_dir) or {}).get("status") == "ok":
+        (run_dir / NOTE).unlink(missing_ok=True)  # nothing is left to collect
+        return code
+    if not cut.is_set():
         return code
     if _sign_kept(run_dir, order) == before:  # it would start from nothing for ever
         why = "the time of its job was up before it had kept anything to go on from; give it more: --slurm time=..."

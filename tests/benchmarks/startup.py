@@ -4,9 +4,13 @@ A notebook that does nothing, or 02_train.ipynb for one epoch of 64 px images (-
 that has imported the libraries; its own start is printed, and counts once per grid. Parts of a run [s], by the clock:
 `start` until papermill begins (process, imports), `kernel` until the first cell begins, `cells`, `after` until the process
 has ended (header, HTML, records). Medians of the runs.
+
+With `--grid N` instead: N trivial runs by `run_grid.py --workers 2`, seconds per run, and the memory of the runner's process
+as the runs end.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -17,6 +21,8 @@ import time
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+
+import psutil
 
 from seglib.files import PROJECT
 from seglib.parameters import read_defaults
@@ -60,6 +66,37 @@ def time_run(place: LocalMachine, notebook: Path, parameters: Mapping[str, objec
     return [after - before for before, after in itertools.pairwise(moments)] + [ended - began]
 
 
+def time_grid(runs: int, workers: int = 2) -> None:
+    """Print what a grid of trivial runs takes: the clock, per run, and the runner's memory on the way."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        cells = json.loads(write_notebook(folder / "n.ipynb").read_text())
+        cells["cells"][0]["source"] = 'seed: int = 0\nrun_dir: str = ""'
+        (folder / "n.ipynb").write_text(json.dumps(cells))
+        (folder / "grid.yaml").write_text(f"notebook: {folder}/n.ipynb\ngrid: {{seed: {[*range(runs)]}}}\n")
+        command = [sys.executable, PROJECT / "run_grid.py", folder / "grid.yaml", "--outputs", folder / "o"]
+        began, sizes, load = time.monotonic(), [], []
+        with open(folder / "out", "w") as out:
+            runner = psutil.Popen([*command, "--workers", str(workers)], stdout=out, stderr=out)
+            while runner.poll() is None:
+                with contextlib.suppress(psutil.Error):  # it has just ended
+                    done = (folder / "out").read_text().count(": ok, ")
+                    sizes.append((done, runner.memory_info().rss / 1e6))
+                load.append(os.getloadavg()[0])
+                time.sleep(1)
+        seconds, text = time.monotonic() - began, (folder / "out").read_text()
+        if runner.returncode or text.count(": ok, ") != runs:
+            sys.exit(text[-2000:])
+    print(
+        f"{runs} runs, --workers {workers}, {os.cpu_count()} cores, load {statistics.mean(load):.1f}: {seconds:.0f} s"
+    )
+    print(f"{seconds / runs:.2f} s per run by the clock, {workers * seconds / runs:.2f} s in its slot")
+    steps = [next(size for done, size in sizes if done >= share * runs / 10) for share in range(10)]
+    print(
+        f"runner [MB] at each tenth of the runs: {', '.join(f'{size:.0f}' for size in steps)}, the most {max(sizes, key=lambda each: each[1])[1]:.0f}"
+    )
+
+
 def read_time(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
@@ -68,7 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--grid", type=int, default=0, metavar="N")
     options = parser.parse_args()
+    if options.grid:
+        time_grid(options.grid)
+        return
     adopt_orphans()
     os.environ.pop("SEGLIB_WARM", None)
     places = {"cold": LocalMachine(), "warm": LocalMachine(warm=True)}

@@ -21,7 +21,7 @@ from seglib.files import PROJECT, read_json, write_json
 from seglib.runs import on_slurm, schedule, slurm
 from seglib.runs.lock import is_held
 from seglib.runs.reasons import BEGIN
-from seglib.runs.record import read_record
+from seglib.runs.record import read_record, update_record
 
 PATIENCE = 420  # [s]
 
@@ -230,6 +230,17 @@ def test_a_run_whose_time_is_up_is_queued_again_if_it_kept_something(in_job, pre
     assert main(lambda *_: os.kill(os.getpid(), signal.SIGUSR1)) == 1
     assert len(read_calls(pretended, "scontrol")) == 1
     assert "before it had kept anything to go on from" in read_record(run_dir)["error"]
+
+
+def test_a_run_that_is_ok_leaves_no_note_even_where_its_time_was_up(in_job, pretended):
+    main, run_dir = in_job
+
+    def keep(order, stop):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        update_record(run_dir, status="ok")
+        return 0
+
+    assert main(keep) == 0 and not (run_dir / slurm.NOTE).exists() and not (pretended / "calls").exists()
 
 
 def test_a_job_that_was_withdrawn_or_is_on_another_kind_of_node_runs_nothing(in_job, tmp_path, capsys):
