@@ -68,6 +68,10 @@ def main(arguments: list[str] | None = None) -> int:
         shown = lines if len(lines) <= 30 else [*lines[:29], f"... and {len(lines) - 29} more"]
         print("\n".join(shown), file=sys.stderr)
         return 2
+    except UnicodeEncodeError as error:
+        what = f"{options.file}: names need {error.object[error.start : error.end]!a}, which file names in"
+        print(f"{what} {error.encoding} cannot have; export PYTHONUTF8=1", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         rest = "" if options.repeat else ", the same command goes on from here"
         print(f"interrupted; what ran is kept{rest}", file=sys.stderr)
@@ -224,8 +228,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def count(text: str) -> int:
     """A whole number from 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"required a whole number from 1, got {text!r}")
+    if not text.isdecimal() or len(text) > 5 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"required a whole number from 1 to 99,999, got {text[:40]!r}")
     return int(text)
 
 

@@ -21,6 +21,9 @@ def print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+LONGEST = 2000  # characters of a line: an error's own words may be a whole file
+
+
 class InputError(ValueError):
     """A mistake in a file, a parameter or a path that the user can mend; its message is one line."""
 
@@ -28,7 +31,7 @@ class InputError(ValueError):
         words = str(message)
         if words.startswith("Caught ") and "\nOriginal Traceback" in words:  # torch's, of what a loader process raised
             words = words.strip().splitlines()[-1].partition(": ")[2]
-        super().__init__(printable(" ".join(words.split())))
+        super().__init__(_as_line(words))
 
 
 class StoppedForNow(Exception):
@@ -39,11 +42,16 @@ class InputErrors(InputError):
     """Several mistakes found together; `lines` has one line each and the message is the lines."""
 
     def __init__(self, lines: Iterable[str]):
-        self.lines = [printable(" ".join(str(line).split())) for line in lines]
+        self.lines = [_as_line(str(line)) for line in lines]
         Exception.__init__(self, self.lines)  # what pickle hands to __init__ when a worker process raises it
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
+
+
+def _as_line(words: str) -> str:
+    line = printable(" ".join(f"{word[:150]}[...]{word[-150:]}" if len(word) > 500 else word for word in words.split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 2 :]}"
 
 
 def unknown_name(what: str, name: object, choices: Iterable[str], limit: int = 12) -> str:

@@ -25,6 +25,8 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
+import psutil
+
 from seglib.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -32,6 +34,7 @@ RUNS_AT_ONCE = "SEGLIB_RUNS_AT_ONCE"  # in a run's environment: how many run_gri
 STOP_AFTER = "SEGLIB_STOP_AFTER"  # the same: the epoch at which it stops for now; 0 for its last
 MISSING = ""  # the hash of a file that is not there
 CHECKSUM = "checksum"  # the last entry of the JSON objects that `write_json` writes
+_LARGE = 2**26  # bytes of a file from which on it is compared with the memory that is free
 SETTLED = 2.0  # [s] a file changed more recently could change again within the clock tick of its own timestamp
 
 
@@ -173,7 +176,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a text begins that a spreadshe
 def write_table(path: str | Path, table: Any) -> None:
     """Write a pandas table as CSV, without an index that only counts; formulas get an apostrophe in front."""
     rows = csv.reader(io.StringIO(table.to_csv(index=type(table.index).__name__ != "RangeIndex")))
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    coding = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with replacing(path) as temporary, open(temporary, "w", **coding) as file:
         csv.writer(file, lineterminator="\n").writerows([_defuse(cell) for cell in row] for row in rows)
 
 
@@ -249,23 +253,46 @@ def leave_report_to_parent() -> None:
 
 
 def read_file(path: str | Path, most: int = -1) -> bytes:
-    """The content of a file, at most so many bytes; a pipe or a device, which may have no end, is refused."""
+    """The content of a file, at most so many bytes; see `require_file`."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        require_regular(path, os.fstat(file.fileno()).st_mode)
+        _require_file(path, os.fstat(file.fileno()), 4 if most < 0 else 0)
         return file.read(most)
 
 
-def require_regular(path: str | Path, mode: int) -> None:
-    """Refuse what is no file: to open a pipe waits for a writer, a device may have no end."""
-    if S_ISDIR(mode):
+def require_file(path: str | Path, times: int = 4) -> None:
+    """Refuse what cannot be read to its end: a pipe waits for a writer, a device may have none, memory is bounded.
+
+    Parameters
+    ----------
+    times : the memory that what is made of the file takes, in its sizes.
+    """
+    _require_file(path, os.stat(path), times)
+
+
+def _require_file(path: str | Path, state: os.stat_result, times: int) -> None:
+    if S_ISDIR(state.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not S_ISREG(mode):
+    if not S_ISREG(state.st_mode):
         raise InputError(f"{path}: required a file, got a pipe or a device")
+    size = state.st_size
+    if size > _LARGE and times * size > (free := psutil.virtual_memory().available):
+        got = f"got {size / 1e9:.1f} GB where {free / 1e9:.1f} GB are free"
+        raise InputError(f"{path}: required a file that fits into memory, {got}")
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a folder for results that cannot be one, since a file is in its way."""
+    try:
+        why = "" if S_ISDIR(os.stat(folder).st_mode) else "a file"
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError | PermissionError) else error.strerror
+    if why:
+        raise InputError(f"{folder}: required a folder to write to, got {why}; choose --outputs")
 
 
 def check_zip(path: str | Path) -> None:
     """Raise zipfile.BadZipFile where a .pt or .npz file is not what was written: its readers do not look at its CRCs."""
-    require_regular(path, os.stat(path).st_mode)
+    require_file(path, times=1)
     try:
         with zipfile.ZipFile(path) as file:
             as_folders = (
@@ -376,9 +403,9 @@ def _entry(path: str, known: list | None) -> list | None:
         if known and known[:-1] == stamp:
             return known
         return [*stamp, hash_file(path)] if S_ISREG(stat.st_mode) else None
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return None
         raise InputError(f"{path}: the file cannot be read ({error.strerror}); mend its permissions") from error
 
 

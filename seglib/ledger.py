@@ -3,6 +3,7 @@
 import argparse
 import csv
 import fcntl
+import io
 import math
 import os
 import shlex
@@ -17,7 +18,7 @@ import pandas as pd
 
 from seglib.data.coco import load_coco
 from seglib.errors import InputError
-from seglib.files import hash_file, outputs_dir, read_json, replacing
+from seglib.files import hash_file, outputs_dir, read_file, read_json, replacing
 from seglib.runs.leaderboard import align
 from seglib.sending import SEND, SEND_HELP, expand, run_hidden
 from seglib.submission import Verdict, count_shares, read_file_names, validate_submission
@@ -59,9 +60,9 @@ def read_ledger(ledger: Path) -> list[Entry]:
         The file has not these columns, or a score or time is none.
     """
     try:
-        with open(ledger, encoding="utf-8-sig", newline="") as file:  # a spreadsheet may have saved it
-            reader = csv.DictReader(file)
-            rows = list(reader)
+        text = read_file(ledger).decode("utf-8-sig")  # a spreadsheet may have saved it
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = list(reader)
     except FileNotFoundError:
         return []
     except (UnicodeDecodeError, csv.Error) as error:

@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg, get_arch_pretrained_cfgs
 from torch import Tensor, nn
 
 from seglib.errors import InputError, unknown_name
-from seglib.files import expand
+from seglib.files import expand, require_file
 from seglib.layers import replace_average_pools, speed_up_dilated_depthwise
 from seglib.parts import check_part, find_parts, read_choice
 from seglib.zoo import classic, fc_densenet, hrnet
@@ -317,12 +317,17 @@ def _resample(encoder: nn.Module, name: str, value: Tensor, wanted: Tensor) -> T
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
+        require_file(path, times=1)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             weights = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError as error:
+        raise InputError(f"encoder_weights {error}") from error
+    except OSError as error:
+        raise InputError(f"encoder_weights {path}: required a state dict file, got: {error.strerror}") from error
     except Exception as error:  # a damaged file raises nearly anything
         cause = str(error).strip().split("\n")[0][:160]
         raise InputError(
@@ -330,7 +335,8 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     if isinstance(weights, dict):
         weights = weights.get("state_dict", weights.get("model", weights))
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    is_named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    if not is_named or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(
             f"encoder_weights {path}: required a state dict (names to tensors), got {type(weights).__name__}"
         )

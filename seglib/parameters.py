@@ -107,10 +107,17 @@ def read_code_cells(notebook: str | Path) -> list[dict[str, Any]]:
 
 def _read_cells(notebook: str | Path) -> list[dict[str, Any]]:
     try:
-        cells = json.loads(read_file(notebook))["cells"]
+        content = json.loads(read_file(notebook))
+        if isinstance(content, dict) and "worksheets" in content:
+            raise InputError(
+                f"{notebook}: required a notebook of format 4, got format 3; open and save it in JupyterLab"
+            )
+        cells = content["cells"]
         cells = [cell for cell in cells if isinstance(cell["cell_type"], str) and isinstance(cell["metadata"], dict)]
         _ = [{*cell["metadata"].get("tags", [])} for cell in cells]  # papermill stops at those that are no list
         return [cell | {"source": "".join(cell.get("source", ""))} for cell in cells]
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{notebook}: required a notebook that can be read, got {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -119,23 +126,32 @@ def _read_cells(notebook: str | Path) -> list[dict[str, Any]]:
 
 def parse_parameters(source: str) -> dict[str, Parameter]:
     """Read a parameters cell; InputError for one that has anything but `name: type = literal`."""
+    statements, lines, found = parse_code(source, "the parameters cell").body, source.splitlines(), {}
+    for name, parameter in (_read_statement(statement, lines) for statement in statements):
+        if name in found:
+            raise InputError(f"the parameters cell: {name} stands twice; take one out")
+        found[name] = parameter
+    return found
+
+
+def parse_code(source: str, what: str) -> ast.Module:
+    """The syntax tree of a text; `what` it is, for the words of an error."""
     try:
-        statements = ast.parse(source).body
-    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+        return ast.parse(source)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # ValueError: null bytes; the last: nesting
         place = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
-        raise InputError(f"the parameters cell must be Python, got {place}") from error
-    lines = source.splitlines()
-    return dict(_read_statement(statement, lines) for statement in statements)
+        raise InputError(f"{what} must be Python, got {place or 'nesting without end'}") from error
 
 
 def _read_statement(statement: ast.stmt, lines: list[str]) -> tuple[str, Parameter]:
     target = getattr(statement, "target", None) or (getattr(statement, "targets", None) or [None])[0]
     annotation = getattr(statement, "annotation", None)
-    if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(target, ast.Name) or not statement.value:
+    single = isinstance(target, ast.Name) and len(getattr(statement, "targets", [target])) == 1
+    if not isinstance(statement, ast.Assign | ast.AnnAssign) or not single or not statement.value:
         raise InputError(f"line {statement.lineno} of the parameters cell must be `name: type = literal`")
     try:
         default = ast.literal_eval(statement.value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, MemoryError, RecursionError) as error:
         raise InputError(f"the default of {target.id} must be a plain literal, got code") from error
     words = ast.unparse(annotation) if annotation else ""
     _find_type(target.id, words, default)
@@ -179,8 +195,9 @@ def _find_type(name: str, annotation: str, default: Any) -> Any:
     """The type of a parameter; of one without an annotation it is its default's."""
     try:
         return build_type(annotation or (type(default).__name__ if default is not None else "object"))
-    except InputError as error:
-        raise InputError(f"the type of {name} must be plain: {error}") from error
+    except (InputError, SyntaxError, ValueError, TypeError) as error:
+        why = error if isinstance(error, InputError) else f"got {annotation}"
+        raise InputError(f"the type of {name} must be plain: {why}") from error
 
 
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")

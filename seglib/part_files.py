@@ -9,7 +9,7 @@ from typing import Any
 
 from seglib.errors import InputError
 from seglib.files import expand, hash_text, read_file, write_text
-from seglib.parameters import build_type, read_code_cells
+from seglib.parameters import build_type, parse_code, read_code_cells
 
 CELLS = "registered_in_cells.py"  # in a run's `parts`
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -116,11 +116,7 @@ def read_type(annotation: Any) -> Any:
 
 def parse_file(path: Path, text: str) -> ast.Module:
     """The syntax tree of a file's text; `path` is for the words of an error."""
-    try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
-        place = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
-        raise InputError(f"parts: {path} must be Python, got {place}") from error
+    return parse_code(text, f"parts: {path}")
 
 
 def read_text(path: Path) -> str:
@@ -128,7 +124,7 @@ def read_text(path: Path) -> str:
     if path.suffix == ".ipynb":
         return _compose_cells(cell["source"] for cell in read_code_cells(path))
     try:
-        return read_file(expand(path)).decode()
+        return read_file(expand(path)).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         got = error.strerror if isinstance(error, OSError) else "other bytes, or no file"
         raise InputError(f"parts: required a Python file (UTF-8), got {str(path)!r}: {got}") from error

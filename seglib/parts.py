@@ -276,7 +276,7 @@ def require_options(where: str, needed: Iterable[str], given: Iterable[str]) -> 
 
 def _describe(where: str, kind: str, name: str, is_class: bool, arguments: list[tuple], docstring: str | None) -> Part:
     """A part of its arguments, each (name, type, whether it must be given, whether it is a keyword only)."""
-    if kind not in _GIVEN:
+    if not isinstance(kind, str) or kind not in _GIVEN:
         raise InputError(f"{where}: {unknown_name('kind of part', kind, _GIVEN)}")
     where = f"{where}: {kind} {name!r}"
     given = _GIVEN[kind]
@@ -346,7 +346,7 @@ def _run_file(path: Path, name: str) -> list[Part]:
     sys.modules[name] = module  # as an import does: dataclasses look there
     try:
         exec(compile(read_text(path), str(path), "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that calls exit() would end the check without a word
         del sys.modules[name]
         if isinstance(error, InputError):
             raise

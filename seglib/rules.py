@@ -78,6 +78,11 @@ def _is_file(path: str) -> bool:
     return os.path.isfile(os.path.expanduser(path))
 
 
+def _has_state(folder: str) -> bool:
+    """Whether a folder is that of a run, or of a grid with one, that training can go on from."""
+    return any(any(Path(os.path.expanduser(folder)).glob(name)) for name in ("last.pt", "*/last.pt"))
+
+
 _NO_MASKS = "resizing: probabilities has no masks before it is done, so it does not go with "
 _RULES: list[tuple[str, Callable[..., object], str]] = [  # names, what must hold, the refusal of the first name
     ("data_dir train_json", lambda folder, _: folder == "synthetic" or _is_folder(folder),
@@ -92,8 +97,12 @@ _RULES: list[tuple[str, Callable[..., object], str]] = [  # names, what must hol
      " (seen from {here})"),
     ("init_from", lambda folder: not folder or _is_folder(folder),
      'init_from must be the folder of a run, or ""; there is no folder {init_from!r} (seen from {here})'),
+    ("init_from", lambda folder: not _is_folder(folder) or _is_file(f"{folder}/best.pt"),
+     "init_from must be the folder of a run that has best weights; there is no best.pt in {init_from!r}"),
     ("continue_from", lambda folder: not folder or _is_folder(folder),
      'continue_from must be the folder of a run, or ""; there is no folder {continue_from!r} (seen from {here})'),
+    ("continue_from", lambda folder: not _is_folder(folder) or _has_state(folder),
+     "continue_from must be the folder of a run, or of a grid; there is no last.pt in {continue_from!r}"),
     ("encoder_weights encoder", lambda weights, encoder: encoder or not weights,
      'encoder_weights must be "" for an architecture without an encoder, got {encoder_weights!r}'),
     ("encoder_lr encoder", lambda rate, encoder: encoder or not rate,
@@ -171,6 +180,10 @@ def _ask(check: Callable, given: Sequence[Any]) -> tuple[Any, str]:
 
 
 # What the builders of parts and the readers of data say of a value: an InputError, or the value that is to be used.
+
+
+def _check_parts(paths: list[str]) -> None:
+    read_parts(paths)
 
 
 def _check_json(parameter: str, name: str, data_dir: str, split: str = "given") -> None:
@@ -260,7 +273,7 @@ _CHECKS: list[tuple[list[str], Callable]] = [
     (["extra_data"], check_extra_data),
     (["track"], lambda names: _refuse(refuse_missing(names))),
     (["augmentation"], _check_augmentation),
-    (["parts"], lambda paths: read_parts(paths) and None),
+    (["parts"], _check_parts),
     (["architecture", "parts"], partial(_check_named, "architecture", "model")),
     (["optimizer", "parts"], partial(_check_named, "optimizer", "optimizer")),
     (["loss", "parts"], _check_loss),

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from seglib.data.coco import CocoData, load_coco
 from seglib.data.masks import paint_mask
 from seglib.errors import InputError, InputErrors, unknown_name
-from seglib.files import hash_file, replacing, write_json
+from seglib.files import hash_file, read_file, replacing, require_file, write_json
 
 COLUMNS = ["image_id", "PredictionString"]
 RESIZINGS = {
@@ -38,6 +38,7 @@ MISSPELT: dict[str, Callable[[str], str]] = {
 }
 SQUEEZED = "one line of a mask, which is what squeeze() on a batch of one leaves; index the batch instead"
 ROWS_AT_ONCE = 16  # a row is 150 KB of text and 64 KB of mask
+HEADER = 1000  # bytes that the first line of a submission has at most
 EXCEL_CELL = 32_767  # characters that a spreadsheet keeps of a cell
 FAR = 0.3  # total variation distance of class shares: half the sum of their differences
 LEFT_OVER_BY_CHANCE = 1e-3  # a run of background masks at the end that is less likely than this is an unwritten batch
@@ -169,14 +170,23 @@ def resize_probabilities(probabilities: np.ndarray, size: int) -> np.ndarray:
 def read_rows(path: Path) -> Iterator[tuple[str, str]]:
     """File names and PredictionStrings as they are, a few rows in memory at a time; InputError for what is no such CSV."""
     try:
-        with pd.read_csv(path, chunksize=ROWS_AT_ONCE, dtype=str, keep_default_na=False, index_col=False) as chunks:
+        require_file(path, times=0)
+        if len(header := read_file(path, HEADER).partition(b"\n")[0]) == HEADER:  # a million columns take a minute
+            raise InputError(
+                f"{path}: required the columns {', '.join(COLUMNS)}, got {header[:80].decode(errors='replace')}..."
+            )
+        with pd.read_csv(path, chunksize=ROWS_AT_ONCE, dtype=str, keep_default_na=False) as chunks:
             for chunk in chunks:
                 if list(chunk.columns) != COLUMNS:
                     found = ", ".join(str(column)[:40] for column in chunk.columns[:4])
                     raise InputError(f"{path}: required the columns {', '.join(COLUMNS)}, got {found}")
+                if not isinstance(chunk.index, pd.RangeIndex):
+                    raise InputError(f"{path}: required the columns {', '.join(COLUMNS)}, got rows with more fields")
                 yield from chunk.itertuples(index=False, name=None)
     except FileNotFoundError:
         raise InputError(f"{path}: required a submission CSV, got no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: required a submission CSV, got: {error.strerror or error}") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: required a submission CSV, got {error}") from None
 

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from seglib.data.class_names import is_background
 from seglib.data.formats import Content, Source, find_size, read_json, read_text
 from seglib.data.mask_folders import DESCRIPTION, IMAGE_ENDINGS, encode_labels, remember
 from seglib.errors import InputError, unknown_name
-from seglib.files import hash_files, hash_text
+from seglib.files import hash_files, hash_text, read_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,7 +160,7 @@ def find_labelme(data_dir: Path, name: str) -> Path | None:
         return None
     first = min((data_dir / name).glob("*.json"), default=None)
     try:
-        content = json.loads(first.read_bytes()) if first else None
+        content = json.loads(read_file(first)) if first else None
     except (OSError, ValueError):
         return None
     return data_dir / name if is_labelme(content) else None
@@ -268,7 +269,7 @@ def find_yolo(data_dir: Path, name: str) -> Path | None:
 
 
 def _has_labels(folder: Path) -> bool:
-    texts = (path.read_bytes().split() for path in folder.glob("*.txt") if path.name not in _LISTS)
+    texts = (read_file(path).split() for path in folder.glob("*.txt") if path.name not in _LISTS)
     first = next(filter(None, texts), [])
     return len(first) >= 5 and first[0].isdigit() and all(map(_is_number, first))
 
@@ -316,7 +317,7 @@ def _read_yolo_names(folder: Path, data_dir: Path) -> tuple[list[str], Path]:
             if path.suffix == ".txt":
                 names = _read_names(path)
             else:
-                content = yaml.safe_load(path.read_text("utf-8-sig"))
+                content = yaml.safe_load(read_file(path).decode("utf-8-sig"))
                 content = content if isinstance(content, dict) else {}
                 if "kpt_shape" in content:
                     raise InputError(
@@ -327,6 +328,8 @@ def _read_yolo_names(folder: Path, data_dir: Path) -> tuple[list[str], Path]:
                 if {*names} != {*range(len(names))}:
                     raise InputError(f"{path} [names]: must be numbered from 0 on, got {[*names][:9]}; name them all")
                 names = [names[number] for number in range(len(names))]
+            if names and not all(isinstance(each, str | int) for each in names):
+                raise InputError(f"{path} [names]: must be texts, got {reprlib.repr(names)}; correct it")
             if names:
                 return [str(each) for each in names], path
     fix = "write `names: [bottle, can]` into data.yaml there, or the names into classes.txt, one per line"
@@ -337,7 +340,7 @@ def _read_lines(
     path: Path, width: int, height: int, classes: Sequence[str], listing: Path
 ) -> Iterator[tuple[str, list]]:
     """(class, segmentation) of each line; of boxes none."""
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_file(path).decode().splitlines(), 1):
         words = line.split()
         if not words:
             continue
@@ -366,7 +369,7 @@ def _climb(folder: Path, data_dir: Path) -> list[Path]:
 
 
 def _read_names(path: Path) -> list[str]:
-    lines = path.read_text("utf-8-sig").splitlines() if path.is_file() else []
+    lines = read_file(path).decode("utf-8-sig").splitlines() if path.is_file() else []
     return [line.strip() for line in lines if line.strip()]
 
 

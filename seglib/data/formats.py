@@ -3,6 +3,7 @@
 A dry run of a grid imports this file: what reads pixels is imported where it does.
 """
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -133,12 +134,16 @@ def _read_segments(path: Path, ids: Sequence[int]) -> list[tuple[Content, int]]:
     import numpy as np
     from PIL import Image
 
+    from seglib.data.images import DAMAGES, word_damage
+
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_file(path))) as image:
             codes = np.asarray(image.convert("RGB"), np.int64) @ [1, 256, 65536]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except DAMAGES as error:
         raise InputError(
-            f"{path}: the segments of an image must be a PNG that can be read, got: {error}; copy it again"
+            f"{path}: the segments of an image must be a PNG that can be read, got: {word_damage(error)}; copy it again"
         ) from None
     found, labels = np.unique(codes, return_inverse=True)
     places = {code: place for place, code in enumerate(ids, 1)} | {0: 0}

@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 from seglib.errors import InputError
+from seglib.files import read_file
 
 EXIF = (
     "apply",
     "ignore",
 )  # whether images are turned where the size in the JSON does not tell; the first is the default
 FULL_RANGE = 2**14  # images of 16 bits whose values all lie below this hold 10, 12 or 14 bits
+DAMAGES = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises of damaged files
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
 _EIGHT_BITS = ("JPEG", "MPO", "WEBP", "GIF", "BMP")  # formats of nothing else
 
@@ -33,9 +35,15 @@ def read_header(path: str | Path) -> tuple[int, int, int]:
     try:
         with Image.open(path) as image:
             return *image.size, _find_orientation(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise InputError(f"{path}: must be an image that can be read, got: {reason}; copy the file again") from None
+    except DAMAGES as error:
+        raise InputError(
+            f"{path}: must be an image that can be read, got: {word_damage(error)}; copy the file again"
+        ) from None
+
+
+def word_damage(error: Exception) -> str:
+    """What one of `DAMAGES` says of a file."""
+    return "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
 
 
 def choose_turn(stored: tuple[int, int], orientation: int, size: tuple[int, int] | None, exif: str) -> int:
@@ -70,7 +78,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None, exif: str = EXIF[
     """
     _require_file(path)
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
         image = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         kind = "" if image is not None and image.ndim == 3 else _find_type(data)
     except (OSError, cv2.error) as error:
@@ -106,11 +114,11 @@ def find_largest(path: str | Path) -> int | None:
     InputError
         For floats and 32 bits, which have no range that is known.
     """
-    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
+    with suppress(*DAMAGES), Image.open(path) as image:
         if image.format in _EIGHT_BITS:
             return None
     try:
-        data = Path(path).read_bytes()
+        data = read_file(path)
         is_shallow = data.startswith(b"\x89PNG") and data[24:25] != b"\x10"
         image = None if is_shallow else _decode(data, cv2.IMREAD_UNCHANGED)
     except (OSError, cv2.error):
@@ -146,7 +154,7 @@ def _read_orientation(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _find_orientation(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except DAMAGES:
         return 1  # a format that OpenCV alone reads
 
 

@@ -92,6 +92,9 @@ class ImageFinder:
         if problem == "ambiguous-image":
             found = sorted(os.path.relpath(each, self.root) for each in self._find_elsewhere(name))
             return f"one file must fit the name, got {len(found)}: {', '.join(found[:4])}"
+        if os.path.exists(path):
+            got = "a folder" if os.path.isdir(path) else "a pipe or a device"
+            return f"it must be a file, got {got} at {path}"
         nearest = self._find_nearest(name)
         return f"the file must exist, got none at {path}" + (f"; the nearest is {nearest}" if nearest else "")
 

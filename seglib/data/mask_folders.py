@@ -4,6 +4,7 @@
 (`train.txt`) or a folder (`train`). A dry run of a grid imports this file: what reads pixels is imported where it does.
 """
 
+import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +88,7 @@ def read_description(data_dir: str | Path) -> MaskFolder:
     except FileNotFoundError:
         fix = 'write it, such as ["background", "road", "car"] for the values 0, 1 and 2'
         raise InputError(f"{path}: masks need a file that names their classes, got none; {fix}") from None
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, RecursionError) as error:
         raise InputError(f"{labelmap if by_cvat else path}: must be readable, got: {error}; correct it") from None
     options = (
         content if isinstance(content, dict) and {"classes", "class_names"} & content.keys() else {"classes": content}
@@ -102,8 +103,10 @@ def read_description(data_dir: str | Path) -> MaskFolder:
     if wrong := [value for value in ignored if not _is_value(value) or isinstance(value, tuple) != by_colour]:
         required = "colours, as classes has" if by_colour else "whole numbers, as classes has"
         raise InputError(f"{path} [ignore_index]: must be {required}, got {wrong[0]!r}; correct it")
-    for name in options.get("ignore_classes", []):
-        if name not in classes:
+    if not isinstance(names := options.get("ignore_classes", []), list):
+        raise InputError(f"{path} [ignore_classes]: must be a list of names, got {names!r}; correct it")
+    for name in names:
+        if not isinstance(name, str) or name not in classes:
             raise InputError(f"{path}: {unknown_name('class in ignore_classes', name, classes)}")
         ignored.append(classes.pop(name))
     if len(classes) > 254 + sum(map(is_background, classes)):
@@ -118,7 +121,8 @@ def read_description(data_dir: str | Path) -> MaskFolder:
 
 def _read_labelmap(path: Path) -> dict[str, list[int]]:
     """Name -> colour; a line is `car:128,0,0::`."""
-    rows = [line.split(":") for line in path.read_text("utf-8-sig").splitlines() if line.strip() and line[0] != "#"]
+    lines = read_file(path).decode("utf-8-sig").splitlines()
+    rows = [line.split(":") for line in lines if line.strip() and line[0] != "#"]
     return {name: [int(each) for each in colour.split(",")] for name, colour, *_ in rows}
 
 
@@ -129,7 +133,7 @@ def _read_classes(classes: Any, path: Path) -> dict[str, Any]:
         pairs = [(each["name"], each.get("color", each.get("id", each.get("value")))) for each in classes]
     elif isinstance(classes, list):
         pairs = [(name, value) for value, name in enumerate(classes)]
-    elif isinstance(classes, dict) and all(key.isdecimal() for key in classes):
+    elif isinstance(classes, dict) and all(key.isdecimal() and len(key) < 9 for key in classes):
         pairs = [(name, int(value)) for value, name in classes.items()]
     elif isinstance(classes, dict):
         pairs = [*classes.items()]
@@ -153,11 +157,8 @@ def _is_value(value: Any) -> bool:
 
 def _complete(data_dir: Path, folders: dict[str, str]) -> dict[str, str]:
     """The folders that the file leaves out are those of a usual layout."""
-    known = next((pair for pair in _FOLDERS if any(_find(data_dir, each) for each in pair)), _FOLDERS[0])
-    for image_dir, mask_dir in _FOLDERS:
-        if _find(data_dir, image_dir) and _find(data_dir, mask_dir):
-            known = image_dir, mask_dir
-            break
+    half = [pair for pair in _FOLDERS if any(_find(data_dir, each) for each in pair)]
+    known = next((pair for pair in half if all(_find(data_dir, each) for each in pair)), (half or _FOLDERS)[0])
     return folders | {"image_dir": folders["image_dir"] or known[0], "mask_dir": folders["mask_dir"] or known[1]}
 
 
@@ -352,17 +353,22 @@ def read_mask(folder: MaskFolder, path: Path) -> "np.ndarray":
     import pandas as pd
     from PIL import Image
 
+    from seglib.data.images import DAMAGES, word_damage
+
     by_colour = isinstance(_number(folder)[0][0], tuple)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read_file(path))) as image:
             if image.format in ("JPEG", "MPO"):
                 got = "got JPEG, which changes them; export the masks as PNG"
                 raise InputError(f"{path}: a mask must be stored to the exact values, {got}")
             if image.mode == "F":
                 raise InputError(f"{path}: a mask must have whole numbers, got floating point; export it as PNG")
             values = np.asarray(image.convert("RGB") if by_colour or image.mode not in _INDEXED else image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: a mask must be an image that can be read, got: {error}; export it again") from None
+    except InputError:
+        raise
+    except DAMAGES as error:
+        required = "a mask must be an image that can be read"
+        raise InputError(f"{path}: {required}, got: {word_damage(error)}; export it again") from None
     if values.ndim == 3 and not by_colour:
         if (values != values[..., :1]).any():
             fix = f'write a table of colours into {DESCRIPTION}, such as {{"background": [0, 0, 0], "road": [128, 64, 128]}}'

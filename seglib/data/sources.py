@@ -115,6 +115,8 @@ def _stamp(path: Path) -> tuple:
 
 def _recognise(content: Any, path: Path) -> tuple[str, Callable[..., Source]]:
     is_list = isinstance(content, list)
+    if not isinstance(content, list | dict):
+        raise InputError(f"{path}: must hold a JSON object with `images` and `categories`, got {reprlib.repr(content)}")
     first = take_first({"": content}, "") if is_list else take_first(content, "annotations")
     for kind, (fits, read) in (_OF_LISTS if is_list else _OF_OBJECTS).items():
         if fits(content, first):

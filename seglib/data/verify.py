@@ -140,7 +140,8 @@ def _examine(data: CocoData) -> tuple[pd.DataFrame, np.ndarray, list[int]]:
         rows, areas, turns = read_json(path).values()
     except (OSError, ValueError, AttributeError):  # not there, or damaged
         problems, areas, turns = verify_coco(data), measure_masks(data), find_turns(data)
-        keep_json(path, {"problems": problems.to_numpy().tolist(), "mask_areas": areas.tolist(), "turns": turns})
+        if "error" not in set(problems["severity"]):  # errors name paths, and what is no file may become one
+            keep_json(path, {"problems": problems.to_numpy().tolist(), "mask_areas": areas.tolist(), "turns": turns})
         return problems, areas, turns
     return pd.DataFrame(rows, columns=_COLUMNS, dtype="str"), np.array(areas, np.int64), turns
 

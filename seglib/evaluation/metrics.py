@@ -194,10 +194,23 @@ def load_confusion(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]
         check_zip(path)
         with np.load(path, allow_pickle=False) as file:
             confusion, image_ids, class_names = (file[name] for name in ("confusion", "image_ids", "class_names"))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        RuntimeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{path}: must be a file of save_confusion, got {reason}; run the training again.") from None
     _check_arrays(f"{path}", confusion, image_ids, class_names)
+    if confusion.min(initial=0) < 0 or len(np.unique(image_ids)) < len(image_ids):
+        got = "counts below 0" if confusion.min(initial=0) < 0 else "one twice"
+        raise InputError(f"{path}: must have counts from 0 and an id per image, got {got}; run the training again.")
     return confusion, image_ids, class_names.tolist()
 
 

@@ -9,10 +9,11 @@ import io
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,29 +47,13 @@ _QUESTIONS = {  # what is asked about -> the parameters that the answer depends 
     "model": ("architecture", "encoder", "image_size", "batch_size"),
     "optimizer": ("optimizer",),
     "augmentation": ("augmentation", "image_size"),
-    "data": (
-        "data_dir",
-        "train_json",
-        "val_json",
-        "split",
-        "folds",
-        "fold",
-        "split_seed",
-        "focus_classes",
-        "extra_data",
-    ),
-}
+    "data": ("data_dir", "train_json", "val_json", "split", "folds", "fold", "split_seed", "focus_classes", "extra_data"),
+}  # fmt: skip
 _OF_WEIGHTS = ("architecture", "encoder", "image_size", "encoder_weights", "init_from")
 _BUILDERS = (
-    "models.py",
-    "model_check.py",
-    "layers.py",
-    "zoo/*.py",
-    "parts.py",
-    "part_files.py",
-    "data/*.py",
-    "training/optim.py",
-)
+    "models.py", "model_check.py", "layers.py", "zoo/*.py", "parts.py", "part_files.py", "data/*.py", "training/optim.py",
+)  # fmt: skip
+LONGEST = 120  # [s] that files of parts, or what they build, may take
 _LIBRARIES = ("segmentation-models-pytorch", "timm", "torchvision", "albumentations")
 
 
@@ -115,10 +100,11 @@ def _describe_builders() -> list[str]:
 def _run_child(questions: Sequence[Mapping[str, Any]]) -> list[str]:
     command = [sys.executable, "-m", "seglib.runs.check"]
     child = subprocess.run(command, input=json.dumps(questions), capture_output=True, text=True, cwd=PROJECT)
-    if child.returncode:
-        last = (child.stderr.strip() or f"exit code {child.returncode}").splitlines()[-1]
-        raise InputError(f"the check by `python -m seglib.runs.check` could not run: {last}")
-    return json.loads(child.stdout.splitlines()[-1])
+    if child.returncode or not child.stdout:
+        ended = f"exit code {child.returncode}" if child.returncode else "it ended without an answer"
+        last = (child.stderr.strip() if child.returncode else "") or ended
+        raise InputError(f"the check by `python -m seglib.runs.check` could not run: {last.splitlines()[-1]}")
+    return json.loads(child.stdout)
 
 
 def _read_remembered(path: Path) -> dict[str, str]:
@@ -130,10 +116,31 @@ def _read_remembered(path: Path) -> dict[str, str]:
     return remembered if sound else {}
 
 
+@contextmanager
+def _limited(parts: Sequence[str]) -> Iterator[None]:
+    """Refuse parts that do not come to an end."""
+
+    def stop(*_: object) -> None:
+        raise InputError(
+            f"parts: {', '.join(parts)} must run within {LONGEST} s, got no end; does a loop in it never stop?"
+        )
+
+    if not parts:
+        yield
+        return
+    handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)
+
+
 def _answer(about: str, parts: Sequence[str], **values: Any) -> str:
     """In the child: ask a builder. What it needs is imported here, since torch takes longer than most questions."""
     try:
-        load_parts(parts)
+        with _limited(parts):
+            load_parts(parts)
         if about == "augmentation":
             from seglib.data.augment_check import find_refusal
         elif about == "optimizer":
@@ -150,7 +157,8 @@ def _answer(about: str, parts: Sequence[str], **values: Any) -> str:
             return json.dumps([refusal, printed.getvalue()])
         else:
             from seglib.model_check import count_parameters as find_refusal
-        return find_refusal(**values)
+        with _limited(parts if about in ("model", "optimizer", "augmentation") else ()):
+            return find_refusal(**values)
     except InputError as error:
         return json.dumps([str(error), ""]) if about == "data" else str(error)
 
@@ -443,4 +451,6 @@ def _where(file: GridFile, names: Sequence[str], varied: Mapping, overrides: Map
 
 if __name__ == "__main__":
     leave_report_to_parent()
-    print(json.dumps([_answer(**question) for question in json.load(sys.stdin)]))
+    with open(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what parts print is no answer
+        answers.write(json.dumps([_answer(**question) for question in json.load(sys.stdin)]))

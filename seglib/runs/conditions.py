@@ -96,7 +96,7 @@ class Condition:
     @property
     def seeds(self) -> int:
         """Number of seeds with a score."""
-        return len({row.params.get("seed") for row in self.scored})
+        return len({_as_key(row.params.get("seed")) for row in self.scored})
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def divide_varied(varied: Sequence[str]) -> tuple[list[str], list[str]]:
 def _gather(members: Sequence[RunResult], compared: Sequence[str], blocks: Sequence[str]) -> Condition:
     texts = {name: members[0].texts.get(name, "-") for name in compared}
     label = ", ".join(texts.values() if len(texts) == 1 else (f"{name}={text}" for name, text in texts.items()))
-    places = [tuple(row.params.get(name) for name in blocks) for row in members]
+    places = [tuple(_as_key(row.params.get(name)) for name in blocks) for row in members]
     times, scores = Counter(places), []
     for number, (row, place) in enumerate(zip(members, places, strict=True)):
         shared = blocks and None not in place and times[place] == 1
@@ -390,7 +390,7 @@ def compare_over_seeds(run_dir: str | Path, other_dir: str | Path) -> str:
 
 
 def _find_condition(record: Mapping[str, Any]) -> str:
-    return identify({name: value for name, value in record.get("params", {}).items() if name not in ELSEWHERE})
+    return identify({name: value for name, value in (record.get("params") or {}).items() if name not in ELSEWHERE})
 
 
 def _group_records(records: Iterable[Mapping[str, Any]], within_split: bool = False) -> dict[str, dict[tuple, float]]:
@@ -399,7 +399,8 @@ def _group_records(records: Iterable[Mapping[str, Any]], within_split: bool = Fa
     for record in records:
         params, split_seed = record["params"], find_split_seed(record["params"])
         condition = _find_condition(record) + (f" {split_seed}" if within_split else "")
-        groups.setdefault(condition, {})[params.get("seed"), params.get("fold"), split_seed] = record["metrics"]["miou"]
+        place = tuple(map(_as_key, (params.get("seed"), params.get("fold"), split_seed)))
+        groups.setdefault(condition, {})[place] = record["metrics"]["miou"]
     return groups
 
 
@@ -414,6 +415,11 @@ def _read_ok(folder: Path, runs: Iterable[str]) -> Iterable[dict[str, Any]]:
         whole = record.get("status") == "ok" and isinstance(params, dict) and isinstance(metrics, dict)
         if whole and isinstance(metrics.get("miou"), float) and math.isfinite(metrics["miou"]):
             yield record
+
+
+def _as_key(value: object) -> object:
+    """A number or text as it is; what a record should not have in their place, as a text."""
+    return identify(value) if isinstance(value, dict | list) else value
 
 
 def identify(value: object) -> str:

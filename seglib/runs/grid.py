@@ -12,7 +12,7 @@ from typing import Any
 import seglib
 from seglib.data.layouts import fingerprint_data
 from seglib.errors import InputError, InputErrors
-from seglib.files import hash_files
+from seglib.files import hash_files, require_folder
 from seglib.parameters import read_schema
 from seglib.parts import read_parts
 from seglib.rules import check_runs, resolve_paths
@@ -123,6 +123,7 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
         values["parts"] = [path for path in values["parts"] if path not in own]
     file = _resolve_steps(file)
     folder = outputs / (file.name + ("-debug" if debug else ""))
+    require_folder(folder)
     if "run_dir" in schema:
         parameters = [values | {"run_dir": str(folder / name)} for values, name in zip(parameters, names, strict=True)]
     keys = compute_keys(notebook, parameters)

@@ -20,8 +20,19 @@ from seglib.runs.slots import find_per_gpu_problems
 _LARGEST = 300_000  # characters of a grid file, and values in it once its aliases are followed
 
 
+_SURPRISING = re.compile(r"[-+]?(0[\d_]+|\d+(:[0-5]?\d)+(\.\d*)?)")
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses what PyYAML takes in silence: a name that stands twice (the last wins) or is no text (`no` is false)."""
+    """Refuses what PyYAML takes in silence: a name that stands twice (the last wins) or is no text (`no` is false).
+
+    `010` and `1:30` are texts: YAML 1.1 would make 8 and 90 of them.
+    """
+
+    def resolve(self, kind, value, implicit):
+        if kind is yaml.ScalarNode and implicit[0] and _SURPRISING.fullmatch(value):
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
 
     def construct_mapping(self, node, deep=False):
         seen = set()

@@ -1,15 +1,16 @@
 """The leaderboard: a grid's runs, collected and ranked, as CSV and as text."""
 
 import csv
+import io
 import json
-import math
 import re
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 
-from seglib.files import FORMULA, hash_file, read_json, replacing, sign
+from seglib.files import FORMULA, hash_file, read_file, read_json, replacing, sign
 from seglib.runs.conditions import METRICS, Comparison, RunResult
 from seglib.runs.grid_file import shorten
 from seglib.runs.record import NAME, read_record
@@ -110,9 +111,8 @@ def read_history(path: Path, columns: Sequence[str] | None = None) -> list[dict[
     if is_damaged(path):
         return []
     try:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            header, *lines = csv.reader(file)
-    except (OSError, ValueError):  # none, or no line in it
+        header, *lines = csv.reader(io.StringIO(read_file(path).decode(errors="replace"), newline=""))
+    except (OSError, ValueError, csv.Error):  # none, or no line in it
         return []
     wanted = [(place, name) for place, name in enumerate(header) if columns is None or name in columns]
     rows = []
@@ -169,7 +169,10 @@ def write_leaderboard(grid_dir: str | Path, rows: list[RunResult]) -> Path:
         ("notes", "key", "weights_sha256", "git_commit", "error"),
     )
     path = Path(grid_dir) / "leaderboard.csv"
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         header = ["run", "status", *varied, *metrics, *costs, *(f"iou {name}" for name in classes), *origin]
         writer.writerow(map(_cell, header))
@@ -271,7 +274,7 @@ def _mapping(value: object) -> dict:
 
 def _number(value: object) -> float | None:
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if real and math.isfinite(value) else None
+    return value if real and abs(value) <= sys.float_info.max else None  # an int may be larger; NaN is not
 
 
 def _text(value: object) -> str | None:

@@ -1,12 +1,13 @@
 """A finished run again, with the parameters of its record: are its weights the same to the bit, and what differs."""
 
 import itertools
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, InputErrors
-from seglib.files import PROJECT, find_free_folder
+from seglib.files import PROJECT, check_zip, find_free_folder
 from seglib.parameters import read_schema
 from seglib.part_files import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
@@ -117,5 +118,11 @@ def _find_notebook(run_dir: Path) -> Path:
 def _same_confusion(*folders: Path) -> bool:
     import numpy as np  # not at the top: a dry run does without it
 
-    with np.load(folders[0] / "confusion.npz") as before, np.load(folders[1] / "confusion.npz") as after:
-        return all(np.array_equal(before[name], after[name]) for name in ("confusion", "image_ids"))
+    paths = [folder / "confusion.npz" for folder in folders]
+    try:
+        for path in paths:
+            check_zip(path)
+        with np.load(paths[0]) as before, np.load(paths[1]) as after:
+            return all(np.array_equal(before[name], after[name]) for name in ("confusion", "image_ids"))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"--repeat {path}: required the confusion matrices of a run, got: {error}") from error

@@ -32,6 +32,26 @@ _spec.loader.exec_module(_runs)
 write_notebook, call, write_grid, stand_in = _runs.write_notebook, _runs.call, _runs.write_grid, _runs.stand_in
 records, grid_folder = _runs.records, _runs.grid_folder
 
+_spec = importlib.util.spec_from_file_location("faults_judge", Path(__file__).with_name("judge.py"))
+_judge = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_judge)
+
+
+@pytest.fixture
+def judge():
+    """See judge.py."""
+    return _judge.judge
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _totals(pytestconfig):
+    """Print what became of all bad inputs."""
+    yield
+    names = ("tried", "lost", "half-written", "unclear", "traceback")
+    if _judge.TOTALS:
+        with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print("\nbad inputs: " + ", ".join(f"{_judge.TOTALS[name]} {name}" for name in names))
+
 
 @pytest.fixture
 def wait_for():
