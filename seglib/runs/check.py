@@ -121,14 +121,10 @@ def _limited(parts: Sequence[str]) -> Iterator[None]:
     """Refuse parts that do not come to an end."""
 
     def stop(*_: object) -> None:
-        raise InputError(
-            f"parts: {', '.join(parts)} must run within {LONGEST} s, got no end; does a loop in it never stop?"
-        )
+        raise InputError(f"parts: {', '.join(parts)} must run within {LONGEST} s, got no end; does a loop never stop?")
 
-    if not parts:
-        yield
-        return
-    handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, LONGEST)
+    seconds = LONGEST if parts else 0  # 0 for no limit
+    handler, timer = signal.signal(signal.SIGALRM, stop), signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
@@ -393,9 +389,7 @@ def _find_step_problems(file: GridFile, step: Step, parameters: Sequence[Mapping
     except InputError as error:
         return [str(error)]
     if step.each and notebook == find_notebook(file.notebook, file.path):
-        return [
-            f"{step.notebook} would write over each run that it is given, as the grid's own notebook; leave `each` out"
-        ]
+        return [f"{step.notebook}, as the grid's own notebook, would write over each run; leave `each` out"]
     needed = "run_dir" if step.each or is_further_run(file, step, notebook) else "grid_dir"
     if needed not in schema:
         return [f"{step.notebook} must have a parameter {needed}, through which it is told what to read"]

@@ -144,7 +144,7 @@ ERRORS = [
     (two_of_one_name, "ambiguous-image", "image 12 (z.jpg)", "got 2: left/z.jpg, right/z.jpg"),
     (image(file_name="images/a.png"), "missing-image", "image 12 (images/a.png)", "must exist, got none at"),
     (image(file_name="a.jpeg"), "missing-image", "image 12 (a.jpeg)", "; the nearest is images/a.jpg"),
-    (image(file_name="images"), "missing-image", "image 12 (images)", "must exist, got none at"),
+    (image(file_name="images"), "missing-image", "image 12 (images)", "must be a file, got a folder at"),
     (image(file_name="a" * 300), "missing-image", "image 12 (aaa", "must exist, got none at"),
     (image(file_name="images/\nc.jpg", width=None), "missing-image", "image 12 (images/ c.jpg)", "must exist"),
     (file(b""), "unreadable-image", A, "must be an image that can be read, got: not an image"),

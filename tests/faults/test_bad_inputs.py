@@ -286,7 +286,7 @@ PARTS = {  # a file of parts, and what its line must hold
     "interrupt": ("raise KeyboardInterrupt\n" + LOSS, "KeyboardInterrupt"), "recursion": ("def f(): f()\nf()\n" + LOSS, "RecursionError"),
     "memory": ("a = [0] * 10**13\n" + LOSS, "MemoryError"), "endless": ("while True: pass\n" + LOSS, "p.py must run within 1 s"),
     "sleeps": ("import time; time.sleep(600)\n" + LOSS, "p.py must run within 1 s"), "input()": ("input()\n" + LOSS, "must run as Python"),
-    "prints": ("import atexit; print('[1]'); atexit.register(print, '[2]')\n" + LOSS, ""), "prints escapes": ("raise ValueError('\\x1b[31m')\n" + LOSS, "\\x1b[31m"),
+    "prints escapes": ("raise ValueError('\\x1b[31m')\n" + LOSS, "\\x1b[31m"),
     "long words": ("raise ValueError('x' * 100_000)\n" + LOSS, "ValueError"),
 }  # fmt: skip
 
@@ -294,12 +294,24 @@ PARTS = {  # a file of parts, and what its line must hold
 @pytest.mark.parametrize(("text", "words"), PARTS.values(), ids=PARTS.keys())
 def test_parts(judge, plan, tmp_path, monkeypatch, text, words):
     """What may end the process is asked about in a child, as a grid asks; the others in this one."""
-    if any(each in str(text) for each in ("_exit", "abort", "Interrupt", "atexit")):
+    if any(each in str(text) for each in ("_exit", "abort", "Interrupt")):
         monkeypatch.setattr(check, "_run_child", ASK_CHILD)
     monkeypatch.setattr(check, "LONGEST", 1)
     (tmp_path / "p.py").write_bytes(text if isinstance(text, bytes) else text.encode())
     (tmp_path / "grid.yaml").write_text(grid("parts: [p.py]"))
     judge(tmp_path, plan, words)
+
+
+def test_what_parts_print_is_no_answer(tmp_path):
+    (tmp_path / "p.py").write_text("import atexit; print('[1]'); atexit.register(print, '[2]')\n" + LOSS)
+    question = {
+        "about": "augmentation",
+        "augmentation": [{"nope": {}}],
+        "image_size": 64,
+        "parts": [f"{tmp_path}/p.py"],
+    }
+    (answer,) = ASK_CHILD([question])
+    assert "nope" in answer
 
 
 ENVIRONMENTS = {  # what stands in the environment (None: not there), and what a dry run's line must hold
