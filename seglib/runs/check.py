@@ -389,7 +389,7 @@ def _find_step_problems(file: GridFile, step: Step, parameters: Sequence[Mapping
     except InputError as error:
         return [str(error)]
     if step.each and notebook == find_notebook(file.notebook, file.path):
-        return [f"{step.notebook}, as the grid's own notebook, would write over each run; leave `each` out"]
+        return [f"{step.notebook} would write over each run, as the grid's own notebook; leave `each` out"]
     needed = "run_dir" if step.each or is_further_run(file, step, notebook) else "grid_dir"
     if needed not in schema:
         return [f"{step.notebook} must have a parameter {needed}, through which it is told what to read"]
