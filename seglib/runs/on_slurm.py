@@ -36,6 +36,7 @@ from seglib.runs.slurm import (
 )  # fmt: skip
 
 MOST = 1000  # jobs at a time in SLURM's queue, where --workers says no other number
+_MOST_IDLE = 3  # times in a row that a run is cut before it got further, as on a machine that is busy for a while
 _LONGEST_END = 60  # [s] that a killed job has to go
 
 
@@ -205,8 +206,11 @@ def main(run_dir: Path, token: str) -> int:
         return code
     if not cut.is_set():
         return code
-    if _sign_kept(run_dir, order) == before:  # it would start from nothing for ever
-        why = "the time of its job was up before it had kept anything to go on from; give it more: --slurm time=..."
+    after = _sign_kept(run_dir, order)
+    note["idle"] = note.get("idle", 0) + 1 if after == before else 0
+    write_json(run_dir / NOTE, note)
+    if not after or note["idle"] >= _MOST_IDLE:  # it would be cut for ever
+        why = "the time of its job was up before it had kept anything new to go on from; give it more: --slurm time=..."
         update_record(run_dir, status="failed", error=why)
         return 1
     answer = command("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
