@@ -32,6 +32,7 @@ from seglib.runs.reasons import explain
 from seglib.runs.repeat import repeat_run
 from seglib.runs.results import write_results
 from seglib.runs.schedule import Place, StatusLine
+from seglib.runs.search import count_later, foresee_search
 from seglib.runs.slots import choose_slots, hint_at_gpus
 from seglib.runs.slurm import describe_left, find_handed_over, parse_options, require_collected
 from seglib.runs.watch import Orders, find_grid, give_order, watch
@@ -112,6 +113,7 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
                 ok = run_grid(grid, waiting, place, options.fail_fast, line.keep, line.show, orders)
         finally:
             line.keep("")
+        chosen = grid.runs if grid.file.search else chosen
         outdated = find_outdated(grid, {run.name for run in chosen})
         print(printable(write_results(grid, shutil.get_terminal_size((100, 24)).columns)))
         if options.detach:
@@ -137,7 +139,8 @@ def open_place(
 
         gpus = grid.file.gpus_per_run / max(1, grid.file.per_gpu)
         return open_ray(describe_here(grid), options.workers or 1, gpus)
-    return nullcontext(LocalMachine(environments=options.slots, warm=len(waiting) + len(grid.file.then) > 2))
+    jobs = len(waiting) + sum(count_later(grid)) + len(grid.file.then)
+    return nullcontext(LocalMachine(environments=options.slots, warm=jobs > 2))
 
 
 def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> None:
@@ -150,6 +153,8 @@ def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> No
         print(f"run   {run.name}  ({', '.join(reasons[run.name])})" if run.name in reasons else f"skip  {run.name}")
     for name in grid.varied:
         values = list(dict.fromkeys(shorten(run.varied[name]) for run in chosen if name in run.varied))
+        if not values:  # the further seeds of a search are not planned yet
+            continue
         rest = f", ... ({len(values)} values)" if len(values) > 12 else ""
         print(printable(f"{name}: {', '.join(values[:12])}{rest}"))
     print(describe_plan(grid, chosen, reasons))
@@ -158,7 +163,8 @@ def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> No
     if options.probe:
         line = StatusLine()
         probe_runs(grid, waiting, LocalMachine(), line.keep, line.show)
-    outlook = [*foresee_time(grid, waiting, len(options.slots)), describe_stops(grid), foresee_verdicts(grid)]
+    outlook = [*foresee_time(grid, waiting, len(options.slots)), describe_stops(grid), foresee_search(grid.file)]
+    outlook.append(foresee_verdicts(grid))
     print("".join(f"{line}\n" for line in outlook if line), end="")
 
 
@@ -174,6 +180,8 @@ def describe_plan(grid: Grid, chosen: list[Run], reasons: Collection[str]) -> st
     waiting, later = len(soon & {*reasons}), len({*reasons} - soon)
     more = "stay stopped" if grid.file.stop else "more where further seeds can tell"
     more = f", {'' if grid.file.stop else 'up to '}{later} {more}" if later else ""
+    trials, seeds = count_later(grid)
+    more += f", then {trials} more trials and up to {seeds} runs with further seeds" if trials or seeds else ""
     return f"{grid.name}: {len(soon)} runs, {len(soon) - waiting} done before, {waiting} to go{more} -> {grid.folder}"
 
 

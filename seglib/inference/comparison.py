@@ -34,6 +34,7 @@ from seglib.runs.conditions import (
 from seglib.runs.grid_file import read_grid_file, shorten
 from seglib.runs.leaderboard import collect_runs, read_history
 from seglib.runs.record import find_split_seed
+from seglib.runs.search import choose_judged, explain_search
 
 MOST_SEEDS = 5  # that are advised at once
 MOST_PICTURES = 4  # conditions beside each other
@@ -83,14 +84,18 @@ class GridComparison:
         self.root, self.data_dir, self._show_progress = first.parent, data_dir, show_progress
         self.runs, self.varied = _collect(grids, self.root)
         self._names = _require_same_images(grids, self.runs, self.root)
-        file = read_grid_file(first / "grid.yaml")
-        wanted = dict(baseline or file.baseline)
+        files = {folder: read_grid_file(folder / "grid.yaml") for folder in grids}
+        own = {folder: [run for run in self.runs if (self.root / run.run).parent == folder] for folder in grids}
+        judged = [run for folder in grids for run in choose_judged(files[folder], own[folder])]
+        self._search = [line for folder in grids for line in explain_search(files[folder], own[folder])]
+        file, scored = files[first], any(run.miou is not None for run in judged)
+        wanted = dict(baseline or file.baseline) if scored else {}
         if missing := [name for name in wanted if baseline and name not in self.varied]:
             raise InputError(f"baseline: {unknown_name('varied parameter', missing[0], self.varied)}")
-        self._first, self._alone = first, len(grids) == 1
+        self._first, self._alone, self._seeds = first, len(grids) == 1, file.seeds if file.search else []
         self.comparison: Comparison = summarise_conditions(
-            self.runs, self.varied, wanted, worthwhile=worthwhile or file.worthwhile, earlier=self._lend,
-            max_seeds=max(read_grid_file(folder / "grid.yaml").max_seeds for folder in grids),
+            judged if scored else self.runs, self.varied, wanted, worthwhile=worthwhile or file.worthwhile,
+            earlier=self._lend, max_seeds=max(each.max_seeds for each in files.values()),
         )  # fmt: skip
         self.baseline = next((item for item in self.conditions if item.verdict == "baseline"), None)
         if baseline and self.baseline is None:
@@ -124,14 +129,15 @@ class GridComparison:
         return table.astype(dict.fromkeys(numbers, float))
 
     def tabulate_runs(self) -> pd.DataFrame:
-        """One row per run with a score: run, condition, the varied parameters' values, miou, seconds."""
+        """One row per run with a score: run, condition, the varied parameters' values, miou, seconds; trials of a search last."""
+        labels = {run.run: item.label for item in self.conditions for run in item.scored}
+        trials = [run for run in self.runs if run.miou is not None and run.run not in labels]
         rows = [
-            {"run": run.run, "condition": item.label, **{name: run.params.get(name) for name in self.varied}}
-            | {"miou": run.miou, "seconds": run.seconds}
-            for item in self.conditions
-            for run in item.scored
+            {"run": run.run, "condition": labels.get(run.run, "a trial"), "miou": run.miou, "seconds": run.seconds}
+            | {name: run.params.get(name) for name in self.varied}
+            for run in (*(run for item in self.conditions for run in item.scored), *trials)
         ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=["run", "condition", *self.varied, "miou", "seconds"])
 
     def compare_classes(self) -> pd.DataFrame:
         """One row per condition and class: condition, class, baseline, difference, low, high, p, verdict.
@@ -343,14 +349,19 @@ class GridComparison:
         return table.sort_values("gain_per_hour", ascending=False, kind="stable", ignore_index=True)
 
     def write_next(self, plan: pd.DataFrame, count: int = 3) -> str:
-        """Lines for `runs:` of a grid file: the seeds of the first `count` conditions of a plan, and the baseline's."""
+        """Lines for `runs:` of a grid file (of a search: `seeds:`): those of a plan's first `count`, and the baseline's."""
         items = {item.label: item for item in self.conditions}
         used = {run.params.get("seed") for run in self.runs}
         fresh = [seed for seed in range(21, 21 * (len(used) + MOST_SEEDS + 1), 21) if seed not in used]
+        options = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 200}
         wanted: dict[str, int] = {}
         for label, seeds in plan.loc[plan["gain"] > 1e-5, ["condition", "seeds"]].head(count).itertuples(index=False):
             for each in filter(None, (items[label].baseline, label)):
                 wanted[each] = max(wanted.get(each, 0), seeds)
+        if self._seeds:
+            return (
+                yaml.safe_dump({"seeds": [*self._seeds, *fresh[: max(wanted.values())]]}, **options) if wanted else ""
+            )
         folds = sorted({self._fold(run) for item in self.conditions for run in item.scored}, key=str)
         rows = [
             dict(items[label].values) | {"seed": seed} | ({} if fold is None else {"fold": fold})
@@ -358,7 +369,6 @@ class GridComparison:
             for seed in fresh[:seeds]
             for fold in folds
         ]
-        options = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 200}
         return yaml.safe_dump({"runs": rows}, **options) if rows else ""
 
     def describe(self) -> list[str]:
@@ -368,7 +378,7 @@ class GridComparison:
         none = "No difference can be told from the noise yet." if self.baseline else "No baseline: nothing is compared."
         lines = [f"Verdicts: {'; '.join(words)}." if words else none]
         averages = explain_averages(self.root, self.runs, self.varied, self.comparison.worthwhile)
-        return [*lines, *self.comparison.explain(), *averages]
+        return [*self._search, *lines, *self.comparison.explain(), *averages]
 
     def save(self, lines: Sequence[str], **tables: pd.DataFrame) -> None:
         """Write tables as CSV, and the findings as findings.md."""

@@ -117,6 +117,7 @@ class Comparison:
     worthwhile: float = 0.005
     max_seeds: int = 0
     averages: Sequence[str] = ()  # sentences, of averages.explain_averages
+    search: Sequence[str] = ()  # of search.explain_search
 
     @property
     def is_judged(self) -> bool:

@@ -16,6 +16,7 @@ from seglib.runs.conditions import ELSEWHERE, count_noun, identify
 from seglib.runs.halving import share_epochs
 from seglib.runs.leaderboard import format_seconds
 from seglib.runs.record import NAME, read_record
+from seglib.runs.search import count_later
 
 if TYPE_CHECKING:
     from seglib.runs.grid import Grid, Run
@@ -146,6 +147,8 @@ def forecast(grid: "Grid", runs: "Sequence[Run]", slots: int) -> str:
     _require_disk(costs, grid.folder.parent)
     share = share_epochs(grid)
     costs = [cost and replace(cost, seconds=cost.seconds * share) for cost in costs]
+    later = sum(count_later(grid)) if costs else 0
+    costs += [costs[number % len(costs)] for number in range(later)]  # like those that are known
     return _describe_costs(costs, slots)
 
 

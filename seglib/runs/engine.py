@@ -16,6 +16,7 @@ from seglib.runs.planning import find_needed
 from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.results import ResultsWriter, collect_rows, lend_noise, write_results
 from seglib.runs.schedule import Place, run_jobs
+from seglib.runs.search import Search
 from seglib.runs.slurm import find_handed_over
 from seglib.runs.watch import Orders
 
@@ -41,20 +42,11 @@ def run_grid(
         After Ctrl-C; what ran is kept and the leaderboard is written.
     """
     write_text(grid.folder / "grid.yaml", grid.file.as_yaml())
-    near = find_neighbours(grid)
-    jobs = {
-        run.name: Job(
-            run.name,
-            grid.notebook,
-            run.folder,
-            run.key,
-            run.parameters,
-            run.varied,
-            near[run.name],
-            grid.file.gpus_per_run,
-        )
-        for run in waiting
-    }
+    again = [run.name for run in waiting if is_finished(run.folder, grid.notebook, run.key)]
+    halving = Halving(grid, [run.name for run in waiting], again) if grid.file.stop else None
+    search = Search(grid, lambda: place.slots, again) if grid.file.search else None
+    waiting = [*waiting, *(search.extend() if search else ())]
+    jobs = _make_jobs(grid, waiting)
     ok, tried, order = True, set(), Order(grid)
     steady = {
         "fail_fast": fail_fast,
@@ -64,11 +56,10 @@ def run_grid(
         "orders": orders,
     }
     results = ResultsWriter(grid, report)
-    again = [run.name for run in waiting if is_finished(run.folder, grid.notebook, run.key)]
-    halving = Halving(grid, [*jobs], again) if grid.file.stop else None
 
     def on_end(job: Job, status: str) -> Sequence[Job]:
         further = halving.find_next(jobs, job, status) if halving else ()
+        further = [*_make_jobs(grid, search.extend(job.label, status)).values()] if search else further
         results.write_soon()
         return order.sort(further)
 
@@ -79,7 +70,7 @@ def run_grid(
             chosen, prepare = [jobs[name] for name in names], partial(_prepare, grid, report, results.write_soon)
             chosen = halving.find_next(jobs) if halving else chosen
             ok = run_jobs(order.sort(chosen), place, report, show, prepare=prepare, on_end=on_end, **steady) and ok
-            tried.update(jobs if halving else names)
+            tried.update(jobs if halving or search else names)
             if place.leaves:
                 break
         results.close()
@@ -103,6 +94,16 @@ def run_grid(
         raise
     finally:
         results.close()
+
+
+def _make_jobs(grid: Grid, runs: Sequence[Run]) -> dict[str, Job]:
+    near, processes = find_neighbours(grid), grid.file.gpus_per_run
+    return {
+        run.name: Job(
+            run.name, grid.notebook, run.folder, run.key, run.parameters, run.varied, near[run.name], processes
+        )
+        for run in runs
+    }
 
 
 def _plan_group(grid: Grid, places: Sequence[int], ok: bool, report: Callable[[str], None]) -> tuple[list[Job], bool]:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import seglib
 from seglib.data.layouts import fingerprint_data
 from seglib.errors import InputError, InputErrors
 from seglib.files import hash_files, require_folder
-from seglib.parameters import read_schema
+from seglib.parameters import Schema, read_schema
 from seglib.parts import read_parts
 from seglib.rules import check_runs, resolve_paths
 from seglib.runs.check import (
@@ -31,6 +31,8 @@ from seglib.runs.keys import calls, compute_keys, explain_run, find_notebook, ha
 from seglib.runs.order import find_deadline_problems
 from seglib.runs.planning import foresee
 from seglib.runs.record import read_record
+from seglib.runs.search import BEST, list_rows, name_rows, read_trials
+from seglib.runs.search_space import find_search_problems, list_corners, set_search, settle_search
 
 MOST_RUNS = 20_000
 
@@ -76,6 +78,7 @@ class Grid:
     varied: list[str]
     file: GridFile
     notes: list[str] = field(default_factory=list)  # what the check of the data says of it
+    plan: "Callable[[Sequence[str], Sequence[Mapping]], list[Run]] | None" = None  # more runs, where a search adds some
 
 
 def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], debug: bool = False) -> Grid:
@@ -94,6 +97,8 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
         One line for each mistake, wherever it stands.
     """
     file = read_grid_file(path)
+    if found := find_search_problems(file):
+        raise InputErrors(found)
     notebook = find_notebook(file.notebook, file.path)
     schema = read_schema(notebook)
     if debug and "debug" not in schema:
@@ -104,10 +109,16 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
         file = replace(file, max_seeds=0)
     if debug:  # every run is to show that it can be trained
         file = replace(file, stop={})
-    file = _resolve_paths(_override(file, ({"seed": file.seeds} if file.seeds else {}) | overrides))
+    if file.search:
+        file = _resolve_paths(set_search(file, overrides))
+    else:
+        file = _resolve_paths(_override(file, ({"seed": file.seeds} if file.seeds else {}) | overrides))
     varied = _combine(_override(file, {"seed": _choose_seeds(file, schema)}) if file.max_seeds else file)
     defaults = resolve_paths({name: each.default for name, each in schema.items()}, notebook.parent)
     base = defaults | file.fixed | ({"debug": True} if debug else {})
+    if file.search:
+        file = settle_search(file, base)
+        base, varied = base | {"seed": file.seeds[0]}, list_corners(file)
     own = [str(notebook)] if "parts" in schema and read_parts([notebook]) else []  # registered in its cells
     checked = check_runs(schema, [_add_parts(base | values, own) for values in varied])
     parameters, problems = [values for values, _ in checked], [found for _, found in checked]
@@ -119,24 +130,49 @@ def load_grid(path: str | Path, outputs: Path, overrides: Mapping[str, Any], deb
     lines += [] if lines else find_stop_problems(file, notebook, parameters)
     if lines:
         raise InputErrors(lines)
-    for values in parameters if own else ():
-        values["parts"] = [path for path in values["parts"] if path not in own]
     file = _resolve_steps(file)
     folder = outputs / (file.name + ("-debug" if debug else ""))
     require_folder(folder)
-    if "run_dir" in schema:
-        parameters = [values | {"run_dir": str(folder / name)} for values, name in zip(parameters, names, strict=True)]
-    keys = compute_keys(notebook, parameters)
-    runs = [Run(name, folder / name, *rest) for name, *rest in zip(names, parameters, varied, keys, strict=True)]
+    make, plan = partial(_make_runs, notebook, folder, own), None
+    if file.search:
+        plan = lambda names, rows: make(names, _check_again(schema, base, own, rows), rows)  # noqa: E731
+        rows = list_rows(read_trials(folder, file), file)
+        runs, varied = plan(name_rows(rows), rows), [{**file.search, "seed": 0}]
+    else:
+        runs = make(names, parameters, varied)
     if file.max_seeds:
         runs.sort(key=lambda run: run.parameters["seed"])  # the first seeds of all conditions are the first to run
     varied_names = list(dict.fromkeys(itertools.chain.from_iterable(varied)))
-    return Grid(folder.name, folder, notebook, runs, varied_names, replace(file, notebook=str(notebook)), notes)
+    return Grid(folder.name, folder, notebook, runs, varied_names, replace(file, notebook=str(notebook)), notes, plan)
+
+
+def _check_again(schema: Schema, base: Mapping, own: list[str], rows: Sequence[Mapping]) -> list[dict[str, Any]]:
+    """Parameters of runs between those that were checked; one that cannot be run after all says so itself."""
+    return [values for values, _ in check_runs(schema, [_add_parts(base | row, own) for row in rows])]
+
+
+def _make_runs(
+    notebook: Path,
+    folder: Path,
+    own: Sequence[str],
+    names: Sequence[str],
+    parameters: list[dict[str, Any]],
+    varied: Sequence[Mapping[str, Any]],
+) -> list[Run]:
+    for values in parameters if own else ():
+        values["parts"] = [path for path in values["parts"] if path not in own]
+    if "run_dir" in parameters[0]:
+        parameters = [values | {"run_dir": str(folder / name)} for values, name in zip(parameters, names, strict=True)]
+    keys = compute_keys(notebook, parameters)
+    return [Run(name, folder / name, *rest) for name, *rest in zip(names, parameters, varied, keys, strict=True)]
 
 
 def require_weights(grid: Grid, runs: Sequence[Run]) -> None:
     """Refuse runs whose pretrained weights cannot be had, before any starts."""
-    if lines := find_missing_weights(read_schema(grid.notebook), [run.parameters for run in runs]):
+    parameters = [run.parameters for run in runs]
+    if grid.file.search:
+        parameters += [run.parameters | row for run in runs[:1] for row in list_corners(grid.file)]
+    if lines := find_missing_weights(read_schema(grid.notebook), parameters):
         raise InputErrors(f"{grid.file.path}: {line}" for line in lines)
 
 
@@ -182,9 +218,15 @@ def _override(file: GridFile, overrides: Mapping[str, Any]) -> GridFile:
 def _resolve_paths(file: GridFile) -> GridFile:
     """Make paths absolute, seen from the current folder: notebooks run in another, and so may the copy of the grid."""
     resolve = partial(resolve_paths, folder=Path.cwd())
-    axes = {name: [resolve({name: value})[name] for value in values] for name, values in file.axes.items()}
+    axes, search = (
+        {
+            name: [resolve({name: value})[name] for value in values] if isinstance(values, list) else values
+            for name, values in among.items()
+        }
+        for among in (file.axes, file.search)
+    )
     listed, fixed, baseline = [resolve(run) for run in file.listed], resolve(file.fixed), resolve(file.baseline)
-    return replace(file, fixed=fixed, axes=axes, listed=listed, baseline=baseline)
+    return replace(file, fixed=fixed, axes=axes, search=search, listed=listed, baseline=baseline)
 
 
 def _resolve_steps(file: GridFile) -> GridFile:
@@ -226,6 +268,10 @@ def _multiply(axes: Mapping[str, list]) -> list[dict[str, Any]]:
 
 def choose_runs(grid: Grid, only: str, limit: int | None) -> list[Run]:
     """The runs whose names contain a text, at most so many of them."""
+    if grid.file.search and (only or limit):
+        raise InputError(
+            "--only, --limit: required a grid without `search`, whose runs are not known; set its `trials`"
+        )
     chosen = [run for run in grid.runs if only in run.name][:limit]
     if not chosen:
         raise InputError(f"--only {only!r}: required a part of a run's name, got none's; one is {grid.runs[0].name!r}")
@@ -244,7 +290,10 @@ def foresee_verdicts(grid: Grid) -> str:
     first = next((run for run in runs if wanted <= run.parameters.items()), runs[0])
     task = describe_task(first.parameters, first.key["data"].get("data_dir"))
     earlier = partial(measure_earlier_noise, grid.folder.parent, task)
-    return foresee([run.parameters for run in runs], grid.varied, grid.file.baseline, earlier, grid.file.max_seeds)
+    planned = [run.parameters for run in runs]
+    if grid.file.search:  # what will be judged
+        planned = [values | {"seed": seed} for values in planned[: BEST + 1] for seed in grid.file.seeds[1:]]
+    return foresee(planned, grid.varied, grid.file.baseline, earlier, grid.file.max_seeds)
 
 
 def find_neighbours(grid: Grid) -> dict[str, dict[str, Any]]:

@@ -223,6 +223,8 @@ class GridFile:
     stop: dict[str, Any] = field(default_factory=dict)  # see halving.py
     per_gpu: int = 1
     deadline: Any = ""  # see order.py
+    search: dict[str, Any] = field(default_factory=dict)  # see search_space.py
+    trials: int = 0
 
     def as_yaml(self) -> str:
         """The grid in the form of a grid file."""
@@ -236,6 +238,7 @@ class GridFile:
         spec |= {"gpus_per_run": self.gpus_per_run} if self.gpus_per_run > 1 else {}
         spec |= {"per_gpu": self.per_gpu} if self.per_gpu != 1 else {}
         spec |= {"deadline": self.deadline}
+        spec |= {"search": self.search, "trials": self.trials, "seeds": self.seeds} if self.search else {}
         filled = {key: value for key, value in spec.items() if value}
         return yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
 
@@ -244,9 +247,10 @@ _EMPTY = {"parts": [], "fixed": {}, "grid": {}, "runs": [], "seeds": [], "baseli
 _WORTHWHILE = 0.005  # smallest difference of mIoU worth having
 _KEYS = (
     "notebook", "name", "worthwhile", "one_factor", "max_seeds", "timeout_hours", "stall_minutes", "gpus_per_run",
-    "per_gpu", *_EMPTY, "stop", "deadline",
+    "per_gpu", *_EMPTY, "stop", "deadline", "search",
+    "trials",
 )  # fmt: skip
-_MAX_SEEDS = 5  # of `seeds: auto`
+_MAX_SEEDS, _TRIALS = 5, 30  # of `seeds: auto`, of `search`
 _STEP_KEYS = ("notebook", "each", "fixed")
 _OWN_FILES = (".csv", ".html", ".ipynb", ".json", ".log", ".lock", ".npz", ".part", ".pt", ".yaml")
 _NAME = re.compile(r"[\w][\w.+,=@() -]{0,79}(?<! )")
@@ -287,6 +291,8 @@ def read_grid_file(path: str | Path) -> GridFile:
         stop=spec.get("stop", {}),
         per_gpu=spec.get("per_gpu", 1),
         deadline=spec.get("deadline", ""),
+        search=spec.get("search", {}),
+        trials=spec.get("trials", _TRIALS if spec.get("search") else 0),
         then=[Step(**{**step, "fixed": step.get("fixed") or {}}) for step in spec["then"]],
     )
 

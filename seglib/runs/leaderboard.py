@@ -155,11 +155,12 @@ def rank_rows(rows: list[RunResult]) -> list[RunResult]:
     return sorted(rows, key=lambda row: (row.status != "ok", row.miou is None, -(row.miou or 0)))
 
 
-def write_leaderboard(grid_dir: str | Path, rows: list[RunResult]) -> Path:
+def write_leaderboard(grid_dir: str | Path, rows: list[RunResult], searched: str = "") -> Path:
     """Write leaderboard.csv, best run first, numbers in full precision; returns its path.
 
     The validation loss is the column `val_loss`: `loss` is the parameter that a loss sweep varies.
-    Texts that a spreadsheet would run as a formula (starting with = + - @) get an apostrophe in front.
+    Texts that a spreadsheet would run as a formula (starting with = + - @) get an apostrophe in front. `searched`, of a grid
+    that searches, has a column in each row.
     """
     varied = list(dict.fromkeys(name for row in rows for name in row.texts))
     classes = list(dict.fromkeys(name for row in rows for name in row.iou))
@@ -175,11 +176,13 @@ def write_leaderboard(grid_dir: str | Path, rows: list[RunResult]) -> Path:
     ):
         writer = csv.writer(file, lineterminator="\n")
         header = ["run", "status", *varied, *metrics, *costs, *(f"iou {name}" for name in classes), *origin]
+        header += ["searched"] if searched else []
         writer.writerow(map(_cell, header))
         for row in rank_rows(rows):
             cells = [row.run, row.status, *(row.params.get(name, row.texts.get(name)) for name in varied)]
             cells += [*row.metrics.values(), *(getattr(row, name) for name in costs)]
             cells += [*(row.iou.get(name) for name in classes), *(getattr(row, name) for name in origin)]
+            cells += [searched] if searched else []
             writer.writerow(map(_cell, cells))
     return path
 
@@ -197,7 +200,9 @@ def format_table(rows: list[RunResult], comparison: Comparison, varied: list[str
         lines.append(cells + ([row.notes or ""] if noted else []))
     table = align(lines, set(range(1, len(names) + 1)), {*range(1, len(names) + 2)}, width)
     table += f"\n\n{_format_comparison(comparison, width)}" if comparison.is_judged else ""
-    return "\n".join([table, *(line for text in comparison.averages for line in wrap(text, width))])
+    return "\n".join(
+        [table, *(line for text in (*comparison.search, *comparison.averages) for line in wrap(text, width))]
+    )
 
 
 def _read_row(run_dir: Path, run: str, varied: list[str]) -> RunResult:

@@ -75,6 +75,8 @@ class Order:
 
     def sort(self, jobs: Sequence["Job"]) -> list["Job"]:
         """The longest first; those of which nothing is known keep their places."""
+        if self.grid.file.search:  # later trials wait for the results of the first ones
+            return [*jobs]
         by_label = {job.label: job for job in jobs}
         return [by_label[label] for label in self._sort({label: self._expect(job) for label, job in by_label.items()})]
 

@@ -15,6 +15,7 @@ from seglib.runs.leaderboard import collect_runs, format_table, write_leaderboar
 from seglib.runs.page import write_index
 from seglib.runs.planning import find_needed
 from seglib.runs.reasons import explain
+from seglib.runs.search import choose_judged, describe_search, explain_search
 
 PAUSE = 3.0  # [s] at least between two times that the results are written on the way
 SHARE = 20  # and this many times what the last time took: of ten thousand runs that is a minute
@@ -69,22 +70,23 @@ def write_files(grid: Grid) -> tuple[list[RunResult], Comparison]:
     needed = find_needed(grid, rows, earlier=earlier)
     rows = [row for row in rows if row.run in needed or row.status != "planned"]
     options = {"worthwhile": grid.file.worthwhile, "earlier": earlier, "max_seeds": grid.file.max_seeds}
-    comparison = summarise_conditions(rows, grid.varied, grid.file.baseline, **options)
+    comparison = summarise_conditions(choose_judged(grid.file, rows), grid.varied, grid.file.baseline, **options)
     averages = explain_averages(grid.folder, rows, grid.varied, grid.file.worthwhile)
-    comparison = replace(comparison, averages=averages)
-    write_leaderboard(grid.folder, rows)
+    comparison = replace(comparison, averages=averages, search=explain_search(grid.file, rows))
+    write_leaderboard(grid.folder, rows, describe_search(grid.file))
     write_index(grid.folder, rows, comparison, grid.varied, grid.name, grid.notebook.stem)
     return rows, comparison
 
 
 def collect_rows(grid: Grid) -> list[RunResult]:
     """A row for each run of the grid; one whose key is another now is outdated, its score no result."""
-    rows = collect_runs(grid.folder, [run.name for run in grid.runs], grid.varied)
+    runs = [*grid.runs]  # a search adds some meanwhile
+    rows = collect_runs(grid.folder, [run.name for run in runs], grid.varied)
     return [
         replace(row, status="outdated")
         if row.status == "ok" and not is_finished(run.folder, grid.notebook, run.key)
         else row
-        for row, run in zip(rows, grid.runs, strict=True)
+        for row, run in zip(rows, runs, strict=True)
     ]
 
 

@@ -169,6 +169,8 @@ def run_jobs(
         statuses.append(status)
         further = on_end(job, status)
         jobs.extend(further)
+        if orders and further:
+            orders.expect(further)
         waiting.extend(further)
         waiting.sort(key=lambda job: job.label in alone)
 

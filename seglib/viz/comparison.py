@@ -111,7 +111,8 @@ def plot_score_by(runs: pd.DataFrame, name: str) -> Figure:
     """mIoU of each run against a numeric parameter, and the means; of `tabulate_runs`. Logarithmic over a factor of 20."""
     figure, ((axis,),) = new_figure(3.0, width=6)
     means = runs.groupby(name)["miou"].mean()
-    axis.plot(means.index, means, color=LINES[0], linewidth=1.5, label="mean")
+    if 2 * len(means) <= len(runs):  # values of a search differ in each run
+        axis.plot(means.index, means, color=LINES[0], linewidth=1.5, label="mean")
     sns.scatterplot(runs, x=name, y="miou", color=LINES[1], edgecolor="white", label="a run", ax=axis)
     if runs[name].min() > 0 and runs[name].max() / runs[name].min() >= WIDE:
         axis.set_xscale("log")
