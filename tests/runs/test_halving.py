@@ -50,6 +50,7 @@ def write(write_grid, write_notebook, tmp_path, monkeypatch):
     """Write a grid over a notebook that seems to train; a script trains in its place."""
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     monkeypatch.setattr(local, "COMMAND", (sys.executable, str(tmp_path / "stand_in.py")))
+    monkeypatch.setattr(local, "is_possible", lambda: False)  # a warm start runs no script of ours
     monkeypatch.setattr(schedule, "POLL", 0.02)
     notebook = write_notebook(tmp_path / "training.ipynb", LOOP, PARAMETERS)
     return lambda text, notebook=notebook: write_grid(text, notebook)

@@ -191,7 +191,7 @@ def test_a_place_that_knows_no_rooms_gives_no_second_try(tmp_path, stand_in):
     machine, lines = LocalMachine(2), []
 
     class Elsewhere:
-        slots = 2
+        slots, leaves = 2, False
 
         def start(self, job):
             process = machine.start(job)
