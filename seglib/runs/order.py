@@ -34,7 +34,7 @@ def find_deadline_problems(file: "GridFile") -> list[str]:
 def read_deadline(value: Any, now: datetime.datetime | None = None) -> datetime.datetime | None:
     """The local time by which runs are to end; of a time of day the next one; None for "".
 
-    YAML 1.1 takes 12:30, not quoted, for the number 750 (in base 60), and a day with a time to the second for a date.
+    YAML takes a day with a time to the second, not quoted, for a date.
 
     Raises
     ------
@@ -43,8 +43,6 @@ def read_deadline(value: Any, now: datetime.datetime | None = None) -> datetime.
     """
     if value == "":
         return None
-    if type(value) is int and 60 <= value < 24 * 60:
-        value = f"{value // 60}:{value % 60:02}"
     if isinstance(value, datetime.datetime):
         return value.astimezone().replace(tzinfo=None) if value.tzinfo else value
     now = now or datetime.datetime.now()
