@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_anything()
     parser = argparse.ArgumentParser(prog="python -m seglib", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="names that a grid may use")
+    listing = commands.add_parser("list", help="names that a grid may use", allow_abbrev=False)
     listing.add_argument("kind", choices=(*_KINDS, "models"))
     listing.add_argument("--parts", nargs="+", default=[], metavar="FILE", help="files with parts of your own")
     listing.add_argument("--works-with", metavar="NAME", default="", help="with model: one architecture or encoder")

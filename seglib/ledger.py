@@ -371,10 +371,12 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Options of each command; `action` is the function that does it."""
     parser = argparse.ArgumentParser(prog="python -m seglib submission", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="check | send | score | list")
-    check = commands.add_parser("check", help="find all that is wrong with a file")
-    send = commands.add_parser("send", help="send a valid file with a command of yours")
-    score = commands.add_parser("score", help="type in the leaderboard's score")
-    listing = commands.add_parser("list", help="what was sent and scored, and how many are left today")
+    check = commands.add_parser("check", help="find all that is wrong with a file", allow_abbrev=False)
+    send = commands.add_parser("send", help="send a valid file with a command of yours", allow_abbrev=False)
+    score = commands.add_parser("score", help="type in the leaderboard's score", allow_abbrev=False)
+    listing = commands.add_parser(
+        "list", help="what was sent and scored, and how many are left today", allow_abbrev=False
+    )
     for command, action in ((check, _check), (send, _send), (score, _score), (listing, _list)):
         command.set_defaults(action=action)
     for command in (check, send):

@@ -268,7 +268,12 @@ def _word(path: str, item: Mapping[str, Any], description: str) -> str:
         error = item["ctx"]["error"]  # an InputError is a whole line, other words follow the parameter's name
         return str(error) if isinstance(error, InputError) else f"{path} {error}"
     required = _REQUIRED[kind].format(**item.get("ctx", {})) if kind in _REQUIRED else item["msg"]
-    return f"{path} must be {required}, got {_show(value)}" + (f" ({description})" if description else "")
+    fix = (
+        f"; write [{value}], and [[{value}]] after --set or in `grid`"
+        if kind == "list_type" and isinstance(value, str)
+        else ""
+    )
+    return f"{path} must be {required}, got {_show(value)}" + (f" ({description})" if description else "") + fix
 
 
 def _show(value: object) -> str:

@@ -26,7 +26,7 @@ from seglib.files import replacing_folder, write_text
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m seglib convert", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m seglib convert", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "sources", nargs="+", type=Path, metavar="SRC", help="annotation files or folders, lists or folders of images"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from seglib.__main__ import main
 from seglib.files import PROJECT
 from seglib.parameters import read_schema
 from seglib.runs import check
@@ -152,6 +153,7 @@ def test_every_parameter_of_another_type(judge, plan, tmp_path, name):
 
 
 OPTIONS = {  # arguments of run_grid.py, and what its line must hold
+    "a list is a sweep": (["--set", "focus_classes=[Battery]"], "write [Battery], and [[Battery]] after --set"),
     "no value": (["--set", "lr"], "NAME=VALUE"), "no name": (["--set", "=3"], "NAME=VALUE"), "spaces": (["--set", "a b=1"], "NAME=VALUE"),
     "a path": (["--set", "../a=1"], "NAME=VALUE"), "nothing": (["--set", ""], "NAME=VALUE"), "empty": (["--set", "lr="], "lr must be a number"),
     "open list": (["--set", "lr=["], "--set lr, line 1, column 2: required YAML"), "empty list": (["--set", "lr=[]"], "a list of at least one"),
@@ -364,3 +366,16 @@ def test_arguments_and_paths_that_are_not_utf_8(judge, start, tmp_path):
         (["--outputs", "x" * 300], "grid.yaml", "required a folder to write to"),
     ):  # fmt: skip
         judge(tmp_path, partial(start, *arguments, name=name), words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["submission check a.csv --samp b.csv", "submission list --per 3", "convert a b --t coco", "list loss --part p.py"],
+)
+def test_shortened_options_are_refused(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(command.split())
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and (
+        "unrecognized arguments" in err or "unknown arguments" in err or "required: --to" in err
+    )
