@@ -170,7 +170,7 @@ def list_classes(masks: Iterable[np.ndarray], class_names: Sequence[str]) -> lis
     counts = sum(np.bincount(np.ravel(mask), minlength=256) for mask in masks)
     colours = class_colours(len(class_names)) / 255
     patches = [
-        Patch(color=colour, label=name)
+        Patch(color=colour, label=cut(name, 60))
         for colour, name, count in zip(colours, class_names, counts, strict=False)
         if count
     ]

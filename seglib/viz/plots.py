@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from seglib.errors import printable
 from seglib.files import replacing, write_json
 from seglib.runs.leaderboard import format_seconds
 
@@ -74,7 +75,12 @@ def use_font_for(texts: Iterable[str]) -> None:
 
     Where none has, a warning says which to install.
     """
-    letters = frozenset(letter for text in texts for letter in text if ord(letter) > 0x2FF and letter not in "→–≤")
+    letters = frozenset(
+        letter
+        for text in texts
+        for letter in text
+        if ord(letter) > 0x2FF and letter.isprintable() and letter not in "→–≤"
+    )
     if not letters:
         return
     family = _find_family(letters)
@@ -201,8 +207,8 @@ def write_count(count: float) -> str:
 
 
 def cut(name: object, length: int) -> str:
-    """A long name ends with an ellipsis."""
-    text = str(name)
+    """A long name ends with an ellipsis; what would turn the direction of writing is shown."""
+    text = printable(str(name))
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

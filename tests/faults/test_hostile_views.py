@@ -9,7 +9,7 @@ import pytest
 
 from seglib.viz.charts import plot_confusion
 from seglib.viz.pictures import plot_batch
-from seglib.viz.plots import plot_class_iou, save_figure
+from seglib.viz.plots import plot_class_iou, save_figure, use_font_for
 from seglib.viz.viewer import FOLDER, MaskViewer
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -81,6 +81,7 @@ def test_the_viewers_picture_shows_names_and_runs_nothing(browser, viewer):
 
 def test_figures_are_drawn_as_they_are_written(tmp_path):
     """No text is taken for a formula, and no letter ends a drawing."""
+    use_font_for(NAMES)
     images = np.stack([Data().read(place)[0] for place in range(2)])
     masks = np.stack([Data().read(place)[1] for place in range(2)])
     counts = np.eye(len(NAMES)) * 9 + 1
