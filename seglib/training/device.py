@@ -1,5 +1,6 @@
 """What a device computes in, its memory, seeds and deterministic algorithms."""
 
+import gc
 import os
 import random
 import resource
@@ -47,6 +48,14 @@ def forget_peak_memory(device: torch.device) -> None:
     """Begin a new peak, as far as the device lets one: a process on a CPU has one for its whole life."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nobody holds any more, after something did not fit; the peak that it left is forgotten."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        forget_peak_memory(device)
 
 
 def peak_memory_mb(device: torch.device) -> float:

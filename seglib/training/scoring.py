@@ -1,7 +1,7 @@
 """Scores of a training: an evaluation's predictions and loss, which is best, whether the loss falls."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,8 @@ from seglib import ranks
 from seglib.data.masks import IGNORE_INDEX
 from seglib.evaluation.metrics import confusion_per_image, find_signs
 from seglib.training.averaging import AVERAGES
-from seglib.training.device import autocast, move
-from seglib.training.step import ComputeLoss, ForwardOnce, prepare_images
+from seglib.training.device import autocast, free_memory, move
+from seglib.training.step import ComputeLoss, ForwardOnce, is_oom, prepare_images
 
 
 class Evaluation(NamedTuple):
@@ -31,20 +31,43 @@ def evaluate(
     """Predict every image of a loader once.
 
     The loss is the mean over batches weighted by their valid pixels. Of several ranks each predicts its part of the images.
+    A batch that does not fit into memory, and those after it, are predicted in parts: scores are the same, and so is a loss
+    that is a mean over pixels.
     """
     device = next(model.eval().parameters()).device
-    confusions, total, pixels = [], torch.zeros((), device=device), 0
+    confusions, total, pixels, parts = [], torch.zeros((), device=device), 0, 1
+
+    def predict(images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        valid = int((masks != IGNORE_INDEX).sum())
+        images, masks = prepare_images(model, move(images, device)), move(masks, device)
+        with autocast(device, precision), ForwardOnce(model, images):
+            loss = compute_loss(images, masks.long()) * valid
+            logits = model(images)
+        return confusion_per_image(masks, logits.argmax(dim=1), num_classes, IGNORE_INDEX).cpu(), loss, valid
+
     with torch.inference_mode():
         for images, masks in loader:
-            valid = int((masks != IGNORE_INDEX).sum())
-            images, masks = prepare_images(model, move(images, device)), move(masks, device)
-            with autocast(device, precision), ForwardOnce(model, images):
-                total += compute_loss(images, masks.long()) * valid
-                logits = model(images)
-            confusions.append(confusion_per_image(masks, logits.argmax(dim=1), num_classes, IGNORE_INDEX).cpu())
-            pixels += valid
+            while (found := _try_parts(predict, images, masks, parts)) is None:
+                parts = min(2 * parts, len(images))
+                free_memory(device)
+                print(f"out of memory in evaluation; going on with {-(-len(images) // parts)} images at a time")
+            for confusion, loss, valid in found:
+                confusions.append(confusion)
+                total += loss
+                pixels += valid
     pixels = int(ranks.add_up(torch.tensor(pixels, device=device)))
     return Evaluation(torch.cat(ranks.gather(confusions)).numpy(), float(ranks.add_up(total)) / max(1, pixels))
+
+
+def _try_parts(predict: Callable, images: torch.Tensor, masks: torch.Tensor, parts: int) -> list | None:
+    """What `predict` says of each part of a batch; None where a part of several images does not fit into memory."""
+    pairs = zip(images.tensor_split(parts), masks.tensor_split(parts), strict=True)
+    try:
+        return [predict(*pair) for pair in pairs if len(pair[0])]
+    except RuntimeError as error:
+        if not is_oom(error) or parts >= len(images):
+            raise
+        return None
 
 
 def order(scores: Mapping[str, float], select_by: str) -> float:

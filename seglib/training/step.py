@@ -1,6 +1,5 @@
 """One training step: the gradient of a batch, the change of the weights, memory that runs out, the sum of losses."""
 
-import gc
 import itertools
 import math
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from seglib import ranks
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError
 from seglib.models import IMAGENET_MEAN, IMAGENET_STD
-from seglib.training.device import autocast, explain_nondeterminism, forget_peak_memory, peak_memory_mb
+from seglib.training.device import autocast, explain_nondeterminism, free_memory, peak_memory_mb
 
 ComputeLoss = Callable[[Tensor, Tensor], Tensor]  # (images (N, 3, S, S), targets (N, S, S) int64) -> scalar
 DIVERGED = 10  # times the lowest loss so far, and twice the first: a loss that comes back from there is not known
@@ -143,7 +142,7 @@ class GradientStep:
                     self.scaler.unscale_(self.optimizer)  # whoever looks at gradients before `update` sees plain ones
                 return ranks.add_up(result[0]), result[1]
             except RuntimeError as error:
-                if not _is_oom(error):
+                if not is_oom(error):
                     self._explain(error, images)
                     raise
             except ValueError as error:
@@ -231,7 +230,7 @@ class GradientStep:
             self._backward(compute_loss, images[:count], first, 1, [_count_valid(masks) for masks, _ in first])
             fits = True
         except (RuntimeError, ValueError) as error:
-            if not (_is_oom(error) or count == 1):  # batch norm may refuse a single image
+            if not (is_oom(error) or count == 1):  # batch norm may refuse a single image
                 raise
             fits = False
         self._free()
@@ -239,10 +238,7 @@ class GradientStep:
 
     def _free(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            forget_peak_memory(self.device)  # it is of what did not fit
+        free_memory(self.device)
 
 
 _LONELY = (
@@ -251,7 +247,7 @@ _LONELY = (
 )
 
 
-def _is_oom(error: Exception) -> bool:
+def is_oom(error: Exception) -> bool:
     """Also cuDNN's and oneDNN's own words, which torch does not translate, and tensors too large for a kernel's indices."""
     words = (
         *("_STATUS_ALLOC_FAILED", "unable to find an engine to execute", "valid cuDNN algorithm", "out of memory"),

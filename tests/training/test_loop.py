@@ -202,6 +202,42 @@ class Crowded(TwoHeads):
         return super().forward(images)
 
 
+class CrowdedEvaluation(TwoHeads):
+    """Runs out of memory where it predicts more than a few images."""
+
+    def __init__(self, num_classes, most):
+        super().__init__(num_classes)
+        self.most, self.seen = most, []
+
+    def forward(self, images):
+        self.seen.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.main(images.float())
+
+
+def evaluate_crowded(loader, most):
+    torch.manual_seed(0)
+    model = CrowdedEvaluation(12, most)
+    loss = build_loss({"cross_entropy": 1.0}, 12)
+    return evaluate(model, loader, lambda images, masks: loss(model(images), masks), 12), model.seen
+
+
+def test_an_evaluation_that_runs_out_of_memory_goes_on_with_fewer_images_to_the_same_scores(subsets, capsys):
+    loader = build_loader(subsets[1], 5, shuffle=False, augmentation="none", seed=0, num_workers=0)
+    whole, _ = evaluate_crowded(loader, 5)
+    parted, seen = evaluate_crowded(loader, 2)
+    assert np.array_equal(parted.confusion, whole.confusion)
+    assert parted.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert seen[:6] == [5, 3, 2, 1, 1, 1]
+    assert [line.split("; ")[1] for line in capsys.readouterr().out.splitlines()] == [
+        "going on with 3 images at a time",
+        "going on with 2 images at a time",
+    ]
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate_crowded(loader, 0)
+
+
 def train_crowded(loader, most, on_oom, error=None):
     torch.manual_seed(0)
     model = Crowded(12, most)
