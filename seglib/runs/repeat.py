@@ -12,6 +12,7 @@ from seglib.parameters import read_schema
 from seglib.part_files import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
 from seglib.runs.grid import Job
+from seglib.runs.grid_file import read_grid_file
 from seglib.runs.keys import compare_keys, compute_keys
 from seglib.runs.local import LocalMachine
 from seglib.runs.record import complete_params, read_record
@@ -45,7 +46,8 @@ def repeat_run(run_dir: Path, report: Callable[[str], None], show: Callable[[str
     after = read_record(job.run_dir) or {}
     same = [_hashes(record) for record in (before, after)]
     if same[0] == same[1] and _same_confusion(run_dir, job.run_dir):
-        report(f"the same weights, bit for bit ({before['weights_sha256'][:16]}...), and the same confusion matrices")
+        both = ", and the same confusion matrices" if (run_dir / "confusion.npz").is_file() else ""
+        report(f"the same weights, bit for bit ({before['weights_sha256'][:16]}...){both}")
         return True
     report(f"OTHER weights: {before['weights_sha256'][:16]}... then, {str(after.get('weights_sha256'))[:16]}... now")
     for line in describe_differences(before, after) or ["nothing that is recorded differs"]:
@@ -106,19 +108,26 @@ def _plan(run_dir: Path, record: Mapping[str, Any]) -> Job:
 
 
 def _find_notebook(run_dir: Path) -> Path:
-    """The notebook of which the run's folder holds the executed copy."""
-    names = [path.name for path in run_dir.glob("*.ipynb") if (PROJECT / "notebooks" / path.name).is_file()]
-    if len(names) != 1:
+    """The notebook of which the run's folder holds the executed copy: the one that its grid names, or a shipped one."""
+    shipped, grid_file = PROJECT / "notebooks", run_dir.parent / "grid.yaml"
+    named = [PROJECT / read_grid_file(grid_file).notebook] if grid_file.is_file() else []
+    names = [path.name for path in run_dir.glob("*.ipynb")]
+    found = [path for path in named if path.name in names and path.is_file()]
+    found = found or [shipped / name for name in names if (shipped / name).is_file()]
+    if len(found) != 1:
+        where = " and ".join(map(str, dict.fromkeys([*(path.parent for path in named), shipped])))
         raise InputError(
-            f"--repeat {run_dir}: required the executed copy of one of {PROJECT / 'notebooks'}, got {names or 'none'}"
+            f"--repeat {run_dir}: required the executed copy of one notebook of {where}, got {names or 'none'}"
         )
-    return PROJECT / "notebooks" / names[0]
+    return found[0]
 
 
 def _same_confusion(*folders: Path) -> bool:
     import numpy as np  # not at the top: a dry run does without it
 
     paths = [folder / "confusion.npz" for folder in folders]
+    if not any(path.exists() for path in paths):  # a notebook of one's own may keep none
+        return True
     try:
         for path in paths:
             check_zip(path)

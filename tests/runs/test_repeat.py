@@ -53,6 +53,19 @@ def test_other_weights_are_told_with_what_differs(recorded, monkeypatch):
     ]
 
 
+def test_a_run_of_a_notebook_of_ones_own_is_repeated_by_the_notebook_that_its_grid_names(
+    tmp_path, write_grid, call, write_notebook
+):
+    save = 'save_result(run_dir, metrics={"miou": 0.5}, weights_sha256="0" * 64)'
+    own = write_notebook(tmp_path / "own.ipynb", result=save)
+    assert call(write_grid("fixed: {}", own)).code == 0
+    assert call("--repeat", tmp_path / "outputs" / "grid" / "run").out.count("the same weights, bit for bit") == 1
+    own.rename(tmp_path / "moved.ipynb")
+    refused = call("--repeat", tmp_path / "outputs" / "grid" / "run")
+    assert refused.code == 2
+    assert f"required the executed copy of one notebook of {tmp_path} and" in refused.err
+
+
 def test_nothing_differs_between_a_record_and_itself():
     record = {"versions": {"torch": "2"}, "threads": 2, "key_parts": {"notebook": "a"}, "metrics": {"miou": 0.5}}
     assert describe_differences(record, record) == []
