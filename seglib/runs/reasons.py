@@ -94,7 +94,7 @@ def _say_needed(run_dir: Path) -> str:
     """What this run, and some of those beside it, have on the disk."""
     runs = [path.parent for path in islice(run_dir.parent.glob("*/record.json"), 20)]
     sizes = [sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) for run in runs]
-    return f", a run there takes up to {format_bytes(max(sizes))}" if sizes else ""
+    return f", a run there takes up to {format_bytes(max(sizes))}" if max(sizes, default=0) > 1e5 else ""
 
 
 def _say_free(folder: str) -> str:
