@@ -46,10 +46,7 @@ def _name_resource(words: str, run_dir: Path) -> str:
             " run fewer at a time (--workers)"
         )
     if "Bus error" in words or "shared memory" in words or "</torch_" in words:
-        return (
-            f"{_SHARED}, through which loader processes hand over batches, is full ({_say_free(_SHARED)}): set num_workers: 0,"
-            " or make it larger (docker run --shm-size=8g)"
-        )
+        return _name_shared_memory()
     if "Errno 28" in words or "No space left on device" in words:
         return _name_full_disk(words, run_dir)
     if "Errno 23" in words:
@@ -64,10 +61,18 @@ def _name_resource(words: str, run_dir: Path) -> str:
     return ""
 
 
+def _name_shared_memory() -> str:
+    return (
+        f"{_SHARED}, through which loader processes hand over batches, is full ({_say_free(_SHARED)}): set num_workers: 0,"
+        " or make it larger (docker run --shm-size=8g)"
+    )
+
+
 def _name_full_disk(words: str, run_dir: Path) -> str:
     """Which of the folders that a run writes to is full, and of what."""
     outputs = next(str(each) for each in (run_dir, *run_dir.parents) if each.is_dir())
-    folders = {outputs: "--outputs", str(cache_dir()): "SEGLIB_CACHE", tempfile.gettempdir(): "TMPDIR"}
+    temporary = os.environ.get("TMPDIR") or tempfile.gettempdir()  # which leaves out a folder that is full
+    folders = {outputs: "--outputs", str(cache_dir()): "SEGLIB_CACHE", temporary: "TMPDIR"}
     there = {folder: name for folder, name in folders.items() if os.path.isdir(folder)}
     for folder, name in there.items():
         found = os.statvfs(folder)
@@ -78,6 +83,8 @@ def _name_full_disk(words: str, run_dir: Path) -> str:
             )
     named = max((folder for folder in there if folder in words), key=len, default="")
     full = named or min(there, key=lambda folder: shutil.disk_usage(folder).free)
+    if not named and not is_full(Path(full)) and is_full(Path(_SHARED)):
+        return _name_shared_memory()
     needed = _say_needed(run_dir) if full == outputs else ""
     verb = "is" if is_full(Path(full)) else "was"
     return (

@@ -50,7 +50,7 @@ def kill(tmp_path, grid, totals):
         said = grid.log.read_text()
         for aim in aims:
             assert Path(aim["flag"]).exists(), f"not hit: {aim}\n{said}"
-            totals.tried[re.sub(r"\W*\$$|\\", "", aim["file"].rpartition("/")[2])] += 1
+            totals.tried[re.findall(r"[\w.]{3,}", aim["file"].replace("\\", ""))[-1]] += 1
         totals.look(grid, f"{aims}")
         if not any(aim["who"] == "run_grid" for aim in aims):  # which can say no more
             told = {name for name in re.findall(KILLED, said) if is_told(grid.folder / name, "killed")}

@@ -67,6 +67,19 @@ def test_a_full_disk_is_the_one_that_the_words_name_and_says_what_runs_there_tak
     assert f"; {tmp_path}/grid is full (0.0 MB are free, a run there takes up to 3.0 MB): make room" in error
 
 
+def test_a_full_folder_for_temporary_files_or_shared_memory_is_named(tmp_path, monkeypatch):
+    full = {str(tmp_path): 9}
+    monkeypatch.setattr(
+        reasons.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, full.get(str(path), 1e9))
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(reasons.tempfile, "gettempdir", lambda: "/tmp")  # where TMPDIR is full
+    words = "OSError: [Errno 28] No space left on device"
+    assert f"; {tmp_path} is full (0.0 MB are free): make room" in explain(words, tmp_path.parent / "grid/run")[1]
+    full |= {"/dev/shm": 9, str(tmp_path): 1e9}
+    assert "; /dev/shm, through which" in explain(words, tmp_path.parent / "grid/run")[1]
+
+
 def test_inodes_that_are_used_up_are_not_a_full_disk(tmp_path, monkeypatch):
     full = os.statvfs_result((4096, 4096, 100, 50, 50, 1000, 0, 0, 0, 255))
     monkeypatch.setattr(reasons.os, "statvfs", lambda _: full)
