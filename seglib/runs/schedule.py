@@ -318,7 +318,8 @@ def _read_end(run: _Active, interrupted: bool, stalled: float) -> tuple[str, str
         log, silent = job.run_dir / "run.log", "the process of the run ended without a word"
         silent = os.strerror(errno.ENOSPC) if is_full(job.run_dir) else find_first_error(log) or silent
         found = find_first_error(log, or_last=False) or silent
-        status, error = explain(f"{found}; see {log}", job.run_dir)
+        status, error = explain(found, job.run_dir)
+        error = f"{error}; see {log}"
         if interrupted:
             status, error = "interrupted", "stopped before its end"
         elif stalled:
