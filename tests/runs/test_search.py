@@ -100,7 +100,7 @@ def test_tpe_finds_better_values_than_as_many_random_ones():
 
     found = [max(map(score, search_alone(seed, 50))) for seed in range(8)]
     by_chance = [max(map(score, draw_all(seed))) for seed in range(100)]
-    assert statistics.fmean(found) > statistics.fmean(by_chance) + 0.04, "random ones lose 0.09, TPE 0.03"
+    assert statistics.fmean(found) > statistics.fmean(by_chance) + 0.04, "random ones lose 0.09, TPE 0.02"
     assert search_alone(3) == search_alone(3) != search_alone(4)
 
 
