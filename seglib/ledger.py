@@ -18,7 +18,7 @@ import pandas as pd
 
 from seglib.data.coco import load_coco
 from seglib.errors import InputError
-from seglib.files import hash_file, outputs_dir, read_file, read_json, replacing
+from seglib.files import FORMULA, hash_file, outputs_dir, read_file, read_json, write_table
 from seglib.runs.leaderboard import align
 from seglib.sending import SEND, SEND_HELP, expand, run_hidden
 from seglib.submission import Verdict, count_shares, read_file_names, validate_submission
@@ -62,7 +62,7 @@ def read_ledger(ledger: Path) -> list[Entry]:
     try:
         text = read_file(ledger).decode("utf-8-sig")  # a spreadsheet may have saved it
         reader = csv.DictReader(io.StringIO(text, newline=""))
-        rows = list(reader)
+        rows = [{name: _read_cell(cell) for name, cell in row.items()} for row in reader]
     except FileNotFoundError:
         return []
     except (UnicodeDecodeError, csv.Error) as error:
@@ -73,6 +73,11 @@ def read_ledger(ledger: Path) -> list[Entry]:
     for number, row in enumerate(rows, start=1):
         _check_row(f"{ledger} [row {number}]", row)
     return rows
+
+
+def _read_cell(cell: object) -> object:
+    """Without the apostrophe that `write_table` puts before what a spreadsheet would run."""
+    return cell[1:] if isinstance(cell, str) and cell[:1] == "'" and cell[1:].startswith(FORMULA) else cell
 
 
 def _check_row(where: str, row: dict) -> None:
@@ -99,8 +104,7 @@ def _editing(ledger: Path) -> Iterator[list[Entry]]:
         rows = read_ledger(ledger)
         yield rows
         if rows:
-            with replacing(ledger) as temporary:
-                pd.DataFrame(rows).to_csv(temporary, index=False)
+            write_table(ledger, pd.DataFrame(rows))
 
 
 def add_submission(path: str | Path, ledger: Path | None = None) -> Entry:

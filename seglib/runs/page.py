@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+from seglib.errors import printable
 from seglib.files import sign, write_text
 from seglib.runs.conditions import Comparison, RunResult
 from seglib.runs.leaderboard import format_number, format_seconds, rank_rows, read_history
@@ -75,7 +76,7 @@ def write_index(
         rows=ranked,
         data=Markup(_compose_data(grid_dir, ranked, varied, class_names, notebook_stem)),
         varied=varied,
-        class_names=class_names,
+        class_names=[*map(printable, class_names)],  # one that turns the direction would turn those after it
         counts=Counter(row.status if row.status in STATUS_MARKS else "unknown" for row in rows),
         best_miou=max((row.miou for row in rows if row.miou is not None), default=None),
         seconds=sum(row.seconds or 0 for row in rows),
@@ -138,7 +139,7 @@ def _compose_data(
         "runs": runs,
         "varied": varied,
         **shared,
-        "classes": class_names,
+        "classes": [*map(printable, class_names)],
         "plot": PLOT,
         "digits": DIGITS,
     }

@@ -44,7 +44,15 @@ from seglib.viz.pictures import (
     plot_predictions,
     show_pictures,
 )
-from seglib.viz.plots import LiveTraining, plot_class_iou, plot_history, plot_schedule, save_figure, show_progress
+from seglib.viz.plots import (
+    LiveTraining,
+    plot_class_iou,
+    plot_history,
+    plot_schedule,
+    save_figure,
+    save_table,
+    show_progress,
+)
 
 __all__ = [
     "LiveTraining",
@@ -89,6 +97,7 @@ __all__ = [
     "plot_vanished",
     "plot_verdicts",
     "save_figure",
+    "save_table",
     "show_pictures",
     "show_progress",
 ]

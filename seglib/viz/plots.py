@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from seglib.errors import printable
-from seglib.files import replacing, write_json
+from seglib.files import replacing, write_json, write_table
 from seglib.runs.leaderboard import format_seconds
 
 # A page of 1,366 px shows 900 px of a figure at 100 dpi: wider ones would be shrunk, and 8 points are 11 px.
@@ -242,6 +242,11 @@ class ProgressLine:
             self.handle = display({"text/plain": text}, raw=True, display_id=True)
         else:
             self.handle.update({"text/plain": text}, raw=True)
+
+
+def save_table(table: pd.DataFrame, folder: Path, name: str, *, index: bool = False) -> None:
+    """Write folder/<name>.csv, in which no text is a formula."""
+    write_table(Path(folder) / f"{name}.csv", table if index else table.reset_index(drop=True))
 
 
 def show_progress(what: str, folder: str | Path | None = None) -> Callable[[int, int], None]:

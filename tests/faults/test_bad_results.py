@@ -13,7 +13,7 @@ import torch
 
 from seglib.evaluation.metrics import load_confusion, load_scene_names
 from seglib.files import write_json
-from seglib.ledger import COLUMNS, main
+from seglib.ledger import COLUMNS, main, read_ledger
 from seglib.models import build_model
 from seglib.runs.conditions import summarise_conditions
 from seglib.runs.leaderboard import collect_runs, format_table, read_history, write_leaderboard
@@ -282,3 +282,12 @@ def test_commands_that_send(tmp_path, submit, monkeypatch, template, words):
     given = "--sample", path, "--num-classes", 3, "--size", 4, "--force", "--ledger", tmp_path / "l.csv"
     code, text = submit("send", path, *given, "--send", template)
     assert code and words in text and not (tmp_path / "pwned2.csv").exists() and not (tmp_path / "pwned2").exists()
+
+
+def test_no_formula_is_in_the_ledger_and_its_row_is_found_again(tmp_path, submit):
+    path, ledger = tmp_path / "=cmd|' !A0.csv", tmp_path / "submissions.csv"
+    path.write_text(f"{HEAD}a.jpg,{MASK}\n")
+    for score in ("0.5", "0.6"):
+        assert submit("score", path, score, "--ledger", ledger, "--correct") == (0, "")
+    (row,) = read_ledger(ledger)
+    assert row["file"] == path.name and row["leaderboard_score"] == "0.6" and ",'=cmd" in ledger.read_text()
