@@ -95,8 +95,8 @@ def test_outputs(make_trainings, undisturbed, tmp_path, mount, fill, totals):
     grid = make_trainings(tmp_path / "grid", SEEDS, 1, disk)
     full = rf"{disk}\S* is full \(0\.\d MB are free"
     said = fill(grid, disk, OF_RUNS, rf"\] seed=\d: failed.*{full}")
-    assert re.search(rf"{full}(.*\n)*.*\] seed=\d: ok", said), said  # the others went on
-    fill(grid, disk, OF_RESULTS, full)
+    said += fill(grid, disk, OF_RESULTS, full)
+    assert re.search(rf"{full}(.*\n)*.*\] seed=\d: ok", said), said  # others went on
     fill(grid, disk, [("run_grid", r"/grid.yaml$", 1)], rf"stopped: .*{full}")
     said = grid.run()
     assert "04_ensemble: ok" in said, said
