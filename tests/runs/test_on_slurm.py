@@ -290,7 +290,7 @@ PartitionName=work Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTi
 PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=10
 """
 TRAINING = {
-    "image_size": 64, "architecture": "PSPNet", "encoder": "tu-test_resnet", "encoder_weights": "", "epochs": 130,
+    "image_size": 64, "architecture": "PSPNet", "encoder": "tu-test_resnet", "encoder_weights": "", "epochs": 100,
     "batch_size": 2, "augmentation": "flips", "num_workers": 0, "checkpoint_minutes": 0.02,
 }  # fmt: skip
 
@@ -385,7 +385,7 @@ def test_trainings_that_the_time_limit_cuts_twice_have_the_weights_of_one_machin
     for name in ("slurm", "local"):
         spec = {"name": name, "notebook": str(PROJECT / "notebooks" / "02_train.ipynb"), "grid": {"seed": [21, 42]}}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(spec | {"fixed": TRAINING | {"data_dir": str(data_dir)}}))
-        more = ("--on", "slurm", "--slurm", "partition=work,time=2m") if name == "slurm" else ("--workers", "2")
+        more = ("--on", "slurm", "--slurm", "partition=work,time=1m") if name == "slurm" else ("--workers", "2")
         process = start(tmp_path / f"{name}.yaml", *more)
         out, _ = process.communicate(timeout=1200)
         assert process.returncode == 0, out
