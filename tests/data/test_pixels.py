@@ -337,7 +337,8 @@ def test_a_disk_too_small_is_refused_before_the_work(data_dir, cache, monkeypatc
     monkeypatch.setattr(pixels.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 4 * SIZE**2, 4 * SIZE**2))
     with pytest.raises(InputError) as refusal:
         open_small(data_dir, image_size=512)
-    words = f"{cache}: the pixel cache needs 6.3 MB, got 0.0 MB free; set SEGLIB_CACHE to a folder on a disk with more"
+    needed = COUNT * 512**2 * 4 / 1e6
+    words = f"{cache}: the pixel cache needs {needed:.1f} MB, got 0.0 MB free; set SEGLIB_CACHE to a folder on a disk with more"
     assert str(refusal.value).startswith(words)
     assert "set cache to false" in str(refusal.value)
     assert not list(cache.glob("*/"))
