@@ -9,14 +9,14 @@ from pathlib import Path
 from statistics import fmean, median_low, stdev
 from typing import TYPE_CHECKING, Any
 
-from seglib.runs.record import find_split_seed, read_record
+from seglib.runs.record import WITHOUT_EFFECT, find_split_seed, read_record
 
 if TYPE_CHECKING:
     from seglib.evaluation.verdicts import Noise
 
 METRICS = ("miou", "miou_image", "miou_batch", "accuracy", "loss")
 BLOCKS = ("seed", "fold", "split_seed")  # what runs of one condition differ in
-ELSEWHERE = (*BLOCKS, "run_dir", "data_dir", "cache", "num_workers", "checkpoint_minutes", "track", "continue_from")
+ELSEWHERE = (*BLOCKS, "data_dir", *WITHOUT_EFFECT)
 ENOUGH = 5  # degrees of freedom from which a grid's own noise does without that of earlier grids
 MOST_LENDING = 500  # runs of one earlier grid; more say no more of its noise
 

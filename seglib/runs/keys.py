@@ -16,7 +16,7 @@ from seglib.files import PROJECT, hash_files, hash_text, outputs_dir
 from seglib.parameters import read_code_cells, read_defaults
 from seglib.part_files import hash_parts, unparse_code
 from seglib.rules import is_path
-from seglib.runs.record import complete_params, find_split_seed, read_record
+from seglib.runs.record import WITHOUT_EFFECT, complete_params, find_split_seed, read_record
 
 _PARAMETERS = {"parameters", "injected-parameters"}  # tags of cells; papermill puts the second in
 
@@ -59,10 +59,7 @@ def _passes_later(keyword: ast.keyword) -> bool:
 
 # A run's key: what decides its result, in named parts, so that a run that is to go again can say why.
 
-
-# Parameters of a training that leave every bit alone: where results go, what a run must equal to go on from it, speed.
-_WITHOUT_EFFECT = ("run_dir", "continue_from", "checkpoint_minutes", "track", "num_workers", "cache")
-_NO_PATHS = {*_WITHOUT_EFFECT, "extra_data", "parts"}  # or not by their name and value alone
+_NO_PATHS = {*WITHOUT_EFFECT, "extra_data", "parts"}  # or not by their name and value alone
 # Parameters that came after runs were finished: at their default, neither they nor the words that pass them on count.
 _LATER = ("ignore_classes",)
 _FIRST_RESULTS = 1  # seglib.RESULTS of the runs whose records have no parts
@@ -182,7 +179,7 @@ def _hash_unchanged(paths: Any, record: Mapping[str, Any]) -> Any:
 def _hash_parameters(values: Mapping[str, Any], paths: Sequence[str]) -> str:
     """Of the resolved values that decide something; paths and what is joined to the data count by their content."""
     trains = "data_dir" in values
-    left_out = {*((*_WITHOUT_EFFECT, "extra_data", "parts") if trains else ["run_dir"]), *paths}
+    left_out = {*((*WITHOUT_EFFECT, "extra_data", "parts") if trains else ["run_dir"]), *paths}
     left_out |= {name for name in _LATER if not values.get(name)}
     if "split" in values and find_split_seed(values) in (None, values.get("seed")):
         left_out.add("split_seed")  # nothing is drawn from it, or what was drawn from the seed before there was one

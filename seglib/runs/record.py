@@ -38,6 +38,8 @@ from seglib.runs.lock import describe_process, is_running
 
 
 NAME = "record.json"
+# Parameters of a training that leave every bit alone: where results go, what a run must equal to go on from it, speed.
+WITHOUT_EFFECT = ("run_dir", "continue_from", "checkpoint_minutes", "track", "num_workers", "cache")
 _RESULTS_GO = ("run_dir", "output_dir")  # parameters that say where results go, and decide none
 _LITERALS = (bool, int, float, str, list, tuple, dict, type(None))
 _opened: dict[

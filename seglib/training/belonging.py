@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from seglib.training.trainer import Trainer
 
 # Parameters that say where things are, not what they are: the content of data, weights and parts is hashed.
-ELSEWHERE = {
-    "run_dir", "data_dir", "encoder_weights", "cache", "num_workers", "init_from", "continue_from", "checkpoint_minutes",
-    "track", "extra_data", "parts",
-}  # fmt: skip
+ELSEWHERE = {*record.WITHOUT_EFFECT, "data_dir", "encoder_weights", "init_from", "extra_data", "parts"}
 
 
 def describe_identity(trainer: "Trainer") -> dict[str, Any]:
