@@ -160,12 +160,18 @@ def _check_run(
     problems = {name: unknown_name("parameter", name, schema) for name in values if name not in schema}
     problems |= {name: missing.format(name) for name in schema if name not in values}
     for place, (names, check) in enumerate(checks):
-        if problems.keys().isdisjoint(names):
+        if not problems or problems.keys().isdisjoint(names):
             given = [checked[name] for name in names]
-            key = place, repr(given)
-            if key not in answers:
-                answers[key] = _ask(check, given)
-            checked[names[0]], problem = answers[key]
+            same = (
+                place,
+                *map(id, given),
+            )  # of values that live as long as the answers do: most are one object in all runs
+            if same not in answers:
+                key = place, repr(given)
+                if key not in answers:
+                    answers[key] = _ask(check, given)
+                answers[same] = answers[key]
+            checked[names[0]], problem = answers[same]
             if problem:
                 problems[names[0]] = problem
     return checked, {name: problems[name] for name in (*values, *schema) if name in problems}

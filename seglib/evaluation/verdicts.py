@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats itself takes half a second to import
 
 BORROWED = 6  # degrees of freedom that a comparison borrows from the rest of the grid, at most
 ALPHA = 0.05  # of a family of comparisons
@@ -118,12 +118,12 @@ def judge_differences(
     """
     frame = differences.copy()
     with np.errstate(invalid="ignore", divide="ignore"):
-        p = 2 * stats.t.sf((frame["difference"] / frame["error"]).abs().to_numpy(), frame["df"].to_numpy())
+        p = 2 * stdtr(frame["df"].to_numpy(), -(frame["difference"] / frame["error"]).abs().to_numpy())
     frame["p"] = np.minimum(1, p / shares)
     frame["p_holm"], level = correct_holm(frame["p"], others=others)
     frame["level"] = level * shares
     for names, each in ((("low", "high"), ALPHA), (("family_low", "family_high"), frame["level"])):
-        half = stats.t.isf(np.asarray(each) / 2, frame["df"].to_numpy()) * frame["error"]
+        half = -stdtrit(frame["df"].to_numpy(), np.asarray(each) / 2) * frame["error"]
         frame[names[0]], frame[names[1]] = frame["difference"] - half, frame["difference"] + half
     frame["verdict"] = [_word(row, worthwhile) for row in frame.itertuples()]
     frame["more_blocks"] = [_count_more(row, worthwhile) for row in frame.itertuples()]
@@ -150,9 +150,9 @@ def _foresee(frame: pd.DataFrame, growth: np.ndarray, level: np.ndarray) -> np.n
     """
     difference, error, df, blocks = frame[["difference", "error", "df", "blocks"]].to_numpy(float).T
     last = error / np.sqrt(growth)
-    bar, spread = stats.t.isf(level / 2, df + blocks * (growth - 1)) * last, np.sqrt(error**2 - last**2)
+    bar, spread = -stdtrit(df + blocks * (growth - 1), level / 2) * last, np.sqrt(error**2 - last**2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return stats.t.cdf((difference - bar) / spread, df) + stats.t.cdf((-difference - bar) / spread, df)
+        return stdtr(df, (difference - bar) / spread) + stdtr(df, (-difference - bar) / spread)
 
 
 def correct_holm(p: pd.Series, alpha: float = ALPHA, others: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -195,7 +195,7 @@ def smallest_visible(noise: Noise, blocks: int, comparisons: int = 1) -> float:
     """
     if not noise.df or blocks < 1:
         return math.nan
-    reach = stats.t.isf(ALPHA / (2 * comparisons), noise.df) + stats.t.ppf(POWER, noise.df)
+    reach = stdtrit(noise.df, POWER) - stdtrit(noise.df, ALPHA / (2 * comparisons))
     return float(reach * math.sqrt(2 * noise.variance / blocks))
 
 
@@ -269,7 +269,7 @@ def _count_more(row: tuple, worthwhile: float) -> float:
         return math.nan
     more = np.arange(1, MOST_BLOCKS - row.blocks + 1)
     df, error = row.df + more, row.error * np.sqrt(row.blocks / (row.blocks + more))
-    visible = (stats.t.isf(row.level / 2, df) + stats.t.ppf(POWER, df)) * error
+    visible = (stdtrit(df, POWER) - stdtrit(df, row.level / 2)) * error
     enough = more[visible <= max(abs(row.difference), worthwhile)]
     return float(enough[0]) if len(enough) else math.nan
 
@@ -284,10 +284,12 @@ def correlate_ranks(first: np.ndarray, second: np.ndarray) -> tuple[float, float
     count = len(first)
     if count < 5 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan, math.nan, math.nan
+    from scipy import stats
+
     rho = float(stats.spearmanr(first, second).statistic)
     next_to_perfect = 1 - 12 / (count * (count**2 - 1))
     shown = min(max(rho, -next_to_perfect), next_to_perfect)
-    half = stats.norm.isf(ALPHA / 2) * math.sqrt((1 + shown**2 / 2) / (count - 3))
+    half = -ndtri(ALPHA / 2) * math.sqrt((1 + shown**2 / 2) / (count - 3))
     low, high = np.tanh([math.atanh(shown) - half, math.atanh(shown) + half]).tolist()
     return rho, low if rho > -next_to_perfect else -1.0, high if rho < next_to_perfect else 1.0
 
@@ -308,7 +310,7 @@ def describe_submissions(scores: pd.DataFrame) -> list[str]:
     if not count:
         return []
     mean, spread = gaps.mean(), gaps.std() if count > 1 else math.nan
-    reach = stats.t.isf(ALPHA / 2, count - 1) * spread if count > 1 else math.nan
+    reach = -stdtrit(count - 1, ALPHA / 2) * spread if count > 1 else math.nan
     half, known = reach / math.sqrt(count), count > 1
     interval = f"95 % interval {mean - half:+.4f} to {mean + half:+.4f}" if known else "one score has no interval"
     lines = [f"leaderboard minus expected: {mean:+.4f} on average, {interval} (n = {count})"]
