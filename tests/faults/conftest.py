@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,20 +50,6 @@ def _totals(pytestconfig):
     if _judge.TOTALS:
         with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             print("\nbad inputs: " + ", ".join(f"{_judge.TOTALS[name]} {name}" for name in names))
-
-
-@pytest.fixture
-def wait_for():
-    """Wait until a condition holds; return what it says."""
-
-    def wait(condition, seconds=60):
-        deadline = time.monotonic() + seconds
-        while not (found := condition()):
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.05)
-        return found
-
-    return wait
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -120,3 +122,26 @@ def records(tmp_path):
 @pytest.fixture
 def grid_folder(tmp_path) -> Path:
     return tmp_path / "outputs" / "grid"
+
+
+@pytest.fixture
+def environment():
+    """Of the commands that `start` starts."""
+    return os.environ | {"PYTHONPATH": str(PROJECT)}
+
+
+@pytest.fixture
+def start(environment, tmp_path):
+    """Start the command in the background; it is killed when the test ends. Results go to tmp_path/outputs."""
+    runners = []
+
+    def start(*arguments):
+        command = [sys.executable, PROJECT / "run_grid.py", *arguments, "--outputs", tmp_path / "outputs"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        runners.append(subprocess.Popen(command, env=environment, **pipes))
+        return runners[-1]
+
+    yield start
+    for runner in runners:
+        runner.kill()
+        runner.communicate()

@@ -1,15 +1,10 @@
 """A notebook that knows nothing of seglib: a grid over it runs with all that a grid over ours does."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-
-from seglib.files import PROJECT
 
 # Plain Python: it keeps its state in a file and goes on from it, and writes down each step that it does.
 PARAMETERS = 'rate = 0.1\nseed: int = 0\nsteps: int = 3  # how many\npause: float = 0.0  # [s]\nrun_dir: str = "."\n'
@@ -51,23 +46,6 @@ def save_cells(path, *sources):
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start the command in the background; it is killed when the test ends."""
-    runners = []
-
-    def start(*arguments):
-        command = [sys.executable, PROJECT / "run_grid.py", *arguments, "--outputs", tmp_path / "outputs"]
-        env = os.environ | {"PYTHONPATH": str(PROJECT)}
-        runners.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
-        return runners[-1]
-
-    yield start
-    for runner in runners:
-        runner.kill()
-        runner.communicate()
-
-
-@pytest.fixture
 def run(start):
     """Run the command to its end; its exit code and what it printed."""
 
@@ -77,14 +55,6 @@ def run(start):
         return process.returncode, out
 
     return run
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
 
 
 def read_printed(folder):
@@ -116,7 +86,7 @@ def test_a_grid_with_a_step_that_follows_is_run_listed_and_foreseen(write_plain,
     assert "required the folder of a finished training run, got one whose notebook saved no weights" in out
 
 
-def test_a_killed_one_goes_on_from_what_it_kept(write_plain, run, start, records, grid_folder):
+def test_a_killed_one_goes_on_from_what_it_kept(write_plain, run, start, records, grid_folder, wait_for):
     path = write_plain("grid: {seed: [1, 2]}\nfixed: {steps: 8, pause: 0.5}")
     killed = start(path, "--workers", "2")
     wait_for(lambda: all(len(read_steps(grid_folder / f"seed={seed}")) >= 3 for seed in (1, 2)))
@@ -143,7 +113,7 @@ def test_one_that_is_silent_or_too_long_is_ended(write_plain, run, records):
     assert records()["seed=2"]["status"] == "interrupted"
 
 
-def test_it_is_watched_paused_and_stopped_from_elsewhere(write_plain, run, start, records, grid_folder):
+def test_it_is_watched_paused_and_stopped_from_elsewhere(write_plain, run, start, records, grid_folder, wait_for):
     path = write_plain("grid: {seed: [1, 2, 3]}\nfixed: {steps: 60, pause: 0.5}")
     runner = start(path)
     wait_for(lambda: read_steps(grid_folder / "seed=1"))

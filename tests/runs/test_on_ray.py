@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -64,21 +63,9 @@ def make_cluster(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Start the command in the background, with one thread per run; it is killed when the test ends."""
-    runners = []
-
-    def start(path, *arguments):
-        command = [sys.executable, PROJECT / "run_grid.py", path, "--outputs", tmp_path / "outputs", *arguments]
-        env = os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-        runners.append(process)
-        return process
-
-    yield start
-    for runner in runners:
-        runner.kill()
-        runner.communicate()
+def environment(environment):
+    """With one thread per run."""
+    return environment | {"OMP_NUM_THREADS": "1"}
 
 
 def try_thrice(start):
@@ -87,14 +74,6 @@ def try_thrice(start):
         with contextlib.suppress(Exception):  # Ray raises no more exact one
             return start()
     return start()
-
-
-def wait_for(condition, seconds=PATIENCE):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
 
 
 def read_records(folder):
@@ -106,7 +85,7 @@ def count_lines(path):
 
 
 def test_24_trainings_on_3_nodes_of_which_one_dies_and_then_the_driver_have_the_weights_of_one_machine(
-    make_cluster, start, tmp_path
+    make_cluster, start, tmp_path, wait_for
 ):
     data_dir = make_synthetic(tmp_path / "data", num_images=60, image_size=64, seed=3)
     found = {}
@@ -117,7 +96,7 @@ def test_24_trainings_on_3_nodes_of_which_one_dies_and_then_the_driver_have_the_
         folder, more = tmp_path / "outputs" / name, ("--workers", "2")
         if name == "ray":
             more = ("--on", "ray")
-            before = kill_node_and_driver(*make_cluster(3), start(path, *more), folder)
+            before = kill_node_and_driver(*make_cluster(3), start(path, *more), folder, wait_for)
         process = start(path, *more)
         out, _ = process.communicate(timeout=2 * PATIENCE)
         assert process.returncode == 0, out
@@ -134,7 +113,7 @@ def test_24_trainings_on_3_nodes_of_which_one_dies_and_then_the_driver_have_the_
     assert not [*tmp_path.rglob("*.part")]
 
 
-def kill_node_and_driver(cluster, nodes, driver, folder):
+def kill_node_and_driver(cluster, nodes, driver, folder, wait_for):
     """Kill a node and then the command, both in the middle; return the records of runs that were done by then."""
 
     def find_done():
@@ -149,7 +128,7 @@ def kill_node_and_driver(cluster, nodes, driver, folder):
 
 
 def test_ctrl_c_stops_every_run_in_order_and_the_same_command_goes_on(
-    make_cluster, start, write_notebook, records, tmp_path, grid_folder
+    make_cluster, start, write_notebook, records, tmp_path, grid_folder, wait_for
 ):
     make_cluster(2)
     write_notebook(

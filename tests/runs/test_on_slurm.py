@@ -296,7 +296,7 @@ TRAINING = {
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory, wait_for):
     """SLURM and munge on this machine, with a configuration of their own; ended with the tests."""
     if os.getuid() != 0 or any(shutil.which(name) is None for name in ("munged", "slurmctld", "slurmd", "sbatch")):
         pytest.skip("required root, and Debian's slurm-wlm and munge")
@@ -336,20 +336,9 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture
-def start(cluster, tmp_path):
-    """Start the command in the background, with one thread per run; it is killed when the test ends."""
-    runners = []
-
-    def start(path, *arguments):
-        command = [sys.executable, PROJECT / "run_grid.py", path, *arguments, "--outputs", tmp_path / "outputs"]
-        env = cluster | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
-        runners.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env))
-        return runners[-1]
-
-    yield start
-    for runner in runners:
-        runner.kill()
-        runner.communicate()
+def environment(cluster, environment):
+    """Of the cluster's, with one thread per run."""
+    return cluster | environment | {"OMP_NUM_THREADS": "1"}
 
 
 def find_ports(number):
@@ -363,14 +352,6 @@ def find_ports(number):
 
 def ask(environment, *words):
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60).stdout
-
-
-def wait_for(condition, seconds=PATIENCE):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
-    return found
 
 
 def count_attempts(run_dir):
@@ -421,7 +402,9 @@ def read_began(folder):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_preempted_goes_on_when_there_is_room(start, cluster, waiting_grid, records, grid_folder):
+def test_a_run_that_is_preempted_goes_on_when_there_is_room(
+    start, cluster, waiting_grid, records, grid_folder, wait_for
+):
     process = start(waiting_grid, "--on", "slurm", "--limit", "2")
     wait_for(lambda: read_began(grid_folder) == ["1", "2"])
     urgent = subprocess.Popen(["srun", "--partition=urgent", "--ntasks=2", "sleep", "1"], env=cluster)
@@ -434,7 +417,9 @@ def test_a_run_that_is_preempted_goes_on_when_there_is_room(start, cluster, wait
 
 
 @pytest.mark.slow
-def test_left_runs_outlive_the_command_and_the_same_command_collects_them(start, waiting_grid, records, grid_folder):
+def test_left_runs_outlive_the_command_and_the_same_command_collects_them(
+    start, waiting_grid, records, grid_folder, wait_for
+):
     for _ in range(2):  # the second time it shows how they are doing
         process = start(waiting_grid, "--on", "slurm", "--detach")
         out, _ = process.communicate(timeout=60)
@@ -462,7 +447,7 @@ def test_left_runs_outlive_the_command_and_the_same_command_collects_them(start,
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_jobs_and_a_killed_command_leaves_them_to_the_next(
-    start, cluster, waiting_grid, records, grid_folder
+    start, cluster, waiting_grid, records, grid_folder, wait_for
 ):
     process = start(waiting_grid, "--on", "slurm")
     wait_for(lambda: read_began(grid_folder) == ["1", "2"])

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -76,14 +75,6 @@ def write_misfortune(tmp_path, write_notebook):
     return write
 
 
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
-
-
 def family_of(record):
     """The process that executes a run, its kernel, and what that has started."""
     process = psutil.Process(record["process"]["pid"])
@@ -120,7 +111,7 @@ def test_a_killed_kernel_is_recorded_and_the_same_command_runs_only_what_failed(
 
 
 def test_a_killed_process_takes_its_kernel_along_and_ctrl_c_keeps_what_ran(
-    write_misfortune, start, records, grid_folder
+    write_misfortune, start, records, grid_folder, wait_for
 ):
     path = write_misfortune("sleep 1", "sleep 2")
     runner = start(path, "--workers", "2")
@@ -148,7 +139,7 @@ def test_a_killed_process_takes_its_kernel_along_and_ctrl_c_keeps_what_ran(
 
 
 def test_after_the_runner_is_killed_its_runs_end_before_the_next_one_starts(
-    write_misfortune, run, start, records, grid_folder
+    write_misfortune, run, start, records, grid_folder, wait_for
 ):
     path = write_misfortune("sleep")
     runner = start(path)
@@ -169,7 +160,7 @@ def test_after_the_runner_is_killed_its_runs_end_before_the_next_one_starts(
     assert "waiting for the last processes of a killed run_grid.py to end" in result.stdout
 
 
-def test_sigterm_ends_as_ctrl_c_does(write_misfortune, start, records, grid_folder):
+def test_sigterm_ends_as_ctrl_c_does(write_misfortune, start, records, grid_folder, wait_for):
     runner = start(write_misfortune("sleep"))
     wait_for(lambda: (grid_folder / "do=sleep" / "run.log").is_file())  # its process has only just begun
     runner.terminate()

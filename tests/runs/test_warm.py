@@ -65,13 +65,6 @@ def finish(process, folder, seconds=120):
     return read_record(folder) or {}
 
 
-def wait_for(path, seconds=60):
-    until = time.monotonic() + seconds
-    while not path.is_file():
-        assert time.monotonic() < until, path
-        time.sleep(0.02)
-
-
 LEAVE = """
 import builtins, random, numpy, torch, matplotlib.pyplot as plt, seglib.files
 random.seed(1); numpy.random.seed(1); torch.manual_seed(1); torch.set_num_threads(1)
@@ -116,10 +109,10 @@ def test_each_run_has_its_own_environment(machine, start, monkeypatch):
 
 
 @pytest.mark.parametrize("who", ["run", "kernel"])
-def test_a_killed_process_is_its_run_s_end_alone(machine, start, who):
+def test_a_killed_process_is_its_run_s_end_alone(machine, start, who, wait_for):
     body = "Path(run_dir, 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
     process, folder = start(machine, who, body)
-    wait_for(folder / "pid")
+    wait_for((folder / "pid").is_file)
     kernel = int((folder / "pid").read_text())
     assert process.poll() is None and process.process.pid != kernel
     os.kill(process.process.pid if who == "run" else kernel, signal.SIGKILL)
@@ -130,17 +123,17 @@ def test_a_killed_process_is_its_run_s_end_alone(machine, start, who):
     assert finish(*start(machine, f"after {who}", ""))["status"] == "ok"
 
 
-def test_a_run_is_stopped_as_any_other(machine, start):
+def test_a_run_is_stopped_as_any_other(machine, start, wait_for):
     process, folder = start(machine, "slow", "Path(run_dir, 'pid').write_text('')\ntime.sleep(60)")
-    wait_for(folder / "pid")
+    wait_for((folder / "pid").is_file)
     process.stop()
     assert finish(process, folder)["status"] == "interrupted"
 
 
-def test_when_the_process_that_forks_is_killed_runs_go_on_and_others_start_by_themselves(start, capsys):
+def test_when_the_process_that_forks_is_killed_runs_go_on_and_others_start_by_themselves(start, capsys, wait_for):
     machine = warm_up(3)
     process, folder = start(machine, "goes on", "time.sleep(3)\nPath(run_dir, 'pid').write_text(str(os.getppid()))")
-    wait_for(folder / "record.json")
+    wait_for((folder / "record.json").is_file)
     before, after = start(machine, "never forked", ""), None
     os.kill(machine.parent.process.pid, signal.SIGSTOP)  # it does not answer ...
     after = start(machine, "never forked either", "")
