@@ -126,8 +126,8 @@ def grid_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def environment():
-    """Of the commands that `start` starts."""
-    return os.environ | {"PYTHONPATH": str(PROJECT)}
+    """What the commands that `start` starts have beside this process's own, as it is then."""
+    return {"PYTHONPATH": str(PROJECT)}
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def start(environment, tmp_path):
     def start(*arguments):
         command = [sys.executable, PROJECT / "run_grid.py", *arguments, "--outputs", tmp_path / "outputs"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        runners.append(subprocess.Popen(command, env=environment, **pipes))
+        runners.append(subprocess.Popen(command, env=os.environ | environment, **pipes))
         return runners[-1]
 
     yield start
