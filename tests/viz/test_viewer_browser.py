@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,8 +217,9 @@ def test_menus_and_double_click_show_errors_and_zoom(page):
 
 def test_the_live_viewer_hides_the_sheet_and_without_its_kernel_only_the_sheet_is_seen(page, lab, browser):
     expect(page.locator(".seglib-sheet")).to_be_hidden()
-    save(page, lab)
+    save(page)
     page.close()
+    assert "seglib-sheet" in json.dumps(call(lab, "contents/look.ipynb"))
     for session in call(lab, "sessions"):
         call(lab, f"sessions/{session['id']}", "DELETE")
     reopened = open_notebook(lab, browser)
@@ -228,22 +228,14 @@ def test_the_live_viewer_hides_the_sheet_and_without_its_kernel_only_the_sheet_i
     expect(reopened.get_by_text("Error displaying widget")).to_be_hidden()
 
 
-def save(page, lab):
+def save(page):
+    """Save by the menu, and wait for the server's answer: to read the file meanwhile would disturb its writing."""
     page.get_by_text("File", exact=True).first.click()
-    page.get_by_text("Save Notebook", exact=True).click()
-    until = time.monotonic() + PATIENCE / 1000
-    while not is_saved(lab):
-        assert time.monotonic() < until, "the notebook was not saved"
-        page.wait_for_timeout(100)
-
-
-def is_saved(lab):
-    try:
-        return "seglib-sheet" in json.dumps(call(lab, "contents/look.ipynb"))
-    except urllib.error.HTTPError as error:
-        if error.code != 400:
-            raise
-        return False  # the server is writing the file, and cannot read it yet
+    with page.expect_response(
+        lambda answer: answer.request.method == "PUT" and "/api/contents/look.ipynb" in answer.url
+    ) as saved:
+        page.get_by_text("Save Notebook", exact=True).click()
+    assert saved.value.ok, saved.value.status_text
 
 
 def call(lab, path, method="GET"):
