@@ -148,30 +148,32 @@ def check_runs(schema: Schema, runs: Sequence[Mapping[str, Any]]) -> list[tuple[
     checks = [((name,), partial(check_type, name, schema[name], limits[name])) for name in schema]
     checks += [(names, check) for names, check in _CHECKS if all(limits.get(name) for name in names)]
     answers: dict[tuple, tuple[Any, str]] = {}
-    return [_check_run(schema, checks, values, answers) for values in runs]
+    first, problems = _check_run(schema, checks, runs[0], answers)
+    checked, due = [(first, problems)], {}
+    for values in runs[1:]:
+        # Most values are one object in all runs. Where these are right, only checks that see another can say something.
+        others = frozenset(name for name in values if problems or values[name] is not runs[0].get(name, values))
+        if others not in due:
+            due[others] = [each for each in checks if not others.isdisjoint(each[0])]
+        same = {name: first[name] for name in values if name not in others}
+        checked.append(_check_run(schema, due[others], {**values, **same}, answers))
+    return checked
 
 
 def _check_run(
     schema: Schema, checks: Sequence[tuple[Sequence[str], Callable]], values: Mapping[str, Any], answers: dict
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """`answers`: of a check (by its place) to values (by their text): the value to be used and "", or what is wrong."""
+    """`answers`: of a check to values (by their text): the value to be used and "", or what is wrong."""
     checked = dict(values)
     missing = "{} is missing; the notebook's parameters cell must set it"
     problems = {name: unknown_name("parameter", name, schema) for name in values if name not in schema}
     problems |= {name: missing.format(name) for name in schema if name not in values}
-    for place, (names, check) in enumerate(checks):
+    for names, check in checks:
         if not problems or problems.keys().isdisjoint(names):
-            given = [checked[name] for name in names]
-            same = (
-                place,
-                *map(id, given),
-            )  # of values that live as long as the answers do: most are one object in all runs
-            if same not in answers:
-                key = place, repr(given)
-                if key not in answers:
-                    answers[key] = _ask(check, given)
-                answers[same] = answers[key]
-            checked[names[0]], problem = answers[same]
+            key = check, repr([checked[name] for name in names])
+            if key not in answers:
+                answers[key] = _ask(check, [checked[name] for name in names])
+            checked[names[0]], problem = answers[key]
             if problem:
                 problems[names[0]] = problem
     return checked, {name: problems[name] for name in (*values, *schema) if name in problems}

@@ -4,13 +4,18 @@ A *block* is what conditions share beside what is compared: a seed, a fold, or b
 (rows) and conditions (columns), NaN where a run has none.
 """
 
+from __future__ import annotations  # a plan of runs needs the noise, and no pandas
+
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy.special import ndtri, stdtr, stdtrit  # scipy.stats itself takes half a second to import
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BORROWED = 6  # degrees of freedom that a comparison borrows from the rest of the grid, at most
 ALPHA = 0.05  # of a family of comparisons
@@ -26,11 +31,11 @@ class Noise:
     variance: float = 0.0
     df: float = 0.0
 
-    def borrow(self, other: "Noise") -> "Noise":
+    def borrow(self, other: Noise) -> Noise:
         """Shrunk toward another noise, which counts with at most `BORROWED` degrees of freedom."""
         return self.pool(Noise(other.variance, min(BORROWED, other.df)))
 
-    def pool(self, other: "Noise") -> "Noise":
+    def pool(self, other: Noise) -> Noise:
         """The mean of both variances, weighted by their degrees of freedom."""
         df = self.df + other.df
         return Noise((self.df * self.variance + other.df * other.variance) / df, df) if df else Noise()
@@ -41,9 +46,9 @@ class Noise:
         return math.sqrt(self.variance) if self.df else math.nan
 
 
-def measure_noise(scores: pd.DataFrame) -> Noise:
+def measure_noise(scores: pd.DataFrame | np.ndarray) -> Noise:
     """The noise of a grid: the residual of score = condition + block, or within conditions where that has under 2 df."""
-    table = scores.to_numpy(float)
+    table = np.asarray(scores, float)
     residual = _fit_two_way(table)
     return residual if residual.df > 1 else _pool_columns(table)
 
@@ -82,6 +87,8 @@ def compare_conditions(
 
     Source: simulated in tests/evaluation/test_verdicts.py.
     """
+    import pandas as pd
+
     table, names = scores.to_numpy(float), list(scores.columns)
     grid = _Grid(table, earlier or Noise())
     pairs = baseline if isinstance(baseline, Mapping) else {name: baseline for name in names if name != baseline}
@@ -181,7 +188,7 @@ def shrink_means(scores: pd.DataFrame, noise: Noise) -> pd.Series:
     """
     means, error = scores.mean(), noise.variance / scores.count()
     spread = max(0.0, means.var(ddof=1) - error.mean()) if len(means) > 1 and noise.df else 0.0
-    share = spread / (spread + error) if noise.df and spread else pd.Series(1.0 if not noise.df else 0.0, means.index)
+    share = spread / (spread + error) if noise.df and spread else float(not noise.df)
     return means.mean() + share * (means - means.mean())
 
 

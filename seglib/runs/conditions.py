@@ -280,16 +280,23 @@ def tabulate_scores(
     """(blocks, conditions) of the runs' mIoU, or of what `score` gives for a run; NaN where there is none."""
     import pandas as pd
 
-    numbers: dict[Any, int] = {}
+    return pd.DataFrame(_fill_table(conditions, score), columns=list(conditions))
+
+
+def _fill_table(
+    conditions: Mapping[Any, Condition], score: Callable[[RunResult], float | None] | None = None
+) -> "np.ndarray":  # noqa: F821
+    import numpy as np
+
+    rows: dict[Any, int] = {}
     for item in conditions.values():
         for place, _ in item.scores:
-            numbers.setdefault(place, len(numbers))
-    columns = {}
-    for key, item in conditions.items():
-        places = [numbers[place] for place, _ in item.scores]
+            rows.setdefault(place, len(rows))
+    table = np.full((len(rows), len(conditions)), np.nan)
+    for column, item in enumerate(conditions.values()):
         values = map(score, item.scored) if score else (miou for _, miou in item.scores)
-        columns[key] = pd.Series(dict(zip(places, values, strict=True)), dtype=float)
-    return pd.DataFrame(columns, index=range(len(numbers)), columns=list(conditions), dtype=float)
+        table[[rows[place] for place, _ in item.scores], column] = [np.nan if each is None else each for each in values]
+    return table
 
 
 def _word(
@@ -335,7 +342,7 @@ def find_earlier_noise(outputs: str | Path, grid_dir: str | Path, runs: Iterable
 def measure_earlier_noise(outputs: str | Path, task: tuple, besides: Path | None = None) -> "tuple[Noise | None, int]":
     """The noise between seeds and folds in the grids of `outputs` on a task (see `describe_task`); how many lent.
 
-    None where nothing is known; pandas is imported only where there is something to measure.
+    None where nothing is known; NumPy is imported only where there is something to measure.
     """
     noise, grids = None, 0
     for folder in sorted(path for path in Path(outputs).glob("*") if path.is_dir() and path != besides):
@@ -349,7 +356,7 @@ def measure_earlier_noise(outputs: str | Path, task: tuple, besides: Path | None
         if several:
             from seglib.evaluation.verdicts import measure_noise
 
-            found = measure_noise(tabulate_scores(several))
+            found = measure_noise(_fill_table(several))
             noise, grids = noise.pool(found) if noise else found, grids + 1
     return (noise, grids) if noise and noise.df else (None, 0)
 

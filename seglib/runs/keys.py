@@ -75,6 +75,7 @@ def compute_keys(notebook: Path, parameters: Sequence[Mapping[str, Any]]) -> lis
     """
     code = hash_code(notebook)
     content: dict[str, str] = {}  # many runs read the same files
+    known: dict[tuple[str, int], bool] = {}  # and most values are one object in all runs
     return [
         {
             "parameters": _hash_parameters(values, paths),
@@ -86,13 +87,13 @@ def compute_keys(notebook: Path, parameters: Sequence[Mapping[str, Any]]) -> lis
         | ({"painting": "by mask"} if values.get("paint_order") == "area" else {})  # once by the areas in the file
         | ({"bending": "by a pyramid"} if _bends(values) else {})  # once by one wide Gaussian
         for values in parameters
-        for paths in [_find_paths(values)]
+        for paths in [_find_paths(values, known)]
     ]
 
 
 def _bends(values: Mapping[str, Any]) -> bool:
     """Whether an augmentation has ElasticTransform, by its own name or in a preset."""
-    return bool(re.search(r'"(elastic|distort|ElasticTransform)"', json.dumps(values.get("augmentation"), default=str)))
+    return bool(re.search(r"'(elastic|distort|ElasticTransform)'", repr(values.get("augmentation"))))
 
 
 CHANGED = "changed while the run went on"  # in a key for the hash of data; no data has it
@@ -159,7 +160,7 @@ def compare_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 def _derive_key(notebook: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters and data of a finished run; parameters that the notebook has been given since have their defaults."""
     params = complete_params(read_defaults(notebook), record.get("params") or {})
-    paths = _find_paths(params)
+    paths = _find_paths(params, {})
     data = {name: _hash_unchanged(params[name], record) for name in paths}
     if "data_dir" in data and "data_hash" in record:
         data["data_dir"] = record["data_hash"]
@@ -195,10 +196,13 @@ def _uses_parts(values: Mapping[str, Any]) -> bool:
     return "data_dir" in values and bool(values.get("parts"))
 
 
-def _find_paths(values: Mapping[str, Any]) -> list[str]:
-    """The parameters that name files which decide something."""
-    texts = ((name, value) for name, value in values.items() if isinstance(value, str | list) and name not in _NO_PATHS)
-    return [name for name, value in texts if any(is_path(name, path) for path in _as_list(value))]
+def _find_paths(values: Mapping[str, Any], known: dict[tuple[str, int], bool]) -> list[str]:
+    """The parameters that name files which decide something; `known`: of names and values (by `id`) that were asked."""
+    for name, value in values.items():
+        if (name, id(value)) not in known:
+            named = isinstance(value, str | list) and name not in _NO_PATHS
+            known[name, id(value)] = named and any(is_path(name, path) for path in _as_list(value))
+    return [name for name, value in values.items() if known[name, id(value)]]
 
 
 def _hash_data(values: Mapping[str, Any], paths: Sequence[str], content: dict[str, Any]) -> dict[str, Any]:
