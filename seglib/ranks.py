@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seglib.errors import InputError
+from seglib.files import read_whole
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +28,12 @@ class GoneOnAlone(Exception):
 
 def count() -> int:
     """How many ranks train together."""
-    return int(os.environ.get(COUNT, "1"))
+    return read_whole(COUNT, 1)
 
 
 def number() -> int:
     """Which rank this is, from 0."""
-    return int(os.environ.get(NUMBER, "0"))
+    return read_whole(NUMBER, 0)
 
 
 def is_first() -> bool:

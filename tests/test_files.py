@@ -17,7 +17,7 @@ import pytest
 from seglib import files
 from seglib.data.layouts import fingerprint_data
 from seglib.errors import InputError
-from seglib.files import hash_file, hash_files, read_file, read_json, write_json, write_table
+from seglib.files import hash_file, hash_files, read_file, read_json, read_whole, write_json, write_table
 
 CAMVID = Path(__file__).parents[1].parent / "shared/data/camvid"
 
@@ -282,3 +282,19 @@ def test_a_table_keeps_its_numbers_and_no_text_of_it_is_a_formula(tmp_path):
     plain = pd.DataFrame({"a": [1.5, np.nan], "b": ["x", None]}, index=pd.Index(["r", "s"], name="row"))
     write_table(tmp_path / "p.csv", plain)
     assert (tmp_path / "p.csv").read_text() == plain.to_csv()
+
+
+@pytest.mark.parametrize("text", ["abc", "-1", "1.5", "9" * 5000, " "])
+def test_a_variable_that_is_no_whole_number_is_refused_by_its_name(monkeypatch, text):
+    monkeypatch.setenv("SEGLIB_RUNS_AT_ONCE", text)
+    with pytest.raises(InputError, match=r"SEGLIB_RUNS_AT_ONCE must be a whole number from 0, got .*unset"):
+        read_whole("SEGLIB_RUNS_AT_ONCE", 1)
+
+
+def test_a_variable_that_is_not_set_or_empty_has_its_default(monkeypatch):
+    monkeypatch.delenv("SEGLIB_STOP_AFTER", raising=False)
+    assert read_whole("SEGLIB_STOP_AFTER", 3) == 3
+    monkeypatch.setenv("SEGLIB_STOP_AFTER", "")
+    assert read_whole("SEGLIB_STOP_AFTER", 3) == 3
+    monkeypatch.setenv("SEGLIB_STOP_AFTER", "7")
+    assert read_whole("SEGLIB_STOP_AFTER", 3) == 7

@@ -20,7 +20,7 @@ from seglib.data.augment import augment, build_augmentation
 from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX, resize_rle, segmentation_to_rle
 from seglib.errors import InputError, unknown_name
-from seglib.files import RUNS_AT_ONCE
+from seglib.files import RUNS_AT_ONCE, read_whole
 from seglib.parameters import CountRange, ScaleRange
 from seglib.parts import read_choices, register
 
@@ -340,7 +340,7 @@ def choose_workers(num_images: int, batch_size: int, image_size: int) -> int:
     """
     if not torch.cuda.is_available() or sys.platform != "linux":
         return 0
-    cores = len(os.sched_getaffinity(0)) // (int(os.environ.get(RUNS_AT_ONCE, "1")) * ranks.count())
+    cores = len(os.sched_getaffinity(0)) // (max(1, read_whole(RUNS_AT_ONCE, 1)) * ranks.count())
     fit = shutil.disk_usage("/dev/shm").free // 2 // (3 * batch_size * 4 * image_size**2)
     return min(MOST_WORKERS, max(1, cores - 1), -(-num_images // batch_size), fit)
 

@@ -1,7 +1,6 @@
 """The trainer: the epochs, batches, steps and evaluations of a training whose loop stands in the notebook."""
 
 import copy
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader
 from seglib import ranks
 from seglib.errors import InputError, StoppedForNow
 from seglib.evaluation.metrics import compute_metrics, load_confusion, save_confusion
-from seglib.files import STOP_AFTER, replacing
+from seglib.files import STOP_AFTER, read_whole, replacing
 from seglib.parts import build_callbacks
 from seglib.runs.record import read_record, reopen_run, update_record
 from seglib.training.averaging import Averages, build_averages
@@ -406,7 +405,7 @@ class Trainer:
     def _stop_for_now(self) -> None:
         """Stop where the runner wants so: it compares the run with others before it is trained on."""
         rows = self.position.rows
-        if not self._first_epoch and 0 < int(os.environ.get(STOP_AFTER) or 0) <= len(rows):
+        if not self._first_epoch and 0 < read_whole(STOP_AFTER, 0) <= len(rows):
             raise StoppedForNow(f"after epoch {len(rows)}, mIoU {rows[-1]['miou']:.4f}")
 
     def _begin_epoch(self) -> int:
