@@ -40,9 +40,10 @@ def foresee(
     """
     compared, blocks = divide_varied(varied)
     places = [{name: values.get(name) for name in compared} for values in parameters]
-    counts = Counter(map(identify, places))
+    keys = [*map(identify, places)]
+    counts, conditions = Counter(keys), dict(zip(keys, places, strict=True)).values()
     wanted = {name: value for name, value in baseline.items() if name in compared}
-    references = {identify(place | wanted) for place in places} & counts.keys()
+    references = {identify(place | wanted) for place in conditions} & counts.keys()
     others = [count for key, count in counts.items() if key not in references]
     if len(counts) < 2:
         return ""
