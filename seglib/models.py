@@ -17,30 +17,29 @@ from seglib.errors import InputError, unknown_name
 from seglib.files import expand, require_file
 from seglib.layers import replace_average_pools, speed_up_dilated_depthwise
 from seglib.parts import check_part, find_parts, read_choice
-from seglib.zoo import classic, fc_densenet, hrnet
-from seglib.zoo.unet3plus import UNet3Plus
+from seglib.zoo import classic, modern
 
 SMP = {
     name: model
     for name, model in vars(smp).items()
     if isinstance(model, type) and issubclass(model, SmpModel) and model is not SmpModel
 }
-_HRNETS = {model.__name__: model for model in (hrnet.HRNet, hrnet.HRNetOCR)}
+_HRNETS = {model.__name__: model for model in (modern.HRNet, modern.HRNetOCR)}
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     **SMP,
-    "UNet3Plus": UNet3Plus,
+    "UNet3Plus": modern.UNet3Plus,
     **_HRNETS,
     **classic.TORCHVISION,
     **classic.CLASSIC,
-    **fc_densenet.FC_DENSENETS,
+    **modern.FC_DENSENETS,
 }
 # Architectures that take these encoders only; the others take all that smp and timm can give them.
 OWN_ENCODERS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_HRNETS, hrnet.ENCODERS),
+    **dict.fromkeys(_HRNETS, modern.HRNET_ENCODERS),
     **dict.fromkeys(classic.TORCHVISION, classic.TORCHVISION_ENCODERS),
     **dict.fromkeys(classic.CLASSIC, classic.ENCODERS),
-    **dict.fromkeys(fc_densenet.FC_DENSENETS, fc_densenet.ENCODERS),
+    **dict.fromkeys(modern.FC_DENSENETS, modern.FC_DENSENET_ENCODERS),
 }
 # ImageNet's statistics of RGB in 0..1: what timm's and torchvision's weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -276,32 +276,23 @@ class LiveTraining:
     def on_step(self, trainer: Any) -> None:
         """Show where training is."""
         self.line.folder, self.epochs = trainer.run_dir, trainer.num_epochs
-        self.step(trainer.position.epoch, trainer.position.step, len(trainer.train_loader))
-
-    def on_epoch(self, trainer: Any) -> None:
-        """Draw the curves, at most every three seconds."""
-        self.epoch(trainer.history)
-
-    def on_end(self, trainer: Any) -> None:
-        """Say how long it took and draw the curves once more, as they stay."""
-        self.line.folder, self.epochs = trainer.run_dir, trainer.num_epochs
-        self.end(trainer.history)
-
-    def step(self, epoch: int, step: int, steps: int) -> None:
+        epoch, step, steps = trainer.position.epoch, trainer.position.step, len(trainer.train_loader)
         self.first = epoch - 1 + (step - 1) / steps if self.first is None else self.first
         done = epoch - 1 + step / steps
         left = (time.monotonic() - self.line.began) / (done - self.first) * (self.epochs - done)
-        text = f"epoch {epoch}/{self.epochs}, step {step}/{steps}{self.score}, {format_seconds(left)} left"
-        self.line.write(text)
+        self.line.write(f"epoch {epoch}/{self.epochs}, step {step}/{steps}{self.score}, {format_seconds(left)} left")
 
-    def epoch(self, history: pd.DataFrame) -> None:
-        last = history.iloc[-1]
+    def on_epoch(self, trainer: Any) -> None:
+        """Draw the curves, at most every three seconds."""
+        last = trainer.history.iloc[-1]
         self.score = f", loss {last['train_loss']:.4f}" + (f", mIoU {last['miou']:.4f}" if "miou" in last else "")
         if time.monotonic() - self.drawn > 3:
-            self._draw(history)
+            self._draw(trainer.history)
             self.drawn = time.monotonic()
 
-    def end(self, history: pd.DataFrame) -> None:
+    def on_end(self, trainer: Any) -> None:
+        """Say how long it took and draw the curves once more, as they stay."""
+        self.line.folder, self.epochs, history = trainer.run_dir, trainer.num_epochs, trainer.history
         early = f", stopped early of {self.epochs}" if len(history) < self.epochs else ""
         spent = format_seconds(time.monotonic() - self.line.began)
         self.line.write(f"{len(history)} epochs in {spent}{early}{self.score}", last=True)

@@ -4,6 +4,8 @@
 images (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W).
 """
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -12,14 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, ResNet101_Weights, VGG16_BN_Weights, VGG16_Weights
 from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet101, fcn_resnet50, fcn_resnet101
+from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import Conv2dNormActivation
 
 from seglib.errors import InputError, unknown_name
 
 ENCODERS = ("vgg16",)
 CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
-CONVOLUTIONS = (2, 2, 3, 3, 3)
 FC_CHANNELS = 4096  # of fc6 and fc7
+halve = partial(nn.MaxPool2d, kernel_size=2)
+keep_size = partial(nn.MaxPool2d, kernel_size=3, stride=1, padding=1)  # DeepLab's pooling that keeps the resolution
 
 
 def unpool(features: Tensor, indices: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ class DeconvNet(nn.Module):
         # Not in .encoder, whose names are torchvision's: there fc6 and fc7 have no batch norm.
         channels = self.encoder.out_channels[-1]
         self.fc6_norm, self.fc7_norm = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-        self.deconv_fc6 = _conv_norm_relu(channels, 512, kernel_size=7)
+        self.deconv_fc6 = Conv2dNormActivation(channels, 512, kernel_size=7, bias=True)
         self.decoders = _mirror_vgg(last_channels=(64, 64))
         self.classifier = nn.Conv2d(64, classes, 1)
 
@@ -89,25 +93,8 @@ class DeconvNet(nn.Module):
 def _mirror_vgg(last_channels: tuple[int, ...]) -> nn.ModuleList:
     """Five stages of convolutions, deepest first; each ends in the channels of the unpooling that follows."""
     stages = [(512, 512, 512, 512), (512, 512, 512, 256), (256, 256, 256, 128), (128, 128, 64), (64, *last_channels)]
-    return nn.ModuleList(nn.Sequential(*(_conv_norm_relu(*pair) for pair in pairwise(stage))) for stage in stages)
-
-
-def _conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
-    return Conv2dNormActivation(in_channels, out_channels, kernel_size, bias=True)
-
-
-class HalvingPool(nn.MaxPool2d):
-    """The maximum of each 2 x 2 window."""
-
-    def __init__(self):
-        super().__init__(kernel_size=2)
-
-
-class UnstridedPool(nn.MaxPool2d):
-    """The maximum of the 3 x 3 window around each pixel: DeepLab's pooling that keeps the resolution."""
-
-    def __init__(self):
-        super().__init__(kernel_size=3, stride=1, padding=1)
+    blocks = [[Conv2dNormActivation(*pair, bias=True) for pair in pairwise(stage)] for stage in stages]
+    return nn.ModuleList(nn.Sequential(*block) for block in blocks)
 
 
 class VGG16(nn.Module):
@@ -131,25 +118,20 @@ class VGG16(nn.Module):
         encoder_weights: str | None,
         *,
         batch_norm: bool = False,
-        last_pools: type[nn.Module] = HalvingPool,
+        last_pools: Callable[[], nn.Module] = halve,
         last_dilation: int = 1,
         fc6_dilation: int = 0,
     ):
         super().__init__()
         if encoder not in ENCODERS:
             raise InputError(unknown_name("encoder", encoder, ENCODERS))
-        pools = (HalvingPool, HalvingPool, HalvingPool, last_pools, last_pools)
-        layers, self.pool_positions, in_channels = [], [], 3
-        for stage, channels in enumerate(CHANNELS):
-            for _ in range(CONVOLUTIONS[stage]):
-                dilation = last_dilation if stage == 4 else 1
-                layers.append(nn.Conv2d(in_channels, channels, 3, padding=dilation, dilation=dilation))
-                layers += [nn.BatchNorm2d(channels)] if batch_norm else []
-                layers.append(nn.ReLU(inplace=True))
-                in_channels = channels
-            self.pool_positions.append(len(layers))
-            layers.append(pools[stage]())
-        self.features = nn.Sequential(*layers)
+        self.features = make_layers(cfgs["D"], batch_norm)
+        self.pool_positions = [at for at, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        for position in self.pool_positions[3:]:
+            self.features[position] = last_pools()
+        for layer in self.features[self.pool_positions[3] + 1 :]:
+            if isinstance(layer, nn.Conv2d):
+                layer.dilation = layer.padding = (last_dilation, last_dilation)
         self.classifier = _make_classifier(fc6_dilation) if fc6_dilation else None
         self.out_channels = (*CHANNELS, FC_CHANNELS) if fc6_dilation else CHANNELS  # of what forward returns
         self.apply(initialise)
@@ -169,7 +151,7 @@ class VGG16(nn.Module):
         """Images to the last stage's output and, for each pooling, where its maxima were: what unpooling needs."""
         indices, features = [], images
         for layer in self.features:
-            if isinstance(layer, HalvingPool):
+            if isinstance(layer, nn.MaxPool2d):
                 features, where = F.max_pool2d(features, 2, return_indices=True)
                 indices.append(where)
             else:
@@ -235,7 +217,7 @@ class FCN32s(nn.Module):
         scores = self.score(features[-1])
         for stage, skip_score, double in zip(self.skip_stages, self.skip_scores, self.doublings, strict=True):
             scores = double(scores) + skip_score(features[stage])
-        return F.interpolate(scores, images.shape[-2:], mode="bilinear")
+        return upsample_to(images, scores)
 
 
 class FCN16s(FCN32s):
@@ -265,8 +247,7 @@ class DilatedNet(nn.Module):
         self.context = make_context_module(classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        scores = self.context(self.score(self.encoder(images)[-1]))
-        return F.interpolate(scores, images.shape[-2:], mode="bilinear")
+        return upsample_to(images, self.context(self.score(self.encoder(images)[-1])))
 
 
 class DeepLabV1(nn.Module):
@@ -280,13 +261,12 @@ class DeepLabV1(nn.Module):
 
     def __init__(self, encoder: str, encoder_weights: str | None = None, classes: int = 1):
         super().__init__()
-        self.encoder = VGG16(encoder, encoder_weights, last_pools=UnstridedPool, last_dilation=2)
+        self.encoder = VGG16(encoder, encoder_weights, last_pools=keep_size, last_dilation=2)
         self.branches = nn.ModuleList(_deeplab_branch(rate, classes) for rate in self.rates)
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.encoder(images)[-1]
-        scores = sum(branch(features) for branch in self.branches)
-        return F.interpolate(scores, images.shape[-2:], mode="bilinear")
+        return upsample_to(images, sum(branch(features) for branch in self.branches))
 
 
 class DeepLabV2(DeepLabV1):
@@ -301,6 +281,11 @@ class DeepLabV2(DeepLabV1):
 CLASSIC: dict[str, type[nn.Module]] = {
     model.__name__: model for model in (FCN32s, FCN16s, FCN8s, SegNet, DeconvNet, DilatedNet, DeepLabV1, DeepLabV2)
 }
+
+
+def upsample_to(images: Tensor, scores: Tensor) -> Tensor:
+    """Scores (N, C, h, w), bilinearly at the size of images (N, ..., H, W)."""
+    return F.interpolate(scores, images.shape[-2:], mode="bilinear")
 
 
 def bilinear_doubling(channels: int) -> nn.ConvTranspose2d:
@@ -379,8 +364,8 @@ class TorchvisionFCN(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Normalised images (N, 3, H, W) to logits (N, classes, H, W), and in training mode the auxiliary ones."""
         features = self.encoder(images)
-        logits = _resize(images, self.head(features["out"]))
-        return (logits, _resize(images, self.auxiliary_head(features["aux"]))) if self.training else logits
+        logits = upsample_to(images, self.head(features["out"]))
+        return (logits, upsample_to(images, self.auxiliary_head(features["aux"]))) if self.training else logits
 
 
 class TorchvisionDeepLabV3(TorchvisionFCN):
@@ -390,10 +375,6 @@ class TorchvisionDeepLabV3(TorchvisionFCN):
     """
 
     builders: ClassVar = {"resnet50": deeplabv3_resnet50, "resnet101": deeplabv3_resnet101}
-
-
-def _resize(images: Tensor, scores: Tensor) -> Tensor:
-    return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
 TORCHVISION: dict[str, type[nn.Module]] = {model.__name__: model for model in (TorchvisionFCN, TorchvisionDeepLabV3)}

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from seglib.errors import InputError
-from seglib.zoo.fc_densenet import FC_DENSENETS, FCDenseNet56, FCDenseNet103
+from seglib.zoo.modern import FC_DENSENETS, FCDenseNet56, FCDenseNet103
 
 
 @pytest.mark.parametrize("name", FC_DENSENETS)

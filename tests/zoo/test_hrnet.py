@@ -4,8 +4,8 @@ import pytest
 import timm
 import torch
 
-from seglib.zoo import hrnet
-from seglib.zoo.hrnet import HRNet, HRNetOCR, ObjectContext, describe_regions
+from seglib.zoo import modern
+from seglib.zoo.modern import HRNet, HRNetOCR, ObjectContext, describe_regions
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_weights_of_imagenet_are_timms_without_the_classifier(monkeypatch):
     for buffer in (module.running_mean for module in trained.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         buffer.normal_()
     monkeypatch.setattr(
-        hrnet.timm,
+        modern.timm,
         "create_model",
         lambda name, pretrained=False, **options: trained if pretrained else create(name, **options),
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from seglib.zoo.unet3plus import UNet3Plus
+from seglib.zoo.modern import UNet3Plus
 
 SCALES = {"resnet18": 5, "vgg16": 5, "tu-resnet10t": 5, "tu-convnext_atto": 4}
 
