@@ -68,5 +68,22 @@ def unknown_name(what: str, name: object, choices: Iterable[str], limit: int = 1
         text += "; did you mean " + " or ".join(repr(choice) for choice in near) + "?"
     if near and len(choices) > limit:
         return text
-    listed = ", ".join(map(str, choices[:limit])) + (f", ... ({len(choices)} in all)" if len(choices) > limit else "")
-    return f"{text}{'' if near else ';'} choices: {listed}"
+    return f"{text}{'' if near else ';'} choices: {_list_some(choices, limit)}"
+
+
+def require_known(what: str, name: object, choices: Iterable[str], where: str = "", limit: int = 12) -> None:
+    """Refuse a name that is not among the choices; `where` stands before the words of `unknown_name`."""
+    choices = list(choices)
+    if name not in choices:
+        raise InputError(f"{where}{': ' if where else ''}{unknown_name(what, name, choices, limit)}")
+
+
+def require_same(where: object, what: str, wanted: Iterable, got: Iterable, fix: str) -> None:
+    """Refuse what is not the same as it must be, such as the classes of two runs; a dozen of each are listed."""
+    wanted, got = list(wanted), list(got)
+    if got != wanted:
+        raise InputError(f"{where}: required {what} ({_list_some(wanted)}), got {_list_some(got)}; {fix}")
+
+
+def _list_some(items: list, limit: int = 12) -> str:
+    return ", ".join(map(str, items[:limit])) + (f", ... ({len(items)} in all)" if len(items) > limit else "")

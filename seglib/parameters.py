@@ -252,7 +252,7 @@ _REQUIRED = {
     "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false", "string_type": "a text",
     "dict_type": "a mapping name: value", "list_type": "a list", "finite_number": "a finite number",
     "greater_than": "above {gt}", "greater_than_equal": "at least {ge}", "less_than": "below {lt}",
-    "less_than_equal": "at most {le}", "string_too_short": "a text that is not empty", "too_short": "not empty",
+    "less_than_equal": "at most {le}", "multiple_of": "a multiple of {multiple_of}", "string_too_short": "a text that is not empty", "too_short": "not empty",
 }  # fmt: skip
 
 

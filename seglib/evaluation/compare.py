@@ -25,19 +25,15 @@ GAIN = ("before", "after", "points", "low", "high")
 STRETCHES = 5  # of neighbouring images: fewer and longer ones are more independent
 
 
-def show_outcomes(
-    truth: np.ndarray, pred_a: np.ndarray, pred_b: np.ndarray, ignore_index: int = IGNORE_INDEX
-) -> np.ndarray:
+def show_outcomes(truth: np.ndarray, pred_a: np.ndarray, pred_b: np.ndarray) -> np.ndarray:
     """(..., H, W) uint8: index into `OUTCOMES`, 255 where the truth is ignored. Masks (..., H, W) uint8."""
     outcome = np.uint8(2) * (pred_a != truth) + (pred_b != truth)  # 0 both, 1 only a, 2 only b, 3 neither
-    outcome[truth == ignore_index] = 255
+    outcome[truth == IGNORE_INDEX] = 255
     return outcome
 
 
 def count_outcomes(
-    triples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    class_names: Sequence[str],
-    ignore_index: int = IGNORE_INDEX,
+    triples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], class_names: Sequence[str]
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """Count who is right, by true class and by image, over (truth, pred_a, pred_b), (H, W) uint8 each.
 
@@ -48,7 +44,7 @@ def count_outcomes(
     """
     counts = [np.zeros((0, len(class_names), 4), np.int64)]
     for truth, pred_a, pred_b in triples:
-        outcome = show_outcomes(truth, pred_a, pred_b, ignore_index)
+        outcome = show_outcomes(truth, pred_a, pred_b)
         valid = outcome < 4
         codes = np.bincount(truth[valid].astype(np.int64) * 4 + outcome[valid], minlength=4 * len(class_names))
         counts.append(codes.reshape(1, -1, 4))
@@ -58,15 +54,18 @@ def count_outcomes(
     return table, counts.sum(1)
 
 
-def choose_disagreements(by_image: np.ndarray, image_ids: Sequence, count: int) -> tuple[list[int], list[str]]:
-    """Positions and titles: the images with the most pixels that only a gets right, then those for b, half and half.
+def choose_changes(
+    gained: ArrayLike, lost: ArrayLike, image_ids: Sequence, count: int, words: tuple[str, str] = ("won", "lost")
+) -> tuple[list[int], list[str]]:
+    """Positions and titles: images where most was gained, net, then those where most was lost, half and half; at least 2.
 
-    by_image : (images, 4), of `count_outcomes`; count is at least 2.
+    gained, lost : (N,) int of each image [px]; `words` name them in the titles.
     """
-    order = np.argsort(by_image[:, 2] - by_image[:, 1], kind="stable")
+    gained, lost = np.asarray(gained), np.asarray(lost)
+    order = np.argsort(lost - gained, kind="stable")
     count = min(max(2, count), len(order))
     chosen = [*order[: (count + 1) // 2].tolist(), *order[::-1][: count // 2].tolist()]
-    titles = [f"image {image_ids[i]}\nonly A {by_image[i, 1]} px\nonly B {by_image[i, 2]} px" for i in chosen]
+    titles = [f"image {image_ids[i]}\n{words[0]} {gained[i]} px\n{words[1]} {lost[i]} px" for i in chosen]
     return chosen, titles
 
 

@@ -57,9 +57,7 @@ def find_boundary(mask: np.ndarray, distance: int) -> np.ndarray:
     return (cv2.erode(padded, square) != cv2.dilate(padded, square))[1:-1, 1:-1]
 
 
-def boundary_iou(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, ignore_index: int = IGNORE_INDEX
-) -> tuple[np.ndarray, float]:
+def boundary_iou(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> tuple[np.ndarray, float]:
     """Boundary IoU of each class, and the share of wrong pixels that lie at the boundaries of the truth.
 
     Intersections and unions are summed over the (truth, pred) pairs, (H, W) uint8 each; d is 2 % of the image's
@@ -72,7 +70,7 @@ def boundary_iou(
     counts = np.zeros((3, 256), np.int64)  # truth, prediction, both
     wrong_near, wrong_all = 0, 0
     for truth, pred in pairs:
-        ignored = truth == ignore_index
+        ignored = truth == IGNORE_INDEX
         pred = np.where(ignored, truth, pred)
         distance = choose_width(*truth.shape, BOUNDARY_SHARE)
         truth_edge, pred_edge = find_boundary(truth, distance), find_boundary(pred, distance)
@@ -210,15 +208,13 @@ def choose_width(height: int, width: int, share: float = WIDTH) -> int:
     return max(1, round(share * float(np.hypot(height, width))))
 
 
-def classify_errors(
-    truth: np.ndarray, pred: np.ndarray, width: int, ignore_index: int = IGNORE_INDEX
-) -> tuple[np.ndarray, np.ndarray]:
+def classify_errors(truth: np.ndarray, pred: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Assign each wrong pixel twice: as missed by its true class, and as invented by the predicted one.
 
     (H, W) uint8 class ids and the width of boundaries [px] -> missed, invented: (H, W) uint8, 0 where the prediction is
     right or the truth ignored; 1 boundary, 2 extent, 3 segment.
     """
-    valid = truth != ignore_index
+    valid = truth != IGNORE_INDEX
     wrong = (truth != pred) & valid
     missed, invented = np.zeros_like(truth), np.zeros_like(truth)
     for class_id in np.union1d(truth[wrong], pred[wrong]):
@@ -252,7 +248,7 @@ def show_kinds(truths: np.ndarray, preds: np.ndarray) -> np.ndarray:
 
 
 def count_error_kinds(
-    pairs: Iterable[tuple[np.ndarray, np.ndarray]], class_names: Sequence[str], ignore_index: int = IGNORE_INDEX
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], class_names: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.Series]:
     """Count the wrong pixels of (truth, pred) pairs, (H, W) uint8 each, by kind.
 
@@ -265,7 +261,7 @@ def count_error_kinds(
     by_class = np.zeros((2, 256, 4), np.int64)
     overall = np.zeros(4, np.int64)
     for truth, pred in pairs:
-        kinds = classify_errors(truth, pred, choose_width(*truth.shape), ignore_index)
+        kinds = classify_errors(truth, pred, choose_width(*truth.shape))
         wrong = kinds[0] > 0
         for side, (classes, kind) in enumerate(zip((truth, pred), kinds, strict=True)):
             index = classes[wrong].astype(np.int64) * 4 + kind[wrong]

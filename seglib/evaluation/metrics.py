@@ -1,6 +1,7 @@
 """Confusion matrices, every score that is derived from them, and the file that keeps them."""
 
 import inspect
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,25 +20,16 @@ from seglib.parts import find_parts
 
 # What `select_by` may name, own metrics aside. 1: higher is better.
 SIGNS = {"miou": 1, "miou_image": 1, "accuracy": 1, "loss": -1}
+RELIABILITY_BINS = 15
 
 
-def confusion_matrix(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """Count the pixels of every pair (true class, predicted class), in masks of one shape and any number of dimensions.
-
-    Returns (C, C) int64 on the CPU, truth in rows. Parameters and errors are those of `confusion_per_image`.
-    """
-    _check_arguments(truth, pred, num_classes, ignore_index)
-    return confusion_per_image(truth.reshape(1, 1, -1), pred.reshape(1, 1, -1), num_classes, ignore_index)[0]
-
-
-def confusion_per_image(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
+def confusion_per_image(truth: Tensor, pred: Tensor, num_classes: int) -> Tensor:
     """Count the pixels of every pair (true class, predicted class), image by image.
 
     Parameters
     ----------
-    truth, pred : (N, H, W) integer class ids on one device; uint8 is fastest.
+    truth, pred : (N, H, W) integer class ids on one device; uint8 is fastest. Pixels of true id 255 are left out.
     num_classes : background included, 1 to 256.
-    ignore_index : pixels with this true id are left out, 0 to 255.
 
     Returns
     -------
@@ -48,15 +40,15 @@ def confusion_per_image(truth: Tensor, pred: Tensor, num_classes: int, ignore_in
     InputError
         An id that is no class, or shapes or types that do not fit.
     """
-    _check_arguments(truth, pred, num_classes, ignore_index)
+    _check_arguments(truth, pred, num_classes)
     if truth.ndim != 3:
         raise InputError(f"confusion: truth and pred must be (N, H, W), got {tuple(truth.shape)}; add the image axis.")
     if truth.device.type != "cpu":
-        return _count(truth, pred, num_classes, ignore_index)
+        return _count(truth, pred, num_classes)
     count = _count_in_lanes if num_classes <= 32 and truth.shape[1:].numel() % 4 == 0 else _count
     counts = torch.empty(len(truth), num_classes, num_classes, dtype=torch.int64)
     for i in range(len(truth)):  # one at a time, because an image fits the cache
-        counts[i] = count(truth[i : i + 1], pred[i : i + 1], num_classes, ignore_index)[0]
+        counts[i] = count(truth[i : i + 1], pred[i : i + 1], num_classes)[0]
     return counts
 
 
@@ -221,7 +213,57 @@ def load_scene_names(path: str | Path) -> dict[int | str, list[str]]:
     return {image_id: pair for image_id, *pair in zip(*names, strict=True)} if len(names) == 3 else {}
 
 
-def _count_in_lanes(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+# How far probabilities can be trusted, and which labels they contradict.
+
+
+def summarise_probabilities(probabilities: Tensor, mask: Tensor) -> dict[str, np.ndarray | float]:
+    """Reduce the probabilities of an image to a few numbers, over its valid pixels.
+
+    Parameters
+    ----------
+    probabilities : (C, H, W) float, after softmax
+    mask : (H, W) uint8, the given labels
+
+    Returns
+    -------
+    reliability : (bins, 3) float64
+        By confidence, the highest probability of a pixel, in `RELIABILITY_BINS` bins of equal width: pixels, sum of
+        confidences, pixels whose most probable class is the label.
+    softmin : float
+        Sum over pixels of p * softmax((1 - p) / 0.1), where p is the probability of the given label: the mean, drawn
+        towards the smallest. NaN without valid pixels. Source: Lad and Mueller 2023, "Estimating label quality and
+        errors in semantic segmentation data via any model".
+    given : float
+        The mean of p.
+    """
+    valid = mask != IGNORE_INDEX
+    known, labels = probabilities[:, valid], mask[valid].long()
+    confidence, pred = known.max(dim=0)
+    p = known.gather(0, labels[None])[0].double()
+    index = (confidence * RELIABILITY_BINS).long().clamp(max=RELIABILITY_BINS - 1).cpu()
+    weights = (torch.ones_like(confidence), confidence, pred == labels)  # on the CPU: CUDA adds them in any order
+    sums = [torch.bincount(index, each.cpu().double(), RELIABILITY_BINS) for each in weights]
+    softmin, given = ((p * ((1 - p) / 0.1).softmax(dim=0)).sum(), p.mean()) if len(p) else (math.nan, math.nan)
+    return {"reliability": torch.stack(sums, dim=1).numpy(), "softmin": float(softmin), "given": float(given)}
+
+
+def tabulate_reliability(reliability: np.ndarray) -> pd.DataFrame:
+    """One row per bin that has pixels: confidence (mean), accuracy, pixels, share of all. reliability: (N, bins, 3)."""
+    pixels, confidence, right = reliability.sum(0).T
+    with np.errstate(invalid="ignore"):  # empty bins are left out below
+        means = {"confidence": confidence / pixels, "accuracy": right / pixels}
+    table = pd.DataFrame({"pixels": pixels.astype(np.int64), "share": pixels / max(1, pixels.sum()), **means})
+    table.index = pd.Index(np.arange(len(table)) / len(table), name="from")
+    return table[pixels > 0]
+
+
+def calibration_error(reliability: np.ndarray) -> float:
+    """Expected calibration error in 0..1: mean over pixels of |confidence - accuracy| of their bin. (N, bins, 3)."""
+    pixels, confidence, right = reliability.sum(0).T
+    return float(np.abs(confidence - right).sum() / pixels.sum())
+
+
+def _count_in_lanes(truth: Tensor, pred: Tensor, num_classes: int) -> Tensor:
     """Count one image (1, H, W) of up to 32 classes on the CPU -> (1, C, C).
 
     `truth * C + pred` of a uint8 truth fits int16 whatever the truth is, so that ignored and foreign ids need no pass
@@ -230,18 +272,18 @@ def _count_in_lanes(truth: Tensor, pred: Tensor, num_classes: int, ignore_index:
     apart (in whichever order the processor keeps them). Largest index: 4 * 256 * 32 - 1, the largest int16.
     """
     if _out_of_range(truth, 256) or _out_of_range(pred, num_classes):
-        raise _foreign_id(truth, pred, num_classes, ignore_index)
+        raise _foreign_id(truth, pred, num_classes)
     rows = 256 * num_classes
     index = truth.flatten().to(torch.uint8).to(torch.int16).mul_(num_classes).add_(pred.flatten().to(torch.uint8))
     index.view(torch.int64).add_(sum(lane * rows << 16 * lane for lane in range(4)))
     table = torch.bincount(index, minlength=4 * rows).view(4, 256, num_classes).sum(0)
-    table[ignore_index] = 0
+    table[IGNORE_INDEX] = 0
     if table[num_classes:].any():
-        raise _foreign_id(truth, pred, num_classes, ignore_index)
+        raise _foreign_id(truth, pred, num_classes)
     return table[None, :num_classes]
 
 
-def _count(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+def _count(truth: Tensor, pred: Tensor, num_classes: int) -> Tensor:
     """Count a batch (N, H, W) of any number of classes on any device -> (N, C, C).
 
     Row C takes the ignored pixels, row C + 1 and column C the foreign ids: checks before the count would each wait for
@@ -249,13 +291,13 @@ def _count(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int) -> 
     """
     n, c = len(truth), num_classes
     truth, pred = truth.long(), pred.long()
-    rows = torch.where((truth < 0) | (truth >= c), c + 1, truth).masked_fill_(truth == ignore_index, c)
+    rows = torch.where((truth < 0) | (truth >= c), c + 1, truth).masked_fill_(truth == IGNORE_INDEX, c)
     columns = torch.where((pred < 0) | (pred >= c), c, pred)
     image = torch.arange(n, device=truth.device)[:, None, None]
     index = (image * (c + 2) + rows) * (c + 1) + columns
     table = torch.bincount(index.flatten(), minlength=n * (c + 2) * (c + 1)).cpu().view(n, c + 2, c + 1)
     if table[:, c + 1].any() or table[:, :, c].any():
-        raise _foreign_id(truth, pred, num_classes, ignore_index)
+        raise _foreign_id(truth, pred, num_classes)
     return table[:, :c, :c]
 
 
@@ -264,9 +306,9 @@ def _out_of_range(ids: Tensor, limit: int) -> bool:
     return int(low) < 0 or int(high) >= limit  # as Python's: uint8 >= 256 would compare with 0
 
 
-def _foreign_id(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int) -> InputError:
+def _foreign_id(truth: Tensor, pred: Tensor, num_classes: int) -> InputError:
     truth, pred = truth.long(), pred.long()
-    ids, name = truth[truth != ignore_index], f"truth must be ignore_index={ignore_index} or"
+    ids, name = truth[truth != IGNORE_INDEX], f"truth must be ignore_index={IGNORE_INDEX} or"
     foreign = ids[(ids < 0) | (ids >= num_classes)]
     if len(foreign) == 0:
         foreign, name = pred[(pred < 0) | (pred >= num_classes)], "pred must be"
@@ -304,7 +346,7 @@ def _nanmean(values: np.ndarray) -> np.ndarray:
     return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
 
 
-def _check_arguments(truth: Tensor, pred: Tensor, num_classes: int, ignore_index: int) -> None:
+def _check_arguments(truth: Tensor, pred: Tensor, num_classes: int) -> None:
     if truth.shape != pred.shape:
         shapes = f"{tuple(truth.shape)} and {tuple(pred.shape)}"
         raise InputError(f"confusion: truth and pred must have one shape, got {shapes}; resize the logits.")
@@ -313,8 +355,6 @@ def _check_arguments(truth: Tensor, pred: Tensor, num_classes: int, ignore_index
             raise InputError(f"confusion: {name} must hold integer class ids, got {ids.dtype}; take logits.argmax(1).")
     if not 1 <= num_classes <= 256:
         raise InputError(f"confusion: num_classes must be 1 to 256 (masks are uint8), got {num_classes}.")
-    if not 0 <= ignore_index <= 255:
-        raise InputError(f"confusion: ignore_index must be 0 to 255 (masks are uint8), got {ignore_index}; take 255.")
 
 
 def _check_confusion(where: str, confusion: np.ndarray, class_names: Sequence[str]) -> None:

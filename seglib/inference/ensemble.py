@@ -12,13 +12,14 @@ import torch
 
 from seglib.data.coco import load_coco
 from seglib.data.dataset import Subset, ignore_annotations
-from seglib.evaluation import findings
-from seglib.evaluation.compare import GAIN, compare_class_iou, measure_gain
+from seglib.evaluation.compare import GAIN, choose_changes, compare_class_iou, measure_gain
 from seglib.evaluation.metrics import compute_metrics, pooled_miou
+from seglib.files import find_free_folder
 from seglib.inference import postprocess, selection, votes
 from seglib.inference.predict import open_test_images, predict_test, predict_validation
-from seglib.inference.runs import Member, find_free_dir, find_index, find_members, find_newest_run, load_finished_run
+from seglib.inference.runs import Member, find_index, find_members, find_newest_run, load_finished_run
 from seglib.inference.stores import Progress, Store, average_stores, keep_masks, require_alike
+from seglib.runs.record import read_record
 from seglib.submission import count_shares
 from seglib.zoo.crf import CrfParams, dense_crf
 
@@ -84,7 +85,8 @@ class Ensemble:
 
     def find_output_dir(self) -> Path:
         """A folder for results, 04_ensemble (or .2, ...) in the grid of the first member."""
-        return find_free_dir(self.members[0].folders[0].parent / "04_ensemble")
+        folder = self.members[0].folders[0].parent / "04_ensemble"
+        return find_free_folder(folder, lambda path: (read_record(path) or {}).get("status") == "ok")
 
     def open_test_images(self, json_name: str) -> Subset:
         """Open the images of a test set, see `seglib.inference.predict.open_test_images`."""
@@ -115,14 +117,14 @@ class Ensemble:
         """(N,) int, of the images: see `find_scenes`."""
         return votes.find_scenes_of(self.images)[0]
 
-    def predict_test(self, json_name: str, test_dir: str = "") -> "Ensemble":
+    def predict_test(self, json_name: str) -> "Ensemble":
         """The same decisions on other images, see `seglib.inference.predict.open_test_images`.
 
         All runs of a member vote, each with an equal part of its weight, by their last fit where they have one. Folds of a
         specialist are averaged: a threshold of one prediction per image is none for the highest of five.
         """
         options = {**self.options, "data_dir": self.data_dir, "progress": self.progress("predicting test: image")}
-        predict = partial(predict_test, json_name=json_name, test_dir=test_dir, **options)
+        predict = partial(predict_test, json_name=json_name, **options)
         counts = [len(member.folders) for member in self.members]
         return replace(
             self,
@@ -241,7 +243,7 @@ class Ensemble:
     def summarise(self) -> str:
         """One line: what is expected, and whether that is more than the best member has alone."""
         beside = measure_gain(self.survey.confusions[self.best], self.confusion, self.scenes)
-        return findings.describe_ensemble(self.miou_held_out, self.names[self.best], beside)
+        return selection.describe_ensemble(self.miou_held_out, self.names[self.best], beside)
 
     def take_images(self, positions: Sequence[int] | np.ndarray) -> "Ensemble":
         """The same decisions on some of the images."""
@@ -342,7 +344,8 @@ class Ensemble:
 
     def show_changes(self, count: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
         """Images, truths, the best member's masks, these masks, and titles: see `choose_changes`."""
-        positions, titles = votes.choose_changes(self.tabulate_changes(), count)
+        changes = self.tabulate_changes()
+        positions, titles = choose_changes(changes["won"], changes["lost"], self.images.image_ids, count)
         pairs = [votes.read_pair(self.images, position, self.stores[0].size) for position in positions]
         images, truths = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
         return images, truths, self.best_masks[positions], self.masks[positions], titles

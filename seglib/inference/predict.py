@@ -19,11 +19,11 @@ from torch import Tensor, channels_last, nn
 from seglib.data.coco import load_coco
 from seglib.data.dataset import Subset
 from seglib.data.loader import build_loader
+from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import open_pixels
 from seglib.data.verify import refuse_errors, verify_coco
 from seglib.errors import InputError
-from seglib.evaluation.findings import summarise_probabilities
-from seglib.evaluation.metrics import confusion_per_image
+from seglib.evaluation.metrics import summarise_probabilities
 from seglib.files import expand, hash_files, hash_text
 from seglib.inference.runs import FinishedRun, Member, choose_weights, load_finished_run
 from seglib.inference.stores import (
@@ -34,9 +34,11 @@ from seglib.inference.stores import (
     join_stores,
     keep_masks,
     open_store,
+    require_alike,
     write_store,
 )
 from seglib.inference.views import Forward, View, check_request, compute_probabilities, quantise
+from seglib.inference.votes import count_masks
 from seglib.models import explain_refusal
 from seglib.training.device import autocast, describe_device, move, seed_everything
 from seglib.training.step import prepare_images
@@ -108,17 +110,21 @@ def predict_run(
     }
     folder = _name_folder(run, request, images, origin)
     folder.parent.mkdir(exist_ok=True)
-    with FileLock(folder.parent / f"{_name_request(folder)}.lock"):
+    request_name = folder.name.rpartition("-")[0]
+    with FileLock(folder.parent / f"{request_name}.lock"):
         if not _is_kept(folder):
             names = images.data.images["file_name"].iloc[images.indices].tolist()
             about = describe_store(images.image_ids, names, run.class_names, request["size"], dtype, origin)
             model = take_model()
             _require_sides(run, model, views, request, device)
             compute = partial(compute_probabilities, views=views, request=request, window=run.image_size)
-            opened = _open_at(run, images, request["sliding"].get("size", run.image_size))
-            predict = partial(_predict_from, run, model, opened, device, batch_size, compute, dtype)
+            side = request["sliding"].get("size", run.image_size)
+            opened = (
+                images if images.image_size == side else replace(images, pixels=_open_pixels(run, images.data, side))
+            )
+            predict = partial(predict_batches, run, model, opened, device, batch_size, compute, dtype)
             write_store(folder, about, predict, batch_size, progress)
-        for other in folder.parent.glob(f"{_name_request(folder)}-*"):  # of other weights or images
+        for other in folder.parent.glob(f"{request_name}-*"):  # of other weights or images
             if other != folder:
                 shutil.rmtree(other)
     return open_store(folder)
@@ -169,33 +175,23 @@ def predict_validation(members: Sequence[Member], *, data_dir: str = "", **optio
         indices = np.sort(np.concatenate([subset.indices for subset in subsets]))
         images = Subset(subsets[0].data, subsets[0].pixels, indices)
         predicted.append((stores[0] if len(stores) == 1 else join_stores(stores, images.image_ids), images))
-    _require_same_files([store for store, _ in predicted])
+    require_alike([store for store, _ in predicted], ("file_names",))
     full = [images for member, (_, images) in zip(members, predicted, strict=True) if not member.focus_classes]
     return [store for store, _ in predicted], max(full or [predicted[0][1]], key=lambda images: images.image_size)
 
 
-def predict_test(
-    members: Sequence[Member], json_name: str, *, data_dir: str = "", test_dir: str = "", **options: Any
-) -> list[Store]:
-    """Predict other images by all runs of all members, one store per run.
+def predict_test(members: Sequence[Member], json_name: str, *, data_dir: str = "", **options: Any) -> list[Store]:
+    """Predict other images, of a file beside the validation images, by all runs of all members, one store per run.
 
-    A run that was fitted to all images at the end predicts with these weights, its final.pt. `json_name` is in `test_dir`,
-    or with "" beside the validation images, see `open_test_images`.
+    A run that was fitted to all images at the end predicts with these weights, its final.pt.
     """
     stores = []
     for folder in [folder for member in members for folder in member.folders]:
         run = load_finished_run(folder, data_dir)
-        stores.append(predict_run(run, open_test_images(run, json_name, test_dir), final=True, **options))
+        stores.append(predict_run(run, open_test_images(run, json_name), final=True, **options))
         del run
-    _require_same_files(stores)
+    require_alike(stores, ("file_names",))  # ids may be alike by chance, of two data sets that both count from 1
     return stores
-
-
-def _require_same_files(stores: Sequence[Store]) -> None:
-    """Ids may be alike by chance, of two data sets that both count from 1."""
-    for store in stores[1:]:
-        if store.file_names != stores[0].file_names:
-            raise InputError(f"{store.folder}: required the images of {stores[0].folder}, got others, or another order")
 
 
 # What the analysis of one run needs: masks, their confusion, how far probabilities can be trusted.
@@ -244,21 +240,17 @@ def open_predictions(
     def decide(position: int) -> np.ndarray:
         probabilities = store.read_probabilities(position)
         pair = torch.from_numpy(probabilities), torch.from_numpy(run.val_images.read(position)[1])
-        summaries.append(summarise_probabilities(*(each[None].to(device) for each in pair)))
+        summaries.append(summarise_probabilities(*(each.to(device) for each in pair)))
         return argmax_planes(probabilities)
 
     preds = keep_masks(store.folder / "preds.npy", map(decide, range(len(store))), len(store), store.size)
-    quality = {name: np.concatenate([each[name] for each in summaries]) for name in Predictions._fields[2:]}
+    quality = {name: np.stack([each[name] for each in summaries]) for name in Predictions._fields[2:]}
     return Predictions(store, preds, **quality)
 
 
 def count_confusion(run: FinishedRun, preds: np.ndarray) -> np.ndarray:
     """(images, classes, classes) int64 of a run's predictions, truth in rows."""
-    counts = [
-        confusion_per_image(torch.from_numpy(truth)[None], torch.from_numpy(pred.copy())[None], len(run.class_names))
-        for truth, pred in run.pair_masks(preds)
-    ]
-    confusion = torch.cat(counts).numpy()
+    confusion = count_masks(run.val_images, preds)
     differing = count_differing(confusion, run.confusion)
     if differing > TOLERANCE * confusion.sum():
         why = "the data or seglib changed since the run: train it again, or delete its folder probabilities"
@@ -295,33 +287,31 @@ def take_images(
     return images, truths, np.stack([preds[position] for position in positions])
 
 
-def probability_of_labels(run: FinishedRun, positions: Sequence[int], device: torch.device) -> np.ndarray:
-    """(n, S, S) float32: the model's probability of the label that each pixel is given; 1 where it is ignored."""
-    model, given = run.model.to(device), []
-    for image, mask in map(run.val_images.read, positions):
-        probabilities = predict_logits(model, image, device, run.record["precision"]).softmax(dim=0).cpu().numpy()
-        label = np.where(mask < len(probabilities), mask, 0)
-        chosen = np.take_along_axis(probabilities, label[None].astype(np.int64), axis=0)[0]
-        given.append(np.where(mask < len(probabilities), chosen, 1))
-    return np.stack(given)
+def probability_of_labels(store: Store, truths: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+    """(n, S, S) float32: the probability of the label that each pixel of truths (n, S, S) has; 1 where it is ignored."""
+    probabilities = np.stack([store.read_probabilities(position) for position in positions])
+    labels = np.minimum(truths, probabilities.shape[1] - 1)[:, None].astype(np.int64)
+    return np.where(truths == IGNORE_INDEX, 1, np.take_along_axis(probabilities, labels, axis=1)[:, 0])
 
 
 @torch.inference_mode()
 def predict_batches(
     run: FinishedRun, model: nn.Module, images: Subset, device: torch.device, batch_size: int,
-    compute: Callable[[Forward, Tensor], Tensor] = lambda forward, images: forward(images),
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """(masks, what `compute` makes of the model and the images) per batch: logits unless something else is asked.
+    compute: Callable[[Forward, Tensor], Tensor], dtype: str, start: int,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Probabilities (n, C, S, S) of dtype per batch, from image `start` on: what `compute` makes of the model and images.
 
     Computed as training's evaluation does: the same algorithms, layout, precision, batches.
     """
     seed_everything(run.record["params"]["seed"], run.record["params"]["deterministic"])
     model = model.to(device, memory_format=channels_last).eval()
-    loader = build_loader(images, batch_size, shuffle=False, augmentation="none", seed=0, num_workers="auto")
-    for batch, masks in loader:
+    rest = replace(images, indices=images.indices[start:])
+    for batch, _ in build_loader(rest, batch_size, shuffle=False, augmentation="none", seed=0, num_workers="auto"):
         with autocast(device, run.record["precision"]), _threads(run.record["threads"]):
-            computed = compute(partial(_forward, model), move(batch, device))
-        yield move(masks, device), computed
+            probabilities = compute(partial(_forward, model), move(batch, device))
+        if not torch.isfinite(probabilities).all():
+            raise InputError(f"{run.folder}: required probabilities, got NaN from the model; train it again")
+        yield quantise(probabilities, dtype).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -364,17 +354,6 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _predict_from(
-    run: FinishedRun, model: nn.Module, images: Subset, device: torch.device, batch_size: int, compute: Callable,
-    dtype: str, start: int,
-) -> Iterator[np.ndarray]:  # fmt: skip
-    rest = Subset(images.data, images.pixels, images.indices[start:])
-    for _, probabilities in predict_batches(run, model, rest, device, batch_size, compute):
-        if not torch.isfinite(probabilities).all():
-            raise InputError(f"{run.folder}: required probabilities, got NaN from the model; train it again")
-        yield quantise(probabilities, dtype).cpu().numpy()
-
-
 def _require_sides(
     run: FinishedRun, model: nn.Module, views: Sequence[View], request: Mapping[str, Any], device: torch.device
 ) -> None:
@@ -408,10 +387,6 @@ def _name_folder(run: FinishedRun, request: Mapping, images: Subset, origin: Map
     return run.folder / "probabilities" / "-".join([Path(origin["images"]).stem, *hashes])
 
 
-def _name_request(folder: Path) -> str:
-    return folder.name.rpartition("-")[0]
-
-
 def _hash_images(images: Subset) -> str:
     """Hash of the images' files, in order, and of what the JSON says of them."""
     rows = images.data.images.iloc[images.indices]
@@ -422,12 +397,6 @@ def _hash_images(images: Subset) -> str:
 def _open_pixels(run: FinishedRun, data, side: int):
     params = run.record["params"]
     return open_pixels(data, side, params["paint_order"], params["background"], params.get("cache", True))
-
-
-def _open_at(run: FinishedRun, images: Subset, side: int) -> Subset:
-    if images.image_size == side:
-        return images
-    return Subset(images.data, _open_pixels(run, images.data, side), images.indices)
 
 
 def _is_kept(folder: Path) -> bool:

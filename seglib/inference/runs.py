@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,9 @@ import pandas as pd
 from torch import nn
 
 from seglib.data.dataset import Subset, choose_batch_size, open_data
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known, require_same
 from seglib.evaluation.metrics import load_confusion
-from seglib.files import expand, find_free_folder, outputs_dir
+from seglib.files import expand, outputs_dir
 from seglib.models import ARCHITECTURES, build_model
 from seglib.part_files import find_kept_parts
 from seglib.parts import find_parts, load_parts, read_choice, read_parts, require_options
@@ -64,11 +64,6 @@ class FinishedRun:
         params = self.record["params"]
         return choose_batch_size(params["batch_size"], self.record["train_images"], params["debug"])
 
-    def pair_masks(self, preds: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(truth, pred) of each image, (S, S) uint8 both, one at a time."""
-        for position, pred in enumerate(preds):
-            yield self.val_images.read(position)[1], np.asarray(pred)
-
 
 def find_newest_run(folder: Path | None = None) -> Path:
     """The training run that ended last under `folder` (default: outputs/)."""
@@ -95,7 +90,7 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
         The run is not finished, files are missing, or data or weights are not those of the run.
     """
     folder = expand(run_dir).resolve()
-    record = _read_finished(folder)
+    record = _read_finished(folder, "run_dir", ("best.pt", "confusion.npz"), OF_RECORD)
     best = load_checkpoint(folder / "best.pt", required=OF_CHECKPOINT)
     if hash_weights(best["model"]) != record.get("weights_sha256"):
         raise InputError(
@@ -107,7 +102,9 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
     if params["debug"]:
         train_images, val_images = train_images.take_debug_share(), val_images.take_debug_share()
     confusion, image_ids, class_names = load_confusion(folder / "confusion.npz")
-    _require_same_data(folder, val_images, image_ids, class_names)
+    fix, ids = "set data_dir to the run's data", val_images.image_ids.tolist()
+    require_same(folder, "data with the run's classes", class_names, val_images.data.class_names, fix)
+    require_same(folder, "the validation images that the run was scored on", image_ids.tolist(), ids, fix)
     model = _rebuild_model(folder / "best.pt", best)
     return FinishedRun(folder, record, train_images, val_images, model, class_names, confusion)
 
@@ -123,11 +120,7 @@ def choose_weights(run: FinishedRun, *, may_be_final: bool) -> tuple[str, str, C
     if not (may_be_final and path.is_file()):
         return "best.pt", run.record["weights_sha256"], lambda: run.model
     final = load_checkpoint(path, required=OF_CHECKPOINT)
-    if list(final["class_names"]) != run.class_names:
-        got = ", ".join(final["class_names"])
-        raise InputError(
-            f"{path}: required the run's classes ({', '.join(run.class_names)}), got {got}; train it again"
-        )
+    require_same(path, "the run's classes", run.class_names, final["class_names"], "train it again")
     return path.name, hash_weights(final["model"]), lambda: _rebuild_model(path, final)
 
 
@@ -162,22 +155,21 @@ def prepare_output_dir(output_dir: str, run_dir: Path, name: str) -> Path:
     return folder
 
 
-def find_free_dir(folder: Path) -> Path:
-    """`folder`, or `folder`.2, ...: the first that holds no finished result."""
-    return find_free_folder(folder, lambda path: (read_record(path) or {}).get("status") == "ok")
-
-
-def _read_finished(folder: Path) -> dict[str, Any]:
+def _read_finished(folder: Path, what: str, files: Sequence[str], entries: Sequence[str]) -> Mapping[str, Any]:
+    """The record of a run that is ok and has these files, and these entries or parameters in it; `what` names it in words."""
     record = read_record(folder)
     if record is None:
-        raise InputError(f"run_dir {folder}: required a run's folder, got one without record.json; check run_dir")
+        raise InputError(
+            f"{what} {folder}: required a run's folder, got one without record.json or {BOARD}; check {what}"
+        )
     if record.get("status") != "ok":
         got = f"{record.get('status')} ({record.get('error') or 'still going on'})"
-        raise InputError(f"run_dir {folder}: required a run that is ok, got {got}; run it again")
-    missing = [name for name in ("best.pt", "confusion.npz") if not (folder / name).is_file()]
-    missing += [f"`{name}` in record.json" for name in OF_RECORD if name not in record]
+        raise InputError(f"{what} {folder}: required a run that is ok, got {got}; run it again")
+    missing = [name for name in files if not (folder / name).is_file()]
+    known = {*record, *record.get("params", {})}
+    missing += [f"`{name}` in record.json" for name in entries if name not in known]
     if missing:
-        raise InputError(f"run_dir {folder}: required a training run, got a folder without {' and '.join(missing)}")
+        raise InputError(f"{what} {folder}: required a training run, got a folder without {' and '.join(missing)}")
     return record
 
 
@@ -233,19 +225,6 @@ def _build_by_hand(path: Path, name: str, checkpoint: Mapping[str, Any]) -> nn.M
 def _take_arguments(function: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """What of the values a function takes: records grow with the notebook, and name things as functions do."""
     return {name: values[name] for name in inspect.signature(function).parameters if name in values}
-
-
-def _require_same_data(folder: Path, val_images: Subset, image_ids: np.ndarray, class_names: list[str]) -> None:
-    if list(val_images.data.class_names) != class_names:
-        raise InputError(
-            f"{folder}: required data with the run's classes ({', '.join(class_names)}), got"
-            f" {', '.join(val_images.data.class_names)}; set data_dir to the run's data"
-        )
-    if not np.array_equal(val_images.image_ids, image_ids):
-        raise InputError(
-            f"{folder}: required the {len(image_ids)} validation images that the run was scored on, got {len(val_images)}"
-            " or others; set data_dir to the run's data"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,7 +295,7 @@ def find_members(members: str | Sequence[str], top: int = 0) -> tuple[list[Membe
     given = [expand(each) for each in ([members] if isinstance(members, str) else members)]
     folders = [run for folder in given for run in _list_runs(folder.resolve())]
     _require("no run twice", [folder.name for folder, count in Counter(folders).items() if count > 1])
-    found = _join_folds([(folder, _read_ok(folder)) for folder in folders])
+    found = _join_folds([(folder, _read_finished(folder, "members", (), ("image_size",))) for folder in folders])
     if top or any((folder / BOARD).is_file() for folder in given):
         found.sort(key=lambda member: -member.miou)
     voters = [member for member in found if not member.focus_classes][: top or None]
@@ -333,8 +312,7 @@ def find_members(members: str | Sequence[str], top: int = 0) -> tuple[list[Membe
 def find_index(members: Sequence[Member], name: str) -> int:
     """Place of a member by name, as for a tie-break."""
     names = [member.name for member in members]
-    if name not in names:
-        raise InputError(f"members: {unknown_name('member', name, names)}")
+    require_known("member", name, names, "members")
     return names.index(name)
 
 
@@ -346,19 +324,6 @@ def _list_runs(folder: Path) -> list[Path]:
     if not runs:
         raise InputError(f"{folder / BOARD}: required a run that is ok, got none of {len(rows)}; run the grid again")
     return runs
-
-
-def _read_ok(folder: Path) -> Mapping[str, Any]:
-    record = read_record(folder)
-    if record is None:
-        raise InputError(
-            f"members: required the folder of a run or of a grid, got {folder} without {BOARD} or record.json"
-        )
-    if record.get("status") != "ok":
-        raise InputError(f"members: required runs that are ok, got {folder} ({record.get('status')}); run it again")
-    if "image_size" not in record.get("params", {}):
-        raise InputError(f"members: required training runs, got {folder}, whose record has no image_size; leave it out")
-    return record
 
 
 def _join_folds(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Member]:

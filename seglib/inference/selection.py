@@ -9,7 +9,7 @@ import pandas as pd
 
 from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known
 from seglib.evaluation.compare import compare_images
 from seglib.evaluation.metrics import image_miou, iou_per_class, mean_iou, pixel_accuracy, pooled_miou
 from seglib.inference.stores import Store, argmax_planes, require_alike
@@ -181,8 +181,7 @@ def judge_searches(
     weights : (M,) by name, of the search on all images.
     """
     for name in searches:
-        if name not in SEARCHES:
-            raise InputError(f"ensemble: {unknown_name('search', name, SEARCHES)}")
+        require_known("search", name, SEARCHES, "ensemble")
     weights = {MEAN: np.full(len(stores), 1 / len(stores))} | {name: SEARCHES[name](survey) for name in searches}
     scored = {}  # weights -> (N, C, C)
     for given in weights.values():
@@ -227,6 +226,21 @@ def recommend_weights(table: pd.DataFrame) -> tuple[str, str]:
         return table["weights"][best], f"{words[best]}: {why}"
     tried = "; ".join(words[1:]) or "nothing was searched"
     return MEAN, f"{tried}: not above 0 for certain, so the plain mean is recommended"
+
+
+def describe_ensemble(expected: float, name: str, beside: dict[str, float]) -> str:
+    """What an ensemble is expected to score, and whether that is more than its best member, `name`, has alone.
+
+    `beside` is from that member to the ensemble's masks, of `measure_gain`.
+    """
+    words = "surely better" if beside["low"] > 0 else "not surely better"
+    if expected <= beside["before"]:
+        words = "NOT better; with weights: best that member predicts alone"
+    gain = "{points:+.2f} points, {low:+.2f} to {high:+.2f} over other scenes".format_map(beside)
+    return (
+        f"expected mIoU {expected:.4f}; the best member alone, {name}, has {beside['before']:.4f}: {words} (on images that"
+        f" the choices have seen {gain})"
+    )
 
 
 def deal_images(truth: Subset, folds: int, seed: int) -> np.ndarray:

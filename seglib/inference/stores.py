@@ -6,16 +6,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seglib.errors import InputError
+from seglib.errors import InputError, require_same
 from seglib.files import array_header, checksums, read_json, replacing, require_space, sweep, write_json
 
 DTYPES = ("uint8", "float16")
 DATA, SUMS, ABOUT = "probabilities.npy", "checksums.npy", "store.json"
+ALIKE = ("class_names", "size", "image_ids")  # what stores that vote together have in common
 PART = ".part"  # ends the name of a folder that is being filled; renaming it is what makes a store
 Predict = Callable[[int], Iterator[np.ndarray]]
 Progress = Callable[[int, int], None]
@@ -81,9 +83,7 @@ class Store:
 def join_stores(stores: Sequence[Store], image_ids: np.ndarray) -> Store:
     """The images `image_ids` (N,), in this order, each from the one store that has it: out-of-fold predictions."""
     first = stores[0]
-    for store in stores[1:]:
-        if any(getattr(store, name) != getattr(first, name) for name in ("class_names", "size", "dtype")):
-            raise InputError(f"{store.folder}: required the classes, size and dtype of {first.folder}, got others")
+    require_alike(stores, ("class_names", "size", "dtype"))
     places = [(int(number), store, place) for store in stores for place, number in enumerate(store.image_ids)]
     by_id = {number: (store, place) for number, store, place in places}
     wanted = [int(number) for number in image_ids]
@@ -107,11 +107,8 @@ def average_stores(stores: Sequence[Store]) -> Store:
 
     Its origin is the first's, with the names of all runs and weights.
     """
-    require_alike(stores)
+    require_alike(stores, (*ALIKE, "dtype"))
     first = stores[0]
-    for store in stores[1:]:
-        if store.dtype != first.dtype:
-            raise InputError(f"{store.folder}: required {first.dtype} as in {first.folder}, got {store.dtype}")
     names = [name for name in ("run", "weights_sha256") if all(name in store.origin for store in stores)]
     joined = {name: "; ".join(str(store.origin[name]) for store in stores) for name in names}
 
@@ -122,26 +119,14 @@ def average_stores(stores: Sequence[Store]) -> Store:
     return first if len(stores) == 1 else replace(first, origin={**first.origin, **joined}, read=read)
 
 
-def require_alike(stores: Sequence[Store]) -> None:
-    """Refuse stores whose pixels cannot be added."""
+def require_alike(stores: Sequence[Store], names: Sequence[str] = ALIKE) -> None:
+    """Refuse stores whose pixels cannot be added: those that differ in what `names` says."""
     if not stores:
         raise InputError("ensemble: required at least one store of probabilities, got none; name a member")
-    first = stores[0]
-    for store in stores[1:]:
-        if store.class_names != first.class_names:
-            got = f"{', '.join(store.class_names)} instead of {', '.join(first.class_names)}"
-            raise InputError(
-                f"{store.folder}: required the classes of {first.folder}, got {got}; leave this member out"
-            )
-        if store.size != first.size:
-            raise InputError(
-                f"{store.folder}: required {first.size} px as in {first.folder}, got {store.size} px; predict both at one size"
-            )
-        if not np.array_equal(store.image_ids, first.image_ids):
-            raise InputError(
-                f"{store.folder}: required the {len(first)} images of {first.folder}, got {len(store)} or others;"
-                " predict both for the same images"
-            )
+    for store, name in product(stores[1:], names):
+        wanted, got = (np.ravel(getattr(each, name)).tolist() for each in (stores[0], store))
+        fix = "predict both alike, or leave this member out"
+        require_same(store.folder, f"the {name} of {stores[0].folder}", wanted, got, fix)
 
 
 def open_store(folder: str | Path) -> Store:

@@ -3,24 +3,33 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, channels_last
 
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known
 from seglib.inference.stores import DTYPES
+from seglib.parameters import Number, Whole
+from seglib.parts import check_options
 
 # A flip as (mirrored left to right, then quarter turns): with the rotations, eight ways to lay a square.
 FLIPS = {"none": (False, 0), "horizontal": (True, 0), "vertical": (True, 2), "both": (False, 2)}
-ROTATIONS = (0, 90, 180, 270)
 PLAIN = {"flips": ["none"], "rotations": [0], "scales": [1.0]}
+TTA = {  # what may stand for each of these
+    "flips": Annotated[list[Literal["none", "horizontal", "vertical", "both"]], Field(min_length=1)],
+    "rotations": Annotated[list[Annotated[Whole, Field(ge=0, le=270, multiple_of=90)]], Field(min_length=1)],
+    "scales": Annotated[list[Annotated[Number, Field(ge=0.1, le=4)]], Field(min_length=1)],
+}
 CHOICES = {"merge": ("mean", "logits"), "resize": ("nearest", "smooth"), "dtype": DTYPES}
 STRIDE = 32  # [px], what sides of images are multiples of
 LARGEST = 4096  # [px]
 WINDOWS = {"overlap": 0.5, "blend": "gaussian"}
-BLENDS = ("gaussian", "linear")
+SLIDING = {
+    "size": Any, "overlap": Annotated[Number, Field(ge=0, lt=0.95)], "blend": Literal["gaussian", "linear"]
+}  # fmt: skip
 SPREAD = 1 / 8  # standard deviation of the Gaussian as a share of the window's side
 Forward = Callable[[Tensor], Tensor]
 
@@ -42,8 +51,7 @@ def check_request(
 ) -> tuple[list[View], dict[str, Any]]:
     """Views, and all that is asked for in texts and numbers: two requests that give the same bytes are equal."""
     for (name, choices), value in zip(CHOICES.items(), (merge, resize, dtype), strict=True):
-        if value not in choices:
-            raise InputError(f"predict_run: {unknown_name(name, value, choices)}")
+        require_known(name, value, choices, "predict_run")
     size = size or image_size
     if not 1 <= size <= LARGEST:
         raise InputError(f"predict_run: size must be 1 to {LARGEST} px, or 0 for the model's {image_size}, got {size}")
@@ -107,7 +115,16 @@ def build_views(tta: Mapping[str, Any] | Sequence[Mapping[str, Any]], image_size
     image_size : side of the image at scale 1 [px]; scaled sides are rounded to multiples of 32.
     """
     specs = [tta] if isinstance(tta, Mapping) else list(tta) or [{}]
-    return list(dict.fromkeys(view for spec in specs for view in _build_product(spec, image_size)))
+    views: dict[View, None] = {}
+    for spec in specs:
+        if not isinstance(spec, Mapping):
+            raise InputError(f"tta: required lists by name (flips, rotations, scales), or a list of such, got {spec!r}")
+        given = PLAIN | check_options("tta", spec, TTA)
+        for scale, flip, rotation in product(given["scales"], given["flips"], given["rotations"]):
+            mirrored, turns = FLIPS[flip]
+            side = image_size if scale == 1 else max(STRIDE, round(image_size * scale / STRIDE) * STRIDE)
+            views[View(mirrored, (turns + rotation // 90) % 4, side)] = None
+    return list(views)
 
 
 def merge_views(forward: Forward, images: Tensor, views: Sequence[View], merge: str) -> Tensor:
@@ -161,39 +178,6 @@ def scale_images(images: Tensor, side: int) -> Tensor:
     return scaled.round().clamp(0, 255).to(images.dtype).contiguous(memory_format=channels_last)
 
 
-def _build_product(spec: Mapping[str, Any], image_size: int) -> list[View]:
-    if not isinstance(spec, Mapping):
-        raise InputError(f"tta: required lists by name (flips, rotations, scales), or a list of such, got {spec!r}")
-    for name in spec:
-        if name not in PLAIN:
-            raise InputError(f"tta: {unknown_name('entry', name, PLAIN)}")
-    given = PLAIN | dict(spec)
-    for name, values in given.items():
-        if not isinstance(values, list | tuple) or not values:
-            raise InputError(
-                f"tta: {name} must be a list with an entry at least, got {values!r}; such as {PLAIN[name]}"
-            )
-    return [
-        View(*_turn(flip, rotation), _scale_side(scale, image_size))
-        for scale, flip, rotation in product(given["scales"], given["flips"], given["rotations"])
-    ]
-
-
-def _turn(flip: str, rotation: int) -> tuple[bool, int]:
-    if not isinstance(flip, str) or flip not in FLIPS:
-        raise InputError(f"tta: {unknown_name('flip', flip, FLIPS)}")
-    if isinstance(rotation, bool) or rotation not in ROTATIONS:
-        raise InputError(f"tta: {unknown_name('rotation', rotation, map(str, ROTATIONS))}")
-    mirrored, turns = FLIPS[flip]
-    return mirrored, (turns + int(rotation) // 90) % 4
-
-
-def _scale_side(scale: float, image_size: int) -> int:
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0.1 <= scale <= 4:
-        raise InputError(f"tta: a scale must be a number from 0.1 to 4, got {scale!r}")
-    return image_size if scale == 1 else max(STRIDE, round(image_size * scale / STRIDE) * STRIDE)
-
-
 # A large image predicted in overlapping windows of the model's own size, blended where they overlap.
 
 
@@ -208,20 +192,13 @@ def check_sliding(sliding: Mapping[str, Any], image_size: int) -> dict[str, Any]
     """
     if not sliding:
         return {}
-    for name in sliding:
-        if name not in ("size", *WINDOWS):
-            raise InputError(f"sliding: {unknown_name('entry', name, ('size', *WINDOWS))}")
-    options = WINDOWS | dict(sliding)
-    size, overlap = options.get("size"), options["overlap"]
+    check_options("sliding", sliding, SLIDING)
+    size = sliding.get("size")
     if isinstance(size, bool) or not isinstance(size, int) or size < image_size or size % STRIDE:
         raise InputError(
             f"sliding: size must be a multiple of {STRIDE} of at least {image_size} px (a window), got {size!r}"
         )
-    if isinstance(overlap, bool) or not isinstance(overlap, int | float) or not 0 <= overlap < 0.95:
-        raise InputError(f"sliding: overlap must be a number from 0 to 0.95, got {overlap!r}")
-    if options["blend"] not in BLENDS:
-        raise InputError(f"sliding: {unknown_name('blend', options['blend'], BLENDS)}")
-    return options
+    return WINDOWS | dict(sliding)
 
 
 def slide(forward: Forward, window: int, overlap: float, blend: str, images: Tensor) -> Tensor:

@@ -14,10 +14,9 @@ import torch
 from numpy.typing import ArrayLike
 
 from seglib.data.dataset import Subset
-from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import resize_mask
-from seglib.errors import InputError, unknown_name
-from seglib.evaluation.compare import find_scenes
+from seglib.errors import InputError, require_known, require_same
+from seglib.evaluation.compare import find_scenes, show_outcomes
 from seglib.evaluation.metrics import confusion_per_image
 from seglib.inference.stores import Store, argmax_planes, require_alike
 
@@ -219,16 +218,10 @@ def count_mask(truth: np.ndarray, pred: np.ndarray, classes: int) -> np.ndarray:
 
 def require_truth(store: Store, truth: Subset) -> None:
     """Refuse a store of other images or classes than the truth's."""
-    if not np.array_equal(store.image_ids, truth.image_ids):
-        raise InputError(
-            f"{store.folder}: required predictions of the {len(truth)} images of {truth.data.json_path.name}, got"
-            f" {len(store)} or others; score a store with the images that it was made of"
-        )
-    if list(truth.data.class_names) != store.class_names:
-        raise InputError(
-            f"{store.folder}: required the classes of {truth.data.json_path.name}"
-            f" ({', '.join(truth.data.class_names)}), got {', '.join(store.class_names)}"
-        )
+    where, of, fix = store.folder, truth.data.json_path.name, "score a store with the images that it was made of"
+    images = f"predictions of the {len(truth)} images of {of}"
+    require_same(where, images, truth.image_ids.tolist(), store.image_ids.tolist(), fix)
+    require_same(where, f"the classes of {of}", truth.data.class_names, store.class_names, fix)
 
 
 def find_scenes_of(images: Subset) -> tuple[np.ndarray, str]:
@@ -245,20 +238,10 @@ def tabulate_changes(truth: Subset, before: Iterable[np.ndarray], after: Iterabl
     """
     rows = []
     for position, (was, now) in enumerate(zip(before, after, strict=True)):
-        mask = read_mask(truth, position, len(now))
-        changed = (was != now) & (mask != IGNORE_INDEX)
-        won, lost = int((changed & (now == mask)).sum()), int((changed & (was == mask)).sum())
-        rows.append([truth.image_ids[position], won, lost, int(changed.sum()) - won - lost])
+        outcome = show_outcomes(read_mask(truth, position, len(now)), was, now)
+        _, lost, won, wrong_both = np.bincount(outcome[(was != now) & (outcome < 4)], minlength=4).tolist()
+        rows.append([truth.image_ids[position], won, lost, wrong_both])
     return pd.DataFrame(rows, columns=["image_id", "won", "lost", "wrong_both"])
-
-
-def choose_changes(table: pd.DataFrame, count: int) -> tuple[list[int], list[str]]:
-    """Positions and titles of images: half of them where most was won, net, half where most was lost; at least 2."""
-    order = np.argsort((table["lost"] - table["won"]).to_numpy(), kind="stable")
-    count = min(max(2, count), len(order))
-    chosen = [int(place) for place in (*order[: (count + 1) // 2], *order[len(order) - count // 2 :][::-1])]
-    rows = [table.iloc[place] for place in chosen]
-    return chosen, [f"image {row['image_id']}\nwon {row['won']} px\nlost {row['lost']} px" for row in rows]
 
 
 def read_pair(truth: Subset, position: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -281,8 +264,7 @@ def map_images(compute: Callable[[int], np.ndarray], count: int) -> Iterator[np.
 def _check_vote(stores: Sequence[Store], weights: ArrayLike | None, mean: str) -> np.ndarray:
     """Weights (M, C); of a geometric mean each class's add up to 1, NaN for a class for which nobody votes."""
     require_alike(stores)
-    if mean not in MEANS:
-        raise InputError(f"ensemble: {unknown_name('mean', mean, MEANS)}")
+    require_known("mean", mean, MEANS, "ensemble")
     given = check_weights(weights, len(stores), len(stores[0].class_names))
     if mean == "arithmetic":
         return given

@@ -43,7 +43,7 @@ def evaluate(
         with autocast(device, precision), ForwardOnce(model, images):
             loss = compute_loss(images, masks.long()) * valid
             logits = model(images)
-        return confusion_per_image(masks, logits.argmax(dim=1), num_classes, IGNORE_INDEX).cpu(), loss, valid
+        return confusion_per_image(masks, logits.argmax(dim=1), num_classes).cpu(), loss, valid
 
     with torch.inference_mode():
         for images, masks in loader:

@@ -4,7 +4,7 @@ from scipy import stats
 
 from seglib.evaluation.compare import (
     OUTCOMES,
-    choose_disagreements,
+    choose_changes,
     compare_class_iou,
     compare_images,
     compare_noises,
@@ -52,10 +52,11 @@ def test_outcomes_are_counted_by_class_and_by_image():
 
 def test_disagreements_show_each_run_s_best_images():
     by_image = np.array([[0, 5, 1, 0], [0, 0, 9, 0], [0, 50, 0, 0], [0, 3, 3, 0]])
-    chosen, titles = choose_disagreements(by_image, [10, 11, 12, 13], 3)
+    words = ("only A", "only B")
+    chosen, titles = choose_changes(by_image[:, 1], by_image[:, 2], [10, 11, 12, 13], 3, words)
     assert chosen == [2, 0, 1]
     assert titles[0] == "image 12\nonly A 50 px\nonly B 0 px"
-    assert choose_disagreements(by_image[:1], [10], 5)[0] == [0]
+    assert choose_changes([5], [1], [10], 5)[0] == [0]
 
 
 def bootstrap(a, b, resamples):

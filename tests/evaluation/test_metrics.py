@@ -9,9 +9,10 @@ import torch
 from seglib import parts, register
 from seglib.errors import InputError
 from seglib.evaluation.metrics import (
+    RELIABILITY_BINS,
     batch_miou,
+    calibration_error,
     compute_metrics,
-    confusion_matrix,
     confusion_per_image,
     find_signs,
     image_miou,
@@ -24,6 +25,8 @@ from seglib.evaluation.metrics import (
     precision_per_class,
     recall_per_class,
     save_confusion,
+    summarise_probabilities,
+    tabulate_reliability,
 )
 from seglib.files import write_json
 from seglib.parameters import parse_parameters
@@ -35,21 +38,21 @@ SIZES = [(8, 6), (7, 5)]
 IDS = torch.zeros(1, 4, 4, dtype=torch.int64)
 
 
-def random_masks(num_classes, size=(8, 6), images=3, ignore_index=255, seed=0):
+def random_masks(num_classes, size=(8, 6), images=3, seed=0):
     """Ids of a few classes, so that others are absent; a tenth of the truth is ignored."""
     rng = np.random.default_rng([seed, num_classes])
     present = rng.choice(num_classes, size=min(num_classes, 7), replace=False)
     truth = rng.choice(present, size=(images, *size))
     pred = np.where(rng.random(truth.shape) < 0.5, truth, rng.integers(0, num_classes, truth.shape))
-    truth[rng.random(truth.shape) < 0.1] = ignore_index
+    truth[rng.random(truth.shape) < 0.1] = 255
     return torch.from_numpy(truth.astype(np.uint8)), torch.from_numpy(pred.astype(np.uint8))
 
 
-def count_in_a_loop(truth, pred, num_classes, ignore_index=255):
+def count_in_a_loop(truth, pred, num_classes):
     counts = np.zeros((len(truth), num_classes, num_classes), dtype=np.int64)
     for image in range(len(truth)):
         for t, p in zip(truth[image].flatten().tolist(), pred[image].flatten().tolist(), strict=True):
-            if t != ignore_index:
+            if t != 255:
                 counts[image, t, p] += 1
     return counts
 
@@ -63,22 +66,12 @@ def test_counts_equal_a_loop_over_the_pixels(num_classes, size):
         counts = confusion_per_image(truth.to(dtype), pred.to(dtype), num_classes)
         assert counts.dtype == torch.int64
         np.testing.assert_array_equal(counts, expected)
-        total = confusion_matrix(truth.to(dtype), pred.to(dtype), num_classes)
-        np.testing.assert_array_equal(total, expected.sum(0))
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("ignore_index", [0, 5, 11, 200])
-def test_any_id_can_be_the_ignored_one(ignore_index, size):
-    truth, pred = random_masks(11, size, ignore_index=ignore_index)
-    expected = count_in_a_loop(truth, pred, 11, ignore_index)
-    np.testing.assert_array_equal(confusion_per_image(truth, pred, 11, ignore_index), expected)
 
 
 @pytest.mark.parametrize("num_classes", range(2, 31))
 def test_scores_equal_scikit_learn(num_classes):
     truth, pred = random_masks(num_classes, size=(16, 16), images=1, seed=1)
-    confusion = confusion_matrix(truth, pred, num_classes).numpy()
+    confusion = confusion_per_image(truth, pred, num_classes)[0].numpy()
     t, p = truth[truth != 255].numpy(), pred[truth != 255].numpy()
     labels = np.arange(num_classes)
     np.testing.assert_array_equal(confusion, sklearn.metrics.confusion_matrix(t, p, labels=labels))
@@ -159,7 +152,6 @@ def test_foreign_ids_are_refused_by_name(truth_id, pred_id, words, size):
         (IDS, IDS[:, :3], {}, r"must have one shape, got \(1, 4, 4\) and \(1, 3, 4\)"),
         (IDS[0], IDS[0], {}, r"must be \(N, H, W\), got \(4, 4\)"),
         (IDS, IDS, {"num_classes": 257}, "num_classes must be 1 to 256"),
-        (IDS, IDS, {"ignore_index": -100}, "ignore_index must be 0 to 255"),
     ],
 )
 def test_unusable_arguments_are_refused(truth, pred, options, words):
@@ -381,3 +373,81 @@ def lambda_named(name):
     metric = lambda confusion: 0.0  # noqa: E731
     metric.__name__ = name
     return metric
+
+
+# How far probabilities can be trusted.
+
+
+def random_batch(seed=0, images=3):
+    rng = np.random.default_rng(seed)
+    probabilities = torch.from_numpy(rng.normal(size=(images, 4, 8, 8)) * 2).softmax(dim=1)
+    masks = rng.integers(0, 4, (images, 8, 8)).astype(np.uint8)
+    masks[rng.random(masks.shape) < 0.1] = 255
+    return probabilities, torch.from_numpy(masks)
+
+
+def summarise(probabilities, masks):
+    each = [summarise_probabilities(*pair) for pair in zip(probabilities, masks, strict=True)]
+    return {name: np.stack([scores[name] for scores in each]) for name in each[0]}
+
+
+def given_by_hand(probabilities, mask):
+    return np.array([probabilities[mask[y, x], y, x] for y, x in np.argwhere(mask != 255)])
+
+
+def test_softmin_is_the_formula_of_lad_and_mueller():
+    probabilities, masks = random_batch()
+    scores = summarise(probabilities, masks)
+    for image in range(3):
+        p = given_by_hand(probabilities[image].numpy(), masks[image].numpy())
+        weights = np.exp((1 - p) / 0.1)
+        assert scores["softmin"][image] == pytest.approx((p * weights).sum() / weights.sum())
+        assert scores["given"][image] == pytest.approx(p.mean())
+
+
+def test_one_contradicted_region_lowers_the_softmin_more_than_the_mean():
+    probabilities = torch.full((1, 2, 10, 10), 0.02)
+    probabilities[:, 0] = 0.98
+    masks = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    clean = summarise(probabilities, masks)
+    masks[0, :2, :2] = 1
+    doubtful = summarise(probabilities, masks)
+    assert doubtful["softmin"] < 0.05 < 0.9 < doubtful["given"] < clean["given"] == pytest.approx(0.98)
+
+
+def test_an_image_without_valid_pixels_has_no_score():
+    probabilities, masks = random_batch()
+    masks[1] = 255
+    scores = summarise(probabilities, masks)
+    assert np.isnan(scores["softmin"]).tolist() == [False, True, False]
+    assert not scores["reliability"][1].any()
+
+
+def test_reliability_and_calibration_error_equal_a_loop_over_the_bins():
+    probabilities, masks = random_batch(images=5)
+    reliability = summarise(probabilities, masks)["reliability"]
+    valid = masks.numpy() != 255
+    confidence = probabilities.amax(dim=1).numpy()[valid]
+    pred, label = probabilities.argmax(dim=1).numpy()[valid], masks.numpy()[valid]
+    table, error = tabulate_reliability(reliability), 0
+    for number in range(RELIABILITY_BINS):
+        chosen = np.floor(confidence * RELIABILITY_BINS) == number
+        if not chosen.any():
+            assert number / RELIABILITY_BINS not in table.index
+            continue
+        row = table.loc[number / RELIABILITY_BINS]
+        accuracy = sklearn.metrics.accuracy_score(label[chosen], pred[chosen])
+        assert row["pixels"] == chosen.sum()
+        assert row["accuracy"] == pytest.approx(accuracy)
+        assert row["confidence"] == pytest.approx(confidence[chosen].mean())
+        error += chosen.mean() * abs(accuracy - confidence[chosen].mean())
+    assert calibration_error(reliability) == pytest.approx(error)
+    assert table["share"].sum() == pytest.approx(1)
+
+
+def test_certainty_of_one_falls_into_the_last_bin():
+    probabilities = torch.zeros(1, 2, 2, 2)
+    probabilities[:, 1] = 1
+    table = tabulate_reliability(summarise(probabilities, torch.ones(1, 2, 2, dtype=torch.uint8))["reliability"])
+    assert table["pixels"].tolist() == [4]
+    assert calibration_error(np.array([[[4, 4.0, 4]]])) == 0

@@ -9,12 +9,12 @@ import pytest
 from seglib.data.dataset import Subset, open_data
 from seglib.errors import InputError
 from seglib.evaluation.compare import measure_gain
-from seglib.evaluation.findings import describe_ensemble
 from seglib.inference import ensemble as module
 from seglib.inference import predict as predict_module
 from seglib.inference.ensemble import Ensemble
 from seglib.inference.postprocess import remove_small_components
 from seglib.inference.predict import predict_validation
+from seglib.inference.selection import describe_ensemble
 from seglib.inference.stores import describe_store, open_store, write_store
 from seglib.inference.votes import read_pair
 from seglib.zoo.crf import CrfParams, dense_crf

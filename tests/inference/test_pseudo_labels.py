@@ -294,7 +294,7 @@ def test_options_that_do_not_fit_are_refused(test_set, make_stores, tmp_path, ch
 def test_images_or_classes_of_another_file_are_refused(test_set, make_stores, small_data, tmp_path):
     stores, val = make_stores(), load_coco(small_data, "val.json")
     others = Subset(val, SimpleNamespace(image_ids=val.images["image_id"].to_numpy()), np.arange(len(val.images)))
-    with pytest.raises(InputError, match=r"required predictions of the 6 images of val\.json, got 8 or others"):
+    with pytest.raises(InputError, match=r"required predictions of the 6 images of val\.json \(.*, got 5, 6, 7, 8, 22"):
         gather(stores, others)
     renamed = replace(test_set, class_names=("Background", "Trash", *test_set.class_names[2:]))
     with pytest.raises(InputError, match=r"the classes of test\.json \(Background, Trash, .* got Background, UNKNOWN"):
@@ -361,5 +361,5 @@ def test_images_and_precisions_that_do_not_fit_are_refused(validation):
     with pytest.raises(InputError, match="precision: required above 0 and at most 1, got 90"):
         choose_confidence(gather(stores, truth), 90)
     fewer = replace(truth, indices=truth.indices[1:])
-    with pytest.raises(InputError, match=r"required predictions of the 5 images of val\.json, got 6 or others"):
+    with pytest.raises(InputError, match=r"required predictions of the 5 images of val\.json \(.*, got 9, 10, 11"):
         gather(stores, fewer)

@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from seglib.data.dataset import Subset
 from seglib.errors import InputError
 from seglib.evaluation.metrics import load_confusion, save_confusion
 from seglib.files import write_json
+from seglib.inference.analysis import ErrorAnalysis
 from seglib.inference.ensemble import open_ensemble
 from seglib.inference.runs import (
     find_index,
@@ -44,7 +46,7 @@ def test_a_run_opens_with_its_images_weights_and_counts(run_dir):
 def test_masks_are_paired_with_predictions_in_order(run_dir):
     run = load_finished_run(run_dir)
     preds = np.arange(len(run.val_images), dtype=np.uint8)[:, None, None] * np.ones((64, 64), np.uint8)
-    for position, (truth, pred) in enumerate(run.pair_masks(preds)):
+    for position, (truth, pred) in enumerate(ErrorAnalysis.pairs(SimpleNamespace(run=run, preds=preds))):
         np.testing.assert_array_equal(truth, run.val_images.read(position)[1])
         assert (pred == position).all()
 
@@ -222,9 +224,9 @@ def test_of_a_grid_the_best_runs_take_part_that_are_ok_in_its_leaderboard(tmp_pa
 
 def test_a_run_that_is_named_and_not_ok_is_refused(tmp_path):
     folder = make_run(tmp_path / "a", status="killed")
-    with pytest.raises(InputError, match=r"required runs that are ok, got .*a \(killed\)"):
+    with pytest.raises(InputError, match=r"members .*a: required a run that is ok, got killed"):
         find_members([str(folder)])
-    with pytest.raises(InputError, match=r"without leaderboard\.csv or record\.json"):
+    with pytest.raises(InputError, match=r"members .*nothing: required .* without record\.json or leaderboard\.csv"):
         find_members([str(tmp_path / "nothing")])
     with pytest.raises(InputError, match="no run twice; refused: b"):
         find_members([str(make_run(tmp_path / "b"))] * 2)

@@ -7,6 +7,7 @@ from sklearn.metrics import matthews_corrcoef
 
 from seglib.data.dataset import Subset
 from seglib.errors import InputError
+from seglib.evaluation.compare import choose_changes
 from seglib.evaluation.metrics import mean_iou, pooled_miou
 from seglib.inference import selection
 from seglib.inference.selection import (
@@ -22,7 +23,7 @@ from seglib.inference.selection import (
     trace_selection,
 )
 from seglib.inference.stores import describe_store, open_store, write_store
-from seglib.inference.votes import choose_changes, score_weighted, soft_vote, tabulate_changes
+from seglib.inference.votes import score_weighted, soft_vote, tabulate_changes
 
 CLASSES, COUNT, SIZE = ["Background", "Paper", "Metal"], 12, 16
 
@@ -239,7 +240,7 @@ def test_changes_are_counted_and_the_images_with_most_of_them_chosen(scene):
     assert table["lost"].tolist() == (valid & (was == masks) & (now != masks)).sum((1, 2)).tolist()
     assert table["wrong_both"].tolist() == (valid & (was != now) & (was != masks) & (now != masks)).sum((1, 2)).tolist()
     net = table["won"] - table["lost"]
-    positions, titles = choose_changes(table, 4)
+    positions, titles = choose_changes(table["won"], table["lost"], table["image_id"], 4)
     assert net[positions[0]] == net.max()
     assert net[positions[2]] == net.min()
     assert (

@@ -113,11 +113,12 @@ def test_scaled_images_are_uint8_that_the_model_normalises():
 @pytest.mark.parametrize(
     ("tta", "words"),
     [
-        ({"flip": ["none"]}, "tta: unknown entry 'flip'; did you mean 'flips'"),
-        ({"flips": ["horizontl"]}, "unknown flip 'horizontl'; did you mean 'horizontal'"),
-        ({"rotations": [45]}, "unknown rotation 45; choices: 0, 90, 180, 270"),
-        ({"scales": [9]}, "a scale must be a number from 0.1 to 4, got 9"),
-        ({"scales": 1.5}, "scales must be a list with an entry at least, got 1.5"),
+        ({"flip": ["none"]}, "unknown option of tta 'flip'; did you mean 'flips'"),
+        ({"flips": ["horizontl"]}, "unknown tta.flips.0 'horizontl'; did you mean 'horizontal'"),
+        ({"rotations": [45]}, "tta.rotations.0 must be a multiple of 90, got 45"),
+        ({"scales": [9]}, "tta.scales.0 must be at most 4.0, got 9"),
+        ({"scales": 1.5}, "tta.scales must be a list, got 1.5"),
+        ({"scales": []}, r"tta.scales must be not empty, got \[\]"),
         (["horizontal"], r"required lists by name \(flips, rotations, scales\), or a list of such, got 'horizontal'"),
     ],
 )
@@ -167,9 +168,9 @@ def test_sliding_takes_its_defaults_and_none_is_none():
         ({"overlap": 0.5}, "sliding: size must be a multiple of 32 of at least 512 px .a window., got None"),
         ({"size": 256}, "of at least 512 px .a window., got 256"),
         ({"size": 1000}, "a multiple of 32"),
-        ({"size": 1024, "overlap": 1}, "overlap must be a number from 0 to 0.95, got 1"),
-        ({"size": 1024, "blend": "gaus"}, "unknown blend 'gaus'; did you mean 'gaussian'"),
-        ({"sizes": 1024}, "unknown entry 'sizes'; did you mean 'size'"),
+        ({"size": 1024, "overlap": 1}, "sliding.overlap must be below 0.95, got 1"),
+        ({"size": 1024, "blend": "gaus"}, "unknown sliding.blend 'gaus'; did you mean 'gaussian'"),
+        ({"sizes": 1024}, "unknown option of sliding 'sizes'; did you mean 'size'"),
     ],
 )
 def test_sliding_that_cannot_be_is_refused(sliding, words):

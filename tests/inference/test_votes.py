@@ -276,10 +276,10 @@ def test_weights_that_mean_nothing_are_refused(members, weights, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"classes": 3}, "required the classes of .*, got c0, c1, c2 instead of c0, c1, c2, c3; leave this member out"),
-        ({"size": 8}, "required 9 px as in .*, got 8 px; predict both at one size"),
-        ({"count": 4}, "required the 5 images of .*, got 4 or others"),
-        ({"first_id": 7}, "required the 5 images of .*, got 5 or others"),
+        ({"classes": 3}, r"required the class_names of .* \(c0, c1, c2, c3\), got c0, c1, c2; .*leave this member out"),
+        ({"size": 8}, r"required the size of .* \(9\), got 8; predict both alike"),
+        ({"count": 4}, r"required the image_ids of .* \(0, 1, 2, 3, 4\), got 0, 1, 2, 3;"),
+        ({"first_id": 7}, r"required the image_ids of .* \(0, 1, 2, 3, 4\), got 7, 8, 9, 10, 11;"),
     ],
 )
 def test_stores_that_do_not_belong_together_are_refused(tmp_path, options, words):

@@ -11,7 +11,7 @@ from seglib.evaluation.errors import (
     tabulate_classes,
     tabulate_confusions,
 )
-from seglib.evaluation.findings import tabulate_reliability
+from seglib.evaluation.metrics import tabulate_reliability
 from seglib.viz import pictures
 from seglib.viz.charts import (
     MAX_CLASSES,

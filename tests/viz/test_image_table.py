@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from seglib.evaluation.metrics import confusion_matrix, mean_iou
+from seglib.evaluation.metrics import confusion_per_image, mean_iou
 from seglib.viz.image_table import (
     Choice,
     MaskSource,
@@ -52,7 +52,7 @@ def test_confusion_and_miou_are_those_of_the_metrics(table_and_masks):
     table, truth, *runs = table_and_masks
     for run, preds in enumerate(runs):
         for position, (true, pred) in enumerate(zip(truth, preds, strict=True)):
-            reference = confusion_matrix(torch.from_numpy(true), torch.from_numpy(pred), 4).numpy()
+            reference = confusion_per_image(torch.from_numpy(true)[None], torch.from_numpy(pred)[None], 4)[0].numpy()
             assert (count_confusion(true, pred, 4)[:, :4] == reference).all()
             assert table.miou[position, run] == pytest.approx(mean_iou(reference))
             rows = table.confused.query("run == @run and position == @position")
