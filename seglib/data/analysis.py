@@ -10,10 +10,10 @@ import pandas as pd
 
 from seglib.data import eda
 from seglib.data.augment import augment, build_augmentation
+from seglib.data.augment_check import check_pipeline
 from seglib.data.coco import load_coco
 from seglib.data.dataset import Subset, assign_subsets, ignore_annotations, pool_files
 from seglib.data.objects import count_painted, find_overlaps, paint_layers, tabulate_class_pairs, tabulate_objects
-from seglib.data.pipeline_check import check_pipeline
 from seglib.data.pixels import open_pixels
 from seglib.data.splits import find_near_duplicates
 from seglib.data.synthetic import open_synthetic

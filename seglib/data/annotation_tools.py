@@ -37,10 +37,8 @@ _IGNORED = "__ignore__"  # labelme's class of pixels that no class has
 def open_tasks(kind: str, tasks: list[Content], path: Path, data_dir: Path) -> Source:
     """Label Studio's JSON: the tasks that were annotated."""
     shown = [(task, answer) for task in tasks if (answer := _choose_answer(task)) is not None]
-    names, results = _name_images([task for task, _ in shown]), [_read_results(answer) for _, answer in shown]
-    for name, (_, answer), found in zip(names, shown, results, strict=True):
-        if lonely := _count_unlabelled(answer, {each.get("id") for _, each in found}):
-            raise InputError(f"{path} [{name}]: regions must have a label, got {lonely} without; label or delete them")
+    names = _name_images([task for task, _ in shown])
+    results = [_read_results(answer, f"{path} [{name}]") for name, (_, answer) in zip(names, shown, strict=True)]
     used = {label for each in results for label, _ in each}
     categories, files = _list_categories(used, data_dir, path.parent, path)
 
@@ -78,23 +76,19 @@ def _is_image(url: str) -> bool:
     return os.path.splitext(url.partition("?d=")[2] or url.partition("?")[0])[1].lower() in IMAGE_ENDINGS
 
 
-def _read_results(answer: Content) -> list[tuple[str, Content]]:
-    """(label, result) of each region that has a label."""
+def _read_results(answer: Content, where: str) -> list[tuple[str, Content]]:
+    """(label, result) of each region; of one that is drawn first and named then, two results have one id."""
     results = [each for each in answer.get("result", []) if isinstance(each.get("value"), dict)]
-    labels = [each["value"].get(each.get("type"), []) if _is_label(each) else [] for each in results]
-    return [(label[0], each) for label, each in zip(labels, results, strict=True) if label]
-
-
-def _count_unlabelled(answer: Content, labelled: set) -> int:
-    """Outlines that no label belongs to; of a region that is drawn first and named then, two results have one id."""
-    values = [
-        (each.get("id"), each["value"]) for each in answer.get("result", []) if isinstance(each.get("value"), dict)
+    kinds = [str(each.get("type")) for each in results]
+    labels = [
+        each["value"].get(kind) if kind.endswith("labels") else [] for kind, each in zip(kinds, results, strict=True)
     ]
-    return sum(bool({"points", "rle"} & value.keys()) and number not in labelled for number, value in values)
-
-
-def _is_label(result: Content) -> bool:
-    return str(result.get("type")).endswith("labels")
+    found = [(label[0], each) for label, each in zip(labels, results, strict=True) if label]
+    named = {each.get("id") for _, each in found}
+    outlined = [each.get("id") for each in results if {"points", "rle"} & each["value"].keys()]
+    if lonely := sum(number not in named for number in outlined):
+        raise InputError(f"{where}: regions must have a label, got {lonely} without; label or delete them")
+    return found
 
 
 def _read_size(result: Content) -> tuple[int, int]:
@@ -105,17 +99,9 @@ def _read_shape(result: Content, where: str) -> Any:
     """A COCO segmentation; of boxes and points none."""
     value, (width, height) = result["value"], _read_size(result)
     if result.get("image_rotation"):
-        raise InputError(
-            f"{where}: images must be upright, got one that was turned in Label Studio; turn it back there"
-        )
+        raise InputError(f"{where}: images must be upright, got one turned in Label Studio; turn it back there")
     if "points" in value:
-        return [
-            [
-                share * side / 100
-                for point in value["points"]
-                for share, side in zip(point, (width, height), strict=True)
-            ]
-        ]
+        return [[each for x, y in value["points"] for each in (x * width / 100, y * height / 100)]]
     if value.get("format") == "rle" or "rle" in value:
         try:
             return _encode(decode_brush(value["rle"], height, width))

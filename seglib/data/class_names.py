@@ -38,28 +38,26 @@ def refuse_focus(focus_classes: Sequence[str], known: Sequence[str] | None = Non
     ----------
     known : the data's classes, Background first; None where the data is not known yet.
     """
-    for place, name in enumerate(focus_classes):
-        if name.casefold() == BACKGROUND.casefold():
-            return f"focus_classes must be classes of objects, got {name!r}, which is always there; leave it out"
-        if name in focus_classes[:place]:
-            return f"focus_classes must name a class once, got {name!r} twice; take one out"
-        if known and name not in known[1:]:
-            return unknown_name("class in focus_classes", name, known[1:], limit=20)
-    return ""
+    return _refuse_names("focus_classes", focus_classes, known and known[1:], ", which is always there; leave it out")
 
 
 def refuse_ignored(ignore_classes: Sequence[str], known: Sequence[str] | None = None) -> str:
     """Say what is wrong with the classes to ignore, "" where nothing is; `known` as in `refuse_focus`."""
-    for place, name in enumerate(ignore_classes):
-        if is_background(name):
-            fix = "set background to ignore where unannotated pixels are meant"
-            return f"ignore_classes must be classes of objects, got {name!r}; {fix}"
-        if name in ignore_classes[:place]:
-            return f"ignore_classes must name a class once, got {name!r} twice; take one out"
-        if known and name not in (*known[1:], *MARKS):
-            return unknown_name("class in ignore_classes", name, (*known[1:], *MARKS), limit=20)
-    if known and len(known) > 1 and {*known[1:]} <= {*ignore_classes}:
+    fix = "; set background to ignore where unannotated pixels are meant"
+    problem = _refuse_names("ignore_classes", ignore_classes, known and (*known[1:], *MARKS), fix)
+    if not problem and known and len(known) > 1 and {*known[1:]} <= {*ignore_classes}:
         return f"ignore_classes must leave a class, got all {len(known) - 1}; take one out"
+    return problem
+
+
+def _refuse_names(parameter: str, names: Sequence[str], choices: Sequence[str] | None, fix: str) -> str:
+    for place, name in enumerate(names):
+        if is_background(name):
+            return f"{parameter} must be classes of objects, got {name!r}{fix}"
+        if name in names[:place]:
+            return f"{parameter} must name a class once, got {name!r} twice; take one out"
+        if choices is not None and name not in choices:
+            return unknown_name(f"class in {parameter}", name, choices, limit=20)
     return ""
 
 

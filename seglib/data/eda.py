@@ -8,9 +8,8 @@ import pandas as pd
 from scipy.spatial.distance import jensenshannon
 
 from seglib.data.coco import CocoData
-from seglib.data.images import read_image
+from seglib.data.images import BLACK, CONSTANT, read_image
 from seglib.data.objects import PaintedCounts
-from seglib.data.pipeline_check import BLACK, CONSTANT
 from seglib.data.pixels import CHUNK, THREADS, resize_image
 from seglib.data.splits import hash_picture
 from seglib.errors import InputError

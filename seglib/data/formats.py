@@ -3,11 +3,9 @@
 A dry run of a grid imports this file: what reads pixels is imported where it does.
 """
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(_no_such_json(path)) from None
+        if not path.parent.is_dir():
+            required = "the data folder must exist, got no such folder"
+            raise InputError(f"{path.parent}: {required}; check data_dir") from None
+        raise InputError(f"{path.parent}: {unknown_name('JSON file', path.name, find_jsons(path.parent))}") from None
     except json.JSONDecodeError as error:
         got, fix = f"a file that breaks at line {error.lineno} column {error.colno} ({error.msg})", "export it again"
         if path.suffix.lower() in (".yaml", ".yml"):
@@ -52,12 +53,6 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: must be COCO JSON, got lists nested too deep to read; export it again") from None
     except (OSError, ValueError) as error:  # not UTF-8, a folder, no permission, a number of thousands of digits
         raise InputError(f"{path}: must be a JSON file that can be read, got: {error}; export it again") from None
-
-
-def _no_such_json(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"{path.parent}: the data folder must exist, got no such folder; check data_dir"
-    return f"{path.parent}: {unknown_name('JSON file', path.name, find_jsons(path.parent))}"
 
 
 def open_coco(kind: str, content: Content, path: Path, data_dir: Path) -> Source:
@@ -91,24 +86,20 @@ def open_lvis(kind: str, content: Content, path: Path, data_dir: Path) -> Source
 def open_panoptic(kind: str, content: Content, path: Path, data_dir: Path) -> Source:
     """Panoptic JSON, and its PNGs in a folder of the file's name, or beside it."""
     entries = [each for each in content["annotations"] if read_text(each, "file_name")]
-    if outside := [each["file_name"] for each in entries if _leads_out(each["file_name"])]:
+    names = [Path(each["file_name"]) for each in entries]
+    if outside := [str(name) for name in names if name.is_absolute() or ".." in name.parts]:
         raise InputError(
             f"{path}: files of segments must stay inside the data folder, got {outside[0]!r}; export it again"
         )
     folders = [path.with_suffix(""), data_dir / path.stem, path.parent, data_dir]
-    folder = next((each for each in folders if entries and (each / entries[0]["file_name"]).is_file()), folders[0])
-    files = [path, *(folder / entry["file_name"] for entry in entries)]
-    source = open_coco(kind, content, path, data_dir)
-    return replace(source, files=files, read=partial(_read_panoptic, content, entries, files))
+    folder = next((each for each in folders if names and (each / names[0]).is_file()), folders[0])
+    files = [path, *(folder / name for name in names)]
 
+    def read() -> Content:
+        digest = hash_text(json.dumps([_VERSION, hash_files(files)]))
+        return remember(digest, lambda: _decode_panoptic(content, entries, files[1:]))
 
-def _leads_out(name: str) -> bool:
-    return Path(name).is_absolute() or ".." in Path(name).parts
-
-
-def _read_panoptic(content: Content, entries: Sequence[Content], files: Sequence[Path]) -> Content:
-    digest = hash_text(json.dumps([_VERSION, hash_files(files)]))
-    return remember(digest, lambda: _decode_panoptic(content, entries, files[1:]))
+    return replace(open_coco(kind, content, path, data_dir), files=files, read=read)
 
 
 def _decode_panoptic(content: Content, entries: Sequence[Content], pngs: Sequence[Path]) -> Content:
@@ -132,19 +123,11 @@ def _decode_panoptic(content: Content, entries: Sequence[Content], pngs: Sequenc
 def _read_segments(path: Path, ids: Sequence[int]) -> list[tuple[Content, int]]:
     """(RLE, pixels) of each segment: the id is red + 256 green + 65,536 blue."""
     import numpy as np
-    from PIL import Image
 
-    from seglib.data.images import DAMAGES, word_damage
+    from seglib.data.images import opening
 
-    try:
-        with Image.open(io.BytesIO(read_file(path))) as image:
-            codes = np.asarray(image.convert("RGB"), np.int64) @ [1, 256, 65536]
-    except InputError:
-        raise
-    except DAMAGES as error:
-        raise InputError(
-            f"{path}: the segments of an image must be a PNG that can be read, got: {word_damage(error)}; copy it again"
-        ) from None
+    with opening(path, "the segments of an image must be a PNG that can be read", "copy it again") as image:
+        codes = np.asarray(image.convert("RGB"), np.int64) @ [1, 256, 65536]
     found, labels = np.unique(codes, return_inverse=True)
     places = {code: place for place, code in enumerate(ids, 1)} | {0: 0}
     if unknown := [code for code in found.tolist() if code not in places]:

@@ -3,7 +3,8 @@
 import io
 import os
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -13,10 +14,9 @@ from PIL import Image
 from seglib.errors import InputError
 from seglib.files import read_file
 
-EXIF = (
-    "apply",
-    "ignore",
-)  # whether images are turned where the size in the JSON does not tell; the first is the default
+EXIF = ("apply", "ignore")  # whether images are turned where the JSON's size does not tell; the first is the default
+BLACK = 15  # an image with no value above it shows nothing
+CONSTANT = 3  # [grey levels] between the darkest and the brightest value of each channel: what JPEG makes of one colour
 FULL_RANGE = 2**14  # images of 16 bits whose values all lie below this hold 10, 12 or 14 bits
 DAMAGES = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises of damaged files
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap width and height
@@ -32,18 +32,21 @@ def read_header(path: str | Path) -> tuple[int, int, int]:
         Where the file is missing or its header cannot be read.
     """
     _require_file(path)
+    with opening(path, "must be an image that can be read", "copy the file again", whole=False) as image:
+        return *image.size, _find_orientation(image)
+
+
+@contextmanager
+def opening(path: str | Path, required: str, fix: str, whole: bool = True) -> Iterator[Image.Image]:
+    """An image as Pillow opens it, from the whole file or as far as it asks; InputError where it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return *image.size, _find_orientation(image)
+        with Image.open(io.BytesIO(read_file(path)) if whole else path) as image:
+            yield image
+    except InputError:
+        raise
     except DAMAGES as error:
-        raise InputError(
-            f"{path}: must be an image that can be read, got: {word_damage(error)}; copy the file again"
-        ) from None
-
-
-def word_damage(error: Exception) -> str:
-    """What one of `DAMAGES` says of a file."""
-    return "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        got = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise InputError(f"{path}: {required}, got: {got}; {fix}") from None
 
 
 def choose_turn(stored: tuple[int, int], orientation: int, size: tuple[int, int] | None, exif: str) -> int:

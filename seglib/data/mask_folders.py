@@ -4,7 +4,6 @@
 (`train.txt`) or a folder (`train`). A dry run of a grid imports this file: what reads pixels is imported where it does.
 """
 
-import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -351,24 +350,17 @@ def read_mask(folder: MaskFolder, path: Path) -> "np.ndarray":
     """
     import numpy as np
     import pandas as pd
-    from PIL import Image
 
-    from seglib.data.images import DAMAGES, word_damage
+    from seglib.data.images import opening
 
     by_colour = isinstance(_number(folder)[0][0], tuple)
-    try:
-        with Image.open(io.BytesIO(read_file(path))) as image:
-            if image.format in ("JPEG", "MPO"):
-                got = "got JPEG, which changes them; export the masks as PNG"
-                raise InputError(f"{path}: a mask must be stored to the exact values, {got}")
-            if image.mode == "F":
-                raise InputError(f"{path}: a mask must have whole numbers, got floating point; export it as PNG")
-            values = np.asarray(image.convert("RGB") if by_colour or image.mode not in _INDEXED else image)
-    except InputError:
-        raise
-    except DAMAGES as error:
-        required = "a mask must be an image that can be read"
-        raise InputError(f"{path}: {required}, got: {word_damage(error)}; export it again") from None
+    with opening(path, "a mask must be an image that can be read", "export it again") as image:
+        if image.format in ("JPEG", "MPO"):
+            got = "got JPEG, which changes them; export the masks as PNG"
+            raise InputError(f"{path}: a mask must be stored to the exact values, {got}")
+        if image.mode == "F":
+            raise InputError(f"{path}: a mask must have whole numbers, got floating point; export it as PNG")
+        values = np.asarray(image.convert("RGB") if by_colour or image.mode not in _INDEXED else image)
     if values.ndim == 3 and not by_colour:
         if (values != values[..., :1]).any():
             fix = f'write a table of colours into {DESCRIPTION}, such as {{"background": [0, 0, 0], "road": [128, 64, 128]}}'

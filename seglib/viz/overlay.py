@@ -1,7 +1,7 @@
 """Masks over images as pixels: overlays, layers, the words under the pointer, contact sheets."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -104,64 +104,48 @@ def encode_webp(picture: np.ndarray, quality: int = 75) -> bytes:
 
 
 class Layer(NamedTuple):
-    """kind: "image"; "mask" of `name`; "error" of `name`; "compare" of `name` with `other`."""
+    """A picture over an image.
 
-    kind: str
-    name: str = ""
-    other: str = ""
+    caption : [(text, colour or None), ...], the label first, then what the colours mean.
+    draw : (masks by name, shown) -> (H, W, 4) uint8 RGBA; `shown`: see `show_table`. None: the image alone.
+    grey : whether it lies over the image without its colours.
+    """
 
-
-class Part(NamedTuple):
-    """A piece of a caption, with a swatch of its colour where it has one."""
-
-    text: str
-    colour: tuple[int, int, int] | None = None
+    caption: list[tuple[str, tuple[int, int, int] | None]]
+    draw: Callable[[dict[str, np.ndarray], np.ndarray], np.ndarray] | None = None
+    grey: bool = False
 
 
 def list_layers(source: MaskSource) -> dict[str, Layer]:
     """Label -> layer, in the order of the menu."""
-    layers = {"image": Layer("image")}
-    for name in [source.reference, *source.compared] if source.reference else []:
-        layers[name] = Layer("mask", name)
-    for name in source.compared:
-        label = f"error of {name}" if source.truth else f"{source.reference} against {name}"
-        layers[label if len(source.compared) > 1 or not source.truth else "error"] = Layer("error", name)
-    if source.truth and len(source.compared) > 1:
-        first, second = source.compared[:2]
-        layers[f"{first} against {second}"] = Layer("compare", first, second)
+    colours, layers = colour_table(len(source.class_names)), {"image": Layer([("image", None)])}
+    reference, compared = source.reference, source.compared
+    for name in [reference, *compared] if reference else []:
+        layers[name] = Layer([(name, None)], lambda masks, shown, name=name: overlay_mask(masks[name], colours, shown))
+    for name in compared:
+        label = f"error of {name}" if source.truth else f"{reference} against {name}"
+        label = label if len(compared) > 1 or not source.truth else "error"
+        caption = [(label, None), ("wrong" if source.truth else "different", WRONG)]
+        layers[label] = Layer(
+            caption, lambda masks, shown, name=name: overlay_errors(masks[reference], masks[name], shown), grey=True
+        )
+    if source.truth and len(compared) > 1:
+        first, second = compared[:2]
+        label = f"{first} against {second}"
+        only = [(f"{first} right", ONLY_FIRST), (f"{second} right", ONLY_SECOND), ("both wrong", WRONG)]
+        layers[label] = Layer(
+            [(label, None), *only],
+            lambda masks, shown: overlay_comparison(masks[reference], masks[first], masks[second], shown),
+            grey=True,
+        )
     return layers
 
 
-def is_grey(layer: Layer) -> bool:
-    """Whether the layer lies over the image without its colours."""
-    return layer.kind in ("error", "compare")
-
-
-def draw_overlay(
-    layer: Layer, sample: Sample, source: MaskSource, colours: np.ndarray, shown: np.ndarray
-) -> np.ndarray:
-    """Draw what lies over the sample's image: (H, W, 4) uint8 RGBA. `colours` and `shown`: see `overlay_mask`."""
-    masks = sample.masks
-    match layer.kind:
-        case "mask":
-            return overlay_mask(masks[layer.name], colours, shown)
-        case "error":
-            return overlay_errors(masks[source.reference], masks[layer.name], shown)
-        case "compare":
-            return overlay_comparison(masks[source.reference], masks[layer.name], masks[layer.other], shown)
-    return np.zeros((*sample.image.shape[:2], 4), np.uint8)
-
-
-def caption_layer(label: str, layer: Layer, source: MaskSource) -> list[Part]:
-    """The words above a pane: its label, then what its colours mean."""
-    match layer.kind:
-        case "error":
-            return [Part(label), Part("wrong" if source.truth else "different", WRONG)]
-        case "compare":
-            only = [Part(f"{name} right", colour) for name, colour in
-                    ((layer.name, ONLY_FIRST), (layer.other, ONLY_SECOND))]  # fmt: skip
-            return [Part(label), *only, Part("both wrong", WRONG)]
-    return [Part(label)]
+def draw_layer(layer: Layer, sample: Sample, shown: np.ndarray) -> np.ndarray:
+    """What lies over the sample's image: (H, W, 4) uint8 RGBA; `shown`: see `show_table`."""
+    if layer.draw is None:
+        return np.zeros((*sample.image.shape[:2], 4), np.uint8)
+    return layer.draw(sample.masks, shown)
 
 
 # The viewer's words: of the open image, of its classes, of one pixel.
@@ -249,12 +233,16 @@ def contact_sheet_html(source: MaskSource, positions: Sequence[int], caption: st
     positions : which images, in their order.
     caption : a sentence above the table.
     """
-    layers = _choose_layers(source)
-    captions = ["", *("<br>".join(map(_write_part, caption_layer(*item, source))) for item in layers.items())]
+    layers, classes = (
+        _choose_layers(source),
+        zip(source.class_names, colour_table(len(source.class_names)), strict=False),
+    )
+    legend = " &nbsp; ".join(_write(*each) for each in [*classes][1:])
+    captions = ["", *("<br>".join(_write(*part) for part in layer.caption) for layer in layers.values())]
     head = "".join(f'<th style="text-align:left;vertical-align:bottom">{caption}</th>' for caption in captions)
     rows = [_row(source, position, layers) for position in positions]
     return (
-        f'<div class="seglib-sheet">{_STYLE}<p>{escape(caption)}</p><p>{_legend(source)}</p>'
+        f'<div class="seglib-sheet">{_STYLE}<p>{escape(caption)}</p><p>{legend}</p>'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -262,19 +250,17 @@ def contact_sheet_html(source: MaskSource, positions: Sequence[int], caption: st
 def _choose_layers(source: MaskSource) -> dict[str, Layer]:
     """Image, masks, and one picture of the differences: more would not fit a page."""
     layers = list(list_layers(source).items())
-    plain = [item for item in layers if item[1].kind in ("image", "mask")]
-    differences = [item for item in layers if item[1].kind in ("error", "compare")]
+    plain, differences = ([item for item in layers if item[1].grey is grey] for grey in (False, True))
     return dict(plain[:4] + differences[-1:])
 
 
 def _row(source: MaskSource, position: int, layers: dict[str, Layer]) -> str:
     sample = source.read(position)
-    num_classes = len(source.class_names)
-    look = source, colour_table(num_classes), show_table(set(range(1, num_classes)), num_classes)
-    cells = []
+    num_classes, cells = len(source.class_names), []
+    shown = show_table(set(range(1, num_classes)), num_classes)
     for label, layer in layers.items():
-        image = make_grey(sample.image) if is_grey(layer) else sample.image
-        cells.append(_picture(blend(image, draw_overlay(layer, sample, *look), OPACITY), label))
+        image = make_grey(sample.image) if layer.grey else sample.image
+        cells.append(_picture(blend(image, draw_layer(layer, sample, shown), OPACITY), label))
     words = "<br>".join(escape(line) for line in describe_image(sample, source, str(source.image_ids[position])))
     return f'<tr><td style="text-align:left;vertical-align:top">{words}</td>{"".join(cells)}</tr>'
 
@@ -287,17 +273,9 @@ def _picture(picture: np.ndarray, label: str) -> str:
     return f'<td><img alt="{escape(label)}" width="{TILE}" src="data:image/webp;base64,{data}"></td>'
 
 
-def _legend(source: MaskSource) -> str:
-    colours = colour_table(len(source.class_names))
-    return " &nbsp; ".join(
-        _write_part(Part(name, tuple(colour)))
-        for name, colour in zip(source.class_names[1:], colours[1:], strict=False)
-    )
-
-
-def _write_part(part: Part) -> str:
-    if part.colour is None:
-        return escape(part.text)
-    red, green, blue = part.colour
-    square = f'<span style="color:rgb({red},{green},{blue})">&#9632;</span>'
-    return f'<span style="white-space:nowrap;font-weight:normal">{square} {escape(part.text)}</span>'
+def _write(text: str, colour: Sequence[int] | None) -> str:
+    """A text, with a swatch of its colour where it has one."""
+    if colour is None:
+        return escape(text)
+    square = f'<span style="color:rgb({",".join(map(str, colour))})">&#9632;</span>'
+    return f'<span style="white-space:nowrap;font-weight:normal">{square} {escape(text)}</span>'

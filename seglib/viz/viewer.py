@@ -16,19 +16,17 @@ from seglib.errors import InputError, unknown_name
 from seglib.viz.image_table import Choice, ImageTable, MaskSource, Sample, build_image_table, list_sorts, select_images
 from seglib.viz.overlay import (
     IGNORE_INDEX,
-    caption_layer,
     contact_sheet_html,
     crop_window,
     describe_image,
     describe_pixel,
-    draw_overlay,
+    draw_layer,
     encode_png,
-    is_grey,
     list_layers,
     list_legend,
     show_table,
 )
-from seglib.viz.plots import colour_table, show_progress
+from seglib.viz.plots import show_progress
 
 # The viewer's picture as a widget: panes side by side, the legend that is clicked, and what is under the pointer.
 
@@ -86,7 +84,6 @@ class ViewerPanel:
     def __init__(self, source: MaskSource, sort: str, get_table: Callable[[Callable], ImageTable]):
         self.source, self.get_table = source, get_table
         self.layers = list_layers(source)
-        self.colours = colour_table(len(source.class_names))
         self.shown = {*range(1, len(source.class_names)), IGNORE_INDEX}  # background would only darken the picture
         self.order, self.at = np.arange(len(source)), 0
         self.sample: Sample | None = None
@@ -250,13 +247,13 @@ class ViewerPanel:
         return sample.crop(left, top, width, height)
 
     def _draw_panes(self, part: Sample) -> list[dict]:
-        look = self.source, self.colours, show_table(self.shown, len(self.source.class_names))
-        chosen = {label: self.layers[label] for label in (self.left.value, self.right.value) if label in self.layers}
+        shown = show_table(self.shown, len(self.source.class_names))
+        labels = dict.fromkeys([self.left.value, self.right.value])  # the same twice is one pane
+        chosen = [self.layers[label] for label in labels if label in self.layers]
         return [
-            {"overlay": encode_png(draw_overlay(layer, part, *look)), "grey": is_grey(layer),
-             "caption": caption_layer(label, layer, self.source)}
-            for label, layer in chosen.items()
-        ]  # fmt: skip
+            {"overlay": encode_png(draw_layer(each, part, shown)), "grey": each.grey, "caption": each.caption}
+            for each in chosen
+        ]
 
     def _read_pixel(self, place: list[int]) -> None:
         self.stage.readout = describe_pixel(self.sample, self.source, *place)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seglib.data.augment import build_augmentation
-from seglib.data.pipeline_check import check_pipeline
+from seglib.data.augment_check import check_pipeline
 
 
 @pytest.fixture(scope="module")
