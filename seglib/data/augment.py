@@ -208,7 +208,7 @@ _UNUSABLE = (
         "SelectiveChannelTransform": "it gives its steps the image without the mask",
     }
 )
-_BASES = (BasicTransform, DualTransform, ImageOnlyTransform)
+_BASES = {BasicTransform, DualTransform, ImageOnlyTransform}
 
 
 class _Choice(BaseModel, extra="forbid"):
@@ -234,13 +234,9 @@ _COMPOSITIONS: dict[str, type[BaseModel]] = {
 def list_transforms() -> dict[str, type[BasicTransform]]:
     """Every transform of the installed albumentations that works on an image and a mask, by its name."""
     classes = {name: value for name, value in sorted(vars(A).items()) if inspect.isclass(value)}
-    unfit = {BasicTransform, DualTransform, ImageOnlyTransform}
-    usable = {
-        name: value for name, value in classes.items() if issubclass(value, BasicTransform) and value not in unfit
-    }
-    return {
-        name: value for name, value in usable.items() if not issubclass(value, Transform3D) and name not in _UNUSABLE
-    }
+    transforms = {name: value for name, value in classes.items() if issubclass(value, BasicTransform)}
+    unfit = {name for name, value in transforms.items() if value in _BASES or issubclass(value, Transform3D)}
+    return {name: value for name, value in transforms.items() if name not in unfit | _UNUSABLE.keys()}
 
 
 def build_steps(spec: str | Sequence, image_size: int, where: str = "augmentation") -> list[Step]:

@@ -128,11 +128,10 @@ def _read_categories(content: dict, json_path: Path) -> tuple[list[tuple[int | s
     """(id, name) by ascending id, and the ids of what is ignored; a repeated id stays in, for the check to find."""
     if not content.get("annotations") and content.get("categories", []) == []:
         return [], []  # a test set's list of images
-    entries, ignored = _entries(content, "categories", json_path), []
-    if any(entry.get("ignore") == 1 for _, entry in entries):
-        ignored = [_read_id(entry, "id", where) for where, entry in entries if entry.get("ignore") == 1]
-        entries = [(where, entry) for where, entry in entries if entry.get("ignore") != 1]
-    pairs = [(_read_id(entry, "id", where), _text(entry, "name", where)) for where, entry in entries]
+    entries = _entries(content, "categories", json_path)
+    ignored = [_read_id(entry, "id", where) for where, entry in entries if entry.get("ignore") == 1]
+    kept = [(where, entry) for where, entry in entries if entry.get("ignore") != 1]
+    pairs = [(_read_id(entry, "id", where), _text(entry, "name", where)) for where, entry in kept]
     number = sum(not is_background(name) for _, name in pairs)
     if not 1 <= number <= MAX_CATEGORIES:
         raise InputError(
@@ -150,7 +149,7 @@ def _find_phantoms(content: dict, categories: list[tuple[int, str]], used: set[i
 
 
 def _read_images(content: dict, json_path: Path, finder: ImageFinder) -> pd.DataFrame:
-    exif, rows, numbers = content.get("exif", EXIF[0]), [], _number_ids(_image_keys(content, json_path))
+    exif, rows, numbers = content.get("exif", EXIF[0]), [], _number_images(content, json_path)
     if exif not in EXIF:
         raise InputError(f"{json_path}: {unknown_name('exif', exif, EXIF)}")
     for where, entry in _entries(content, "images", json_path):
@@ -159,13 +158,15 @@ def _read_images(content: dict, json_path: Path, finder: ImageFinder) -> pd.Data
         sides = [_side(entry, name, where) for name in ("width", "height")]
         if 0 in sides:
             sides = find_size(path, exif)
-        rows.append((image_id, file_name, *sides, _group(entry, where), exif, path))
+        group = entry.get("group")
+        group = group if group is None or isinstance(group, str) else _integer(entry, "group", where)
+        rows.append((image_id, file_name, *sides, group, exif, path))
     kinds = {"image_id": "int64", "file_name": "str", "width": "int64", "height": "int64", "group": "object"}
     return _make_table(rows, kinds | {"exif": "str", "path": "str"})
 
 
-def _image_keys(content: dict, json_path: Path) -> list[int | str]:
-    return [_read_id(entry, "id", where) for where, entry in _entries(content, "images", json_path)]
+def _number_images(content: dict, json_path: Path) -> dict[int | str, int]:
+    return _number_ids([_read_id(entry, "id", where) for where, entry in _entries(content, "images", json_path)])
 
 
 def _read_annotations(
@@ -175,7 +176,7 @@ def _read_annotations(
     keys = [
         f"#{n}" if entry.get("id") is None else _read_id(entry, "id", where) for n, (where, entry) in enumerate(entries)
     ]
-    own_numbers, image_numbers, rows = _number_ids(keys), _number_ids(_image_keys(content, json_path)), []
+    own_numbers, image_numbers, rows = _number_ids(keys), _number_images(content, json_path), []
     for key, (where, entry) in zip(keys, entries, strict=True):
         ids = [
             own_numbers[key],
@@ -265,11 +266,6 @@ def _side(entry: dict, name: str, where: str) -> int:
     if entry.get(name) is not None and not 1 <= side <= MAX_SIDE:
         raise InputError(f"{where}: `{name}` must be 1 to {MAX_SIDE} px, got {side}; write the image's {name}")
     return side
-
-
-def _group(entry: dict, where: str) -> int | str | None:
-    group = entry.get("group")
-    return group if group is None or isinstance(group, str) else _integer(entry, "group", where)
 
 
 def _text(entry: dict, name: str, where: str) -> str:

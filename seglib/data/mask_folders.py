@@ -353,7 +353,7 @@ def read_mask(folder: MaskFolder, path: Path) -> "np.ndarray":
 
     from seglib.data.images import opening
 
-    by_colour = isinstance(_number(folder)[0][0], tuple)
+    by_colour = isinstance(next(iter(folder.classes.values())), tuple)
     with opening(path, "a mask must be an image that can be read", "export it again") as image:
         if image.format in ("JPEG", "MPO"):
             got = "got JPEG, which changes them; export the masks as PNG"
@@ -368,7 +368,7 @@ def read_mask(folder: MaskFolder, path: Path) -> "np.ndarray":
         values = values[..., 0]
     shape = values.shape[:2]
     codes, found = pd.factorize(_encode(values).ravel())
-    ids = {_code(value): class_id for value, class_id in _number(folder)}
+    ids = _number(folder)
     if unknown := [each for each in found.tolist() if each not in ids]:
         counts = dict(zip(found.tolist(), np.bincount(codes).tolist(), strict=True))
         shown = [f"({each >> 16}, {each >> 8 & 255}, {each & 255})" if by_colour else f"{each}" for each in unknown[:5]]
@@ -389,15 +389,14 @@ def _encode(values: "np.ndarray") -> "np.ndarray":
     return red << 16 | green << 8 | blue
 
 
-def _code(value: Any) -> int:
-    return value[0] << 16 | value[1] << 8 | value[2] if isinstance(value, tuple) else value
-
-
-def _number(folder: MaskFolder) -> list[tuple[Any, int]]:
-    """(value or colour, class id)."""
+def _number(folder: MaskFolder) -> dict[int, int]:
+    """Value, or colour as one number -> class id."""
     ids = {name: number for number, name in enumerate(folder.class_names, 1)}
     pairs = [(value, ids.get(name, 0)) for name, value in folder.classes.items()]
-    return pairs + [(value, 255) for value in folder.ignored]
+    pairs += [(value, 255) for value in folder.ignored]
+    return {
+        value[0] << 16 | value[1] << 8 | value[2] if isinstance(value, tuple) else value: each for value, each in pairs
+    }
 
 
 def find_objects(mask: "np.ndarray", ignored_id: int) -> list[tuple[int, dict, int]]:

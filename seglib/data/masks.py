@@ -3,7 +3,6 @@
 import reprlib
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -11,9 +10,6 @@ import pandas as pd
 from pycocotools import mask as mask_api
 
 from seglib.errors import InputError, unknown_name
-
-if TYPE_CHECKING:
-    pass
 
 PAINT_ORDERS = ("class_id", "longest", "area")
 BACKGROUNDS = ("class", "ignore")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -189,12 +190,10 @@ def _find_ignored(data: "CocoData", image_size: int) -> dict[int, np.ndarray]:
     """Row of an image with ignored regions -> where they are, (S, S) bool."""
     found: dict[int, np.ndarray] = {}
     if data.ignored is not None:
-        rows = pd.Index(data.images["image_id"]).get_indexer(data.ignored["image_id"])
-        sizes = data.images[["height", "width"]].to_numpy()
-        for row, segmentation in zip(rows.tolist(), data.ignored["segmentation"], strict=True):
-            with suppress(InputError):
-                where = resize_rle(segmentation_to_rle(segmentation, *sizes[row].tolist()), image_size)
-                found[row] = found.get(row, False) | where
+        data = replace(data, annotations=data.ignored)
+        images = _find_images(data)
+        for row, rle in _paintable_rles(data).items():
+            found[images[row]] = found.get(images[row], False) | resize_rle(rle, image_size)
     return found
 
 

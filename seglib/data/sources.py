@@ -15,16 +15,7 @@ from typing import Any
 
 import yaml
 
-from seglib.data.annotation_tools import (
-    find_boxes,
-    find_labelme,
-    find_yolo,
-    is_labelme,
-    open_labelme,
-    open_tasks,
-    open_yolo,
-    refuse_boxes,
-)
+from seglib.data import annotation_tools as tools
 from seglib.data.formats import Content, Source, open_coco, open_lvis, open_panoptic, read_json, take_first
 from seglib.data.mask_folders import hash_masks, is_mask_split, list_pairs, read_description, read_masks
 from seglib.errors import InputError
@@ -114,18 +105,16 @@ def _stamp(path: Path) -> tuple:
 
 
 def _recognise(content: Any, path: Path) -> tuple[str, Callable[..., Source]]:
-    is_list = isinstance(content, list)
-    if not isinstance(content, list | dict):
-        raise InputError(f"{path}: must hold a JSON object with `images` and `categories`, got {reprlib.repr(content)}")
-    first = take_first({"": content}, "") if is_list else take_first(content, "annotations")
-    for kind, (fits, read) in (_OF_LISTS if is_list else _OF_OBJECTS).items():
+    known = {list: _OF_LISTS, dict: _OF_OBJECTS}.get(type(content), {})
+    first = take_first(content if isinstance(content, dict) else {"annotations": content}, "annotations")
+    for kind, (fits, read) in known.items():
         if fits(content, first):
             if isinstance(read, str):
                 raise InputError(f"{path}: must be {_COCO}, got {kind}; {read}")
             return kind, read
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: must hold a JSON object with `images` and `categories`, got {reprlib.repr(content)}")
-    return _COCO, open_coco
+    if isinstance(content, dict):
+        return _COCO, open_coco
+    raise InputError(f"{path}: must hold a JSON object with `images` and `categories`, got {reprlib.repr(content)}")
 
 
 def _is_lvis(image: Content) -> bool:
@@ -146,7 +135,7 @@ _Fits = Callable[[Any, Content], bool]  # of a file's content, and its first ann
 _OF_LISTS: dict[str, tuple[_Fits, Any]] = {  # kind -> how it is recognised, and read, or what to do instead
     "Label Studio": (
         lambda _, first: "data" in first and bool({"annotations", "completions"} & first.keys()),
-        open_tasks,
+        tools.open_tasks,
     ),
     "detections without images and categories": (
         lambda _, first: "image_id" in first,
@@ -163,7 +152,7 @@ _OF_OBJECTS: dict[str, tuple[_Fits, Any]] = {
         lambda content, first: "keypoints" in first and not _has_outlines(content),
         "export outlines (segmentation) with them",
     ),
-    "one image of labelme": (lambda content, _: is_labelme(content), "name the folder of these files"),
+    "one image of labelme": (lambda content, _: tools.is_labelme(content), "name the folder of these files"),
     "one image of Cityscapes": (
         lambda content, _: {"imgHeight", "objects"} <= content.keys(),
         "use the masks (labelIds.png) with a classes.json",
@@ -171,7 +160,7 @@ _OF_OBJECTS: dict[str, tuple[_Fits, Any]] = {
     "VGG Image Annotator": (lambda content, _: _is_via(content), "export it there as COCO"),
 }
 _FOLDERS = (
-    ("labelme", find_labelme, open_labelme),
-    ("YOLO", find_yolo, open_yolo),
-    ("files per image", find_boxes, refuse_boxes),
+    ("labelme", tools.find_labelme, tools.open_labelme),
+    ("YOLO", tools.find_yolo, tools.open_yolo),
+    ("files per image", tools.find_boxes, tools.refuse_boxes),
 )

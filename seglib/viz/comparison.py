@@ -1,6 +1,6 @@
 """Figures of grids that are compared: verdicts, noise, classes, curves, parameters, pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 
 from seglib.runs.grid_file import shorten
 from seglib.viz.charts import GREY, INK
-from seglib.viz.pictures import _plot_rows
 from seglib.viz.plots import MAX_CLASSES, SMALL, cut, draw_heatmap, new_figure, new_rows, put_legend_above
 
 VERDICTS = {"better": ("#009e73", "^"), "worse": ("#d55e00", "v"), "equal": ("#0072b2", "s")}
@@ -169,14 +168,3 @@ def _write_tick(axis: Axes, column: int, place: float, text: str) -> None:
     shift, side = (4, "left") if column else (-4, "right")
     options = {"textcoords": "offset points", "va": "center", "ha": side, "fontsize": SMALL, "bbox": box}
     axis.annotate(cut(text, 40 if not column else 22), (column, place), (shift, 0), zorder=3, **options)
-
-
-def plot_run_rows(
-    images: np.ndarray,
-    truths: np.ndarray,
-    masks: Mapping[str, np.ndarray],
-    class_names: Sequence[str],
-    titles: Sequence[str],
-) -> Figure:
-    """image | truth | a prediction per condition; of `show_images`."""
-    return _plot_rows(images, {"truth": truths, **masks}, {}, class_names, titles)

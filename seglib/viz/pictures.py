@@ -45,11 +45,8 @@ def plot_kind_rows(
     titles: Sequence[str],
 ) -> Figure:  # fmt: skip
     """image | truth | prediction | error by kind. kinds: (N, H, W) uint8, 0 for none, else 1 + place in KIND_COLOURS."""
-    colours = [None, *KIND_COLOURS.values()]
-    last = [paint_codes(*each[:2], colours, each[2]) for each in zip(images, kinds, truths, strict=True)]
-    patches = [Patch(color=colour, label=f"error: {kind}") for kind, colour in KIND_COLOURS.items()]
-    masks = {"truth": truths, "prediction": preds}
-    return _plot_rows(images, masks, {"error": last}, class_names, titles, patches)
+    colours = {f"error: {kind}": colour for kind, colour in KIND_COLOURS.items()}
+    return _plot_coded(images, {"truth": truths, "prediction": preds}, "error", kinds, colours, class_names, titles)
 
 
 def plot_label_rows(
@@ -68,12 +65,10 @@ def plot_duel_rows(
     class_names: Sequence[str], names: tuple[str, str], titles: Sequence[str],
 ) -> Figure:  # fmt: skip
     """image | truth | A | B | who is right. outcomes: (N, H, W) uint8, places in OUTCOME_COLOURS."""
-    colours = [None, *list(OUTCOME_COLOURS.values())[1:]]
-    last = [paint_codes(*each[:2], colours, each[2]) for each in zip(images, outcomes, truths, strict=True)]
     labels = (f"only {names[0]} right", f"only {names[1]} right", "neither right")
-    patches = [Patch(color=colour, label=label) for colour, label in zip(colours[1:], labels, strict=True)]
+    colours = dict(zip(labels, [*OUTCOME_COLOURS.values()][1:], strict=True))
     masks = {"truth": truths, names[0]: preds_a, names[1]: preds_b}
-    return _plot_rows(images, masks, {"who is right": last}, class_names, titles, patches)
+    return _plot_coded(images, masks, "who is right", outcomes, colours, class_names, titles)
 
 
 def plot_change_rows(
@@ -81,10 +76,18 @@ def plot_change_rows(
     names: tuple[str, str], titles: Sequence[str],
 ) -> Figure:  # fmt: skip
     """image | truth | best member | ensemble | what the vote changed."""
-    last = [show_changes(*each) for each in zip(images, truths, before, after, strict=True)]
-    patches = [Patch(color=colour, label=f"changed: {label}") for label, colour in CHANGES.items()]
+    colours = {f"changed: {label}": colour for label, colour in CHANGES.items()}
     masks = {"truth": truths, names[0]: before, names[1]: after}
-    return _plot_rows(images, masks, {"changed by the vote": last}, class_names, titles, patches)
+    codes = np.select([before == after, after == truths, before == truths], [0, 1, 2], 3)
+    return _plot_coded(images, masks, "changed by the vote", codes, colours, class_names, titles)
+
+
+def plot_run_rows(
+    images: np.ndarray, truths: np.ndarray, masks: Mapping[str, np.ndarray], class_names: Sequence[str],
+    titles: Sequence[str],
+) -> Figure:  # fmt: skip
+    """image | truth | a prediction per condition; of `show_images`."""
+    return _plot_rows(images, {"truth": truths, **masks}, {}, class_names, titles)
 
 
 def plot_policies(
@@ -149,10 +152,17 @@ def show_errors(image: np.ndarray, truth: np.ndarray, pred: np.ndarray) -> np.nd
     return paint_codes(image, truth != pred, [None, WRONG], truth)
 
 
-def show_changes(image: np.ndarray, truth: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the image in pale grey, changed pixels in the colours of `CHANGES`, ignored ones grey."""
-    outcome = np.select([before == after, after == truth, before == truth], [0, 1, 2], 3)
-    return paint_codes(image, outcome, [None, *CHANGES.values()], truth)
+def _plot_coded(
+    images: np.ndarray, masks: Mapping[str, np.ndarray], name: str, codes: np.ndarray, colours: Mapping[str, str],
+    class_names: Sequence[str], titles: Sequence[str],
+) -> Figure:  # fmt: skip
+    """Last the pixels whose code is 1, 2, ... in the colours, label -> colour; truth is the first of the masks."""
+    truths = next(iter(masks.values()))
+    painted = [
+        paint_codes(*each[:2], [None, *colours.values()], each[2]) for each in zip(images, codes, truths, strict=True)
+    ]
+    patches = [Patch(color=colour, label=label) for label, colour in colours.items()]
+    return _plot_rows(images, masks, {name: painted}, class_names, titles, patches)
 
 
 def _plot_rows(

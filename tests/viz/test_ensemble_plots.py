@@ -3,7 +3,7 @@ import pandas as pd
 from matplotlib.colors import to_hex, to_rgb
 
 from seglib.viz.charts import plot_class_gains, plot_error_correlation, plot_member_curve, plot_members
-from seglib.viz.pictures import CHANGES, plot_change_rows, show_changes
+from seglib.viz.pictures import CHANGES, plot_change_rows
 from seglib.viz.plots import IGNORED, class_colours
 
 NAMES = ["Background", "Paper", "Metal"]
@@ -53,7 +53,9 @@ def test_gains_are_sorted_and_absent_classes_left_out():
 
 def test_changed_pixels_are_won_lost_or_wrong_both_times():
     truth, before, after = (np.array([row], np.uint8) for row in ([1, 1, 1, 1, 255], [0, 1, 0, 1, 0], [1, 0, 2, 1, 1]))
-    shown = show_changes(np.zeros((1, 5, 3), np.uint8), truth, before, after)[0]
+    masks = (each[None] for each in (truth, before, after))
+    figure = plot_change_rows(np.zeros((1, 1, 5, 3), np.uint8), *masks, NAMES, ("best", "vote"), ["x"])
+    shown = figure.axes[4].images[0].get_array()[0]
     colours = [tuple(round(255 * part) for part in to_rgb(colour)) for colour in CHANGES.values()]
     assert [tuple(pixel) for pixel in shown.tolist()] == [*colours, (160, 160, 160), IGNORED]
 
