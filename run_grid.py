@@ -26,7 +26,7 @@ from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.halving import describe_stops
 from seglib.runs.local import LocalMachine
 from seglib.runs.lock import only_runner, wait_until_free
-from seglib.runs.node import describe_here, require_extra
+from seglib.runs.node import require_extra
 from seglib.runs.order import Order
 from seglib.runs.probe import probe_runs
 from seglib.runs.reasons import explain
@@ -60,8 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
             require_extra(options.on)
         options.asked = parse_options(options.slurm)
         grid = load_grid(options.file, expand(options.outputs).resolve(), parse_settings(options.set), options.debug)
-        options.slots = choose_slots(options.gpus, options.workers, grid.file.per_gpu, grid.file.gpus_per_run)
-        grid.notes.extend(hint_at_gpus(options.gpus, options.workers, grid.file.gpus_per_run))
+        options.slots = []  # of this machine; elsewhere nobody knows yet how many there are
+        if not options.on:
+            options.slots = choose_slots(options.gpus, options.workers, grid.file.per_gpu, grid.file.gpus_per_run)
+            grid.notes.extend(hint_at_gpus(options.gpus, options.workers, grid.file.gpus_per_run))
         chosen = choose_runs(grid, options.only, options.limit)
         if not options.dry_run:
             return execute(grid, chosen, options)
@@ -113,6 +115,8 @@ def execute(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> int:
         wait_until_free([folder for folder in folders if folder not in handed_over], line.show)
         try:
             with open_place(grid, options, waiting, lost) as place:
+                if place.about:
+                    line.keep(place.about)
                 ok = run_grid(grid, waiting, place, options.fail_fast, line.keep, line.show, orders)
         finally:
             line.keep("")
@@ -140,8 +144,7 @@ def open_place(
     if options.on == "ray":
         from seglib.runs.on_ray import open_ray
 
-        gpus = grid.file.gpus_per_run / max(1, grid.file.per_gpu)
-        return open_ray(describe_here(grid), options.workers or 1, gpus)
+        return open_ray(grid, options.workers or 1)
     jobs = len(waiting) + sum(count_later(grid)) + len(grid.file.then)
     return nullcontext(LocalMachine(environments=options.slots, warm=jobs > 2))
 
@@ -172,8 +175,8 @@ def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> No
 
 
 def foresee_time(grid: Grid, waiting: list[Run], slots: int) -> list[str]:
-    """What the runs take, and with a `deadline` how many are expected to end by then."""
-    ahead = Order(grid).foresee(waiting, slots) if grid.file.deadline and waiting else ""
+    """What the runs take, and with a `deadline` how many are expected to end by then, so many `slots` at a time; 0: unknown."""
+    ahead = Order(grid).foresee(waiting, slots) if grid.file.deadline and waiting and slots else ""
     return [forecast(grid, waiting, slots), ahead]
 
 
@@ -224,8 +227,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--probe goes with --dry-run")
     if (options.slurm or options.detach) and options.on != "slurm":
         parser.error("--slurm and --detach go with --on slurm")
-    if options.on == "slurm" and (options.gpus or options.workers == 0):
-        parser.error("--on slurm: GPUs and cores are asked for by --slurm gpus=1,cpus=4")
+    if options.on and (options.gpus or options.workers == 0):
+        how = "GPUs and cores are asked for by --slurm gpus=1,cpus=4" if options.on == "slurm" else "Ray deals out GPUs"
+        parser.error(f"--on {options.on}: {how}; required no --gpus and no --workers auto")
     if options.detach and options.workers:
         parser.error("--detach hands over every run at once; required no --workers")
     others = ("set", "only", "limit", "dry_run", "debug", "fresh", "fail_fast", "gpus", "on")

@@ -135,7 +135,7 @@ _LEVELS = ((_describe_all, _count_epochs), (describe_shape, _count_pixels))
 
 
 def forecast(grid: "Grid", runs: "Sequence[Run]", slots: int) -> str:
-    """One line: what runs will take together and when they end, `slots` at a time; "" where no kind was measured.
+    """One line: what runs will take together and when they end, `slots` at a time (0: nobody knows); "" where no kind was measured.
 
     Raises
     ------
@@ -156,11 +156,12 @@ def _describe_costs(costs: Sequence[Cost | None], slots: int) -> str:
     known, unknown = [cost for cost in costs if cost], sum(cost is None for cost in costs)
     if not known:
         return ""
-    seconds = find_makespan([cost.seconds for cost in known], slots)
+    seconds = find_makespan([cost.seconds for cost in known], slots or 1)
     on_gpus = sum(cost.seconds for cost in known if cost.on_gpu)
-    words = [f"about {format_seconds(seconds)}" + (f" with {slots} at a time" if slots > 1 else "")]
+    how = "" if slots == 1 else f" with {slots} at a time" if slots else " of runs"
+    words = [f"about {format_seconds(seconds)}{how}"]
     words += [f"{on_gpus / 3600:.1f} GPU h"] if on_gpus else []
-    words += [f"until {datetime.datetime.now() + datetime.timedelta(seconds=seconds):%a %H:%M}"]
+    words += [f"until {datetime.datetime.now() + datetime.timedelta(seconds=seconds):%a %H:%M}"] if slots else []
     memory = [cost.memory_mb for cost in known if cost.memory_mb]
     words += [f"{max(memory) / 1024:.1f} GiB of memory"] if memory else []
     words += [f"{_sum_disk(known) / 2**30:.1f} GiB of disk"] if all(cost.disk for cost in known) else []

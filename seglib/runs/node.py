@@ -36,7 +36,7 @@ _TRAVELS = ("SEGLIB_", "OMP_NUM_THREADS")  # how variables begin that a run has 
 def require_extra(on: str) -> None:
     """Refuse `--on ray` where the package of that name is not installed, `--on slurm` where its commands are not."""
     if on == "slurm":
-        if missing := [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]:
+        if missing := [name for name in ("sbatch", "squeue", "scancel", "scontrol") if shutil.which(name) is None]:
             raise InputError(f"--on slurm: required SLURM's {missing[0]} on PATH, got none; log in to the cluster")
     elif importlib.util.find_spec(on) is None:
         raise InputError(f"--on {on}: required {on}, got none; pip install 'seglib[{on}]'")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, InputErrors
-from seglib.runs.grid import Job
+from seglib.runs.conditions import count_noun
+from seglib.runs.grid import Grid, Job
 from seglib.runs.lock import is_held
-from seglib.runs.node import GRACE, decode, find_differences, show_progress, start_keeper, write_order
+from seglib.runs.node import GRACE, decode, describe_here, find_differences, show_progress, start_keeper, write_order
 from seglib.runs.schedule import Place, Process
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -34,8 +35,8 @@ _OF_RAY = ("OMP_NUM_THREADS",)  # Ray sets it to a task's CPUs; bits depend on t
 class RayProcess(Process):
     """A run that was handed over to Ray; see `schedule.Process`."""
 
-    def __init__(self, task: "ray.ObjectRef", run_dir: Path):
-        self.task, self.run_dir, self.code = task, run_dir, None
+    def __init__(self, task: "ray.ObjectRef", run_dir: Path, room: str | None):
+        self.task, self.run_dir, self.room, self.code = task, run_dir, room, None
 
     def poll(self) -> int | None:
         if self.code is None and ray.wait([self.task], timeout=0)[0]:
@@ -76,18 +77,25 @@ class RayCluster(Place):
     ----------
     here : `node.describe_here`.
     workers : runs at a time on a node without GPUs, whose CPUs they share.
-    gpus : that one run takes, where nodes have some.
+    per_gpu : runs at a time on one GPU, where nodes have some.
+    gpus_per_run : GPUs that a run takes together.
     """
 
-    def __init__(self, here: Mapping[str, Any], workers: int = 1, gpus: float = 1):
+    def __init__(self, here: Mapping[str, Any], workers: int = 1, per_gpu: int = 1, gpus_per_run: int = 1):
         self.here, self.known, self.counted = here, {}, 0.0
         nodes = _list_nodes()
         if any(node.get("GPU") for node in nodes.values()):
-            self.needs = {"num_gpus": gpus, "num_cpus": 0}
+            self.needs = {"num_gpus": gpus_per_run / per_gpu, "num_cpus": 0}
+            self.whole = {"num_gpus": gpus_per_run, "num_cpus": 0}
         else:
-            self.needs = {"num_cpus": max(1, min(int(node.get("CPU", 0)) for node in nodes.values()) // workers)}
+            cpus = min(int(node.get("CPU", 0)) for node in nodes.values())
+            self.needs, self.whole = {"num_cpus": max(1, cpus // workers)}, {"num_cpus": max(1, cpus)}
+        self.room = "" if self.needs != self.whole else None  # it is Ray that knows which runs share a GPU
         if not self.slots:
             raise InputError(f"--on ray: required a node with {self.needs}, got {[*nodes.values()]}")
+        self.about = (
+            f"Ray: {count_noun(sum(map(bool, self.known.values())), 'node')}, {count_noun(self.slots, 'run')} at a time"
+        )
 
     @property
     def slots(self) -> int:
@@ -117,12 +125,17 @@ class RayCluster(Place):
         if problems := [line for node, task in zip(nodes, tasks, strict=True) if (line := _ask(node, task))]:
             raise InputErrors(f"--on ray: {line}" for line in problems)
 
-    def start(self, job: Job) -> RayProcess:
+    def has_free_room(self) -> bool:
+        """Ray lets a job that needs all of a GPU wait for one."""
+        return True
+
+    def start(self, job: Job, alone: bool = False) -> RayProcess:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         show_progress(job.run_dir, "queued")
-        orders = {node: write_order(job, self.here, slots) for node, slots in self.known.items()}
-        task = ray.remote(max_retries=_RETRIES, **self.needs)(_run).options(name=job.label)
-        return RayProcess(task.remote(orders, write_order(job, self.here)), job.run_dir)
+        orders = {node: write_order(job, self.here, 1 if alone else slots) for node, slots in self.known.items()}
+        needs = self.whole if alone else self.needs
+        task = ray.remote(max_retries=_RETRIES, **needs)(_run).options(name=job.label)
+        return RayProcess(task.remote(orders, write_order(job, self.here)), job.run_dir, self.room)
 
 
 def _run(orders: Mapping[str, str], otherwise: str) -> int:
@@ -155,7 +168,7 @@ def _list_nodes() -> dict[str, dict[str, float]]:
 
 
 @contextlib.contextmanager
-def open_ray(here: Mapping[str, Any], workers: int, gpus: float = 1) -> Iterator[RayCluster]:
+def open_ray(grid: Grid, workers: int) -> Iterator[RayCluster]:
     """Join the cluster at RAY_ADDRESS, or start one on this machine for as long as the block runs.
 
     Raises
@@ -163,6 +176,9 @@ def open_ray(here: Mapping[str, Any], workers: int, gpus: float = 1) -> Iterator
     InputError
         There is no cluster at that address, no node can take a run, or nodes are not as this machine.
     """
+    per_gpu, gpus_per_run = grid.file.per_gpu, grid.file.gpus_per_run
+    if min(per_gpu, gpus_per_run) > 1:
+        raise InputError(f"per_gpu: required 1 with --on ray and gpus_per_run: {gpus_per_run}, got {per_gpu}")
     address = os.environ.get("RAY_ADDRESS", "")
     own = {} if address else {"include_dashboard": False, "object_store_memory": _STORE}
     held = signal.getsignal(signal.SIGTERM)
@@ -174,7 +190,7 @@ def open_ray(here: Mapping[str, Any], workers: int, gpus: float = 1) -> Iterator
         raise InputError(f"--on ray: required a cluster {where}, got: {words}") from error
     signal.signal(signal.SIGTERM, held)  # a cluster of our own takes it
     try:
-        cluster = RayCluster(here, workers, gpus)
+        cluster = RayCluster(describe_here(grid), workers, per_gpu, gpus_per_run)
         cluster.require_same()
         yield cluster
     finally:

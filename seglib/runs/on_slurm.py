@@ -29,6 +29,7 @@ from seglib.runs.slurm import (
     JobState,
     Queue,
     command,
+    hold_jobs,
     last_line,
     name_options,
     read_note,
@@ -108,7 +109,7 @@ class SlurmCluster(Place):
 
     def __init__(self, here: dict[str, Any], asked: Mapping[str, str], slots: int, leaves: bool, lost: threading.Event):
         self.here, self.options, self.slots, self.leaves, self.lost = here, name_options(asked), slots, leaves, lost
-        self.queue = Queue()
+        self.queue, self.jobs, self.held, self.acted = Queue(), set(), set(), 0.0
         if "cpus" in asked:  # SLURM binds a job to them on some clusters only; bits depend on the number of threads
             self.here["environment"] = {"OMP_NUM_THREADS": asked["cpus"]} | self.here["environment"]
         answer = command("sbatch", "--test-only", *self.options, text="#!/bin/sh\n")
@@ -124,6 +125,16 @@ class SlurmCluster(Place):
                     SlurmProcess(self, run.folder, note, 0).kill()
                 (run.folder / NOTE).unlink(missing_ok=True)
 
+    def hold(self, paused: bool) -> None:
+        """See `schedule.Place`; what is queued again after its time waits too."""
+        states = self.queue.look()
+        if states is None or self.queue.asked < self.acted or self.leaves:
+            return
+        if jobs := self.jobs if paused else self.held:
+            hold_jobs(jobs, states, paused)
+            self.acted = time.monotonic()  # what SLURM said before does not count
+        self.held = {*self.jobs} if paused else set()
+
     def start(self, job: Job) -> SlurmProcess:
         """Hand a run over, or find the job that it was handed over to before."""
         note = read_note(job.run_dir)
@@ -132,6 +143,8 @@ class SlurmCluster(Place):
         if self.leaves and not note["detached"]:
             note["detached"] = True
             write_json(job.run_dir / NOTE, note)
+        self.jobs.add(note["job"])
+        self.held.add(note["job"])  # perhaps, by a command before this one
         return SlurmProcess(self, job.run_dir, note, 0)
 
     def _submit(self, job: Job) -> SlurmProcess:
@@ -154,6 +167,7 @@ class SlurmCluster(Place):
             raise OSError(last_line(answer))
         note["job"] = answer.stdout.strip().partition(";")[0]
         write_json(job.run_dir / NOTE, note)
+        self.jobs.add(note["job"])
         return SlurmProcess(self, job.run_dir, note, since=time.monotonic())
 
 

@@ -36,7 +36,7 @@ class Process(Protocol):
     ----------
     queued : it waits for its turn elsewhere: neither its time nor its silence counts yet.
     detached : it goes on when this process ends or is interrupted; the same command finds it again.
-    room : where it has one: what it shares its memory in, with those of the same text.
+    room : where it has one: what it shares its memory in, or may, with those of the same text.
     """
 
     queued: bool = False
@@ -58,11 +58,12 @@ class Process(Protocol):
 class Place(Protocol):
     """Where jobs run: this machine, or others. `slots` is the number of jobs that it takes at a time.
 
-    `leaves`: what was started is left to go on by itself, nobody waits for it here.
+    `leaves`: what was started is left to go on by itself, nobody waits for it here. `about`: a line on where this is.
     """
 
     slots: int
     leaves: bool = False
+    about: str = ""
 
     def start(self, job: Job, alone: bool = False) -> Process:
         """Start a job; called only while a slot is free. OSError: it cannot be started, the others go on.
@@ -72,6 +73,9 @@ class Place(Protocol):
 
     def has_free_room(self) -> bool:
         """Whether a job can be alone now."""
+
+    def hold(self, paused: bool) -> None:
+        """Called often: whether jobs that wait for their turn elsewhere are to stay there, as nothing starts here."""
 
 
 class StatusLine:
@@ -178,6 +182,7 @@ def run_jobs(
         while waiting or active:
             if orders:
                 statuses += ["interrupted" for _ in _obey(orders, waiting, active, report)]
+                place.hold(orders.paused)
             while waiting and len(active) < place.slots and not (orders and orders.paused):
                 if waiting[0].label in alone and not place.has_free_room():
                     break
@@ -214,9 +219,7 @@ def run_jobs(
                     waiting.insert(0, run.job)
                     continue
                 if status == "oom" and run.job.label in crowded - alone:
-                    report(
-                        f"{run.position} {run.job.label}: it shared the memory; once more, alone, when the others ended"
-                    )
+                    report(f"{run.position} {run.job.label}: once more, alone, when those ended that ran beside it")
                     alone.add(run.job.label)
                     waiting.append(run.job)
                     continue

@@ -7,18 +7,21 @@ node, and `job`, its number. Whoever runs the same command later finds the run b
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from seglib.errors import InputError, InputErrors, unknown_name
 from seglib.files import read_json
+from seglib.runs.conditions import count_noun
 
 NOTE = ".slurm.json"
 LOOK = 5.0  # [s] between two questions to SLURM
 _LONGEST = 120  # [s] that SLURM has to answer
+_MOST_HELD = 500  # jobs in one command
 _QUEUED = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _LIVE = {*_QUEUED, "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+_HELD = "JobHeldUser"  # the reason of a job that its user keeps from starting
 _SIZE = re.compile(r"\d+[KMGT]?")
 _FORMS = {  # of values that can be checked here; SLURM itself knows the others
     "cpus": (re.compile(r"[1-9]\d*"), "a whole number"),
@@ -117,6 +120,10 @@ class JobState(NamedTuple):
     def is_queued(self) -> bool:
         return self.state in _QUEUED
 
+    @property
+    def is_held(self) -> bool:
+        return self.reason == _HELD
+
 
 class Queue:
     """How this user's jobs are doing, asked at most every `LOOK` seconds.
@@ -176,15 +183,37 @@ def require_collected(folders: Sequence[Path]) -> None:
 
 def describe_left(grid: Path) -> str:
     """How a grid's jobs are doing that nobody may be waiting for; "" where none is live, or no run was handed over."""
-    jobs = [str(read_note(path.parent).get("job")) for path in grid.glob(f"*/{NOTE}")]
+    jobs = _list_jobs(grid)
     if not jobs:
         return ""
     states = _queue.look()
     if states is None:
         return f"{len(jobs)} runs were handed over to SLURM, which does not answer here"
     live = [states[job] for job in jobs if job in states and states[job].is_live]
-    queued = sum(state.is_queued for state in live)
-    return f"with SLURM: {len(live) - queued} running, {queued} queued" if live else ""
+    queued, held = sum(state.is_queued for state in live), sum(state.is_held for state in live)
+    paused = f" ({held} held; --resume)" if held else ""
+    return f"with SLURM: {len(live) - queued} running, {queued} queued{paused}" if live else ""
+
+
+def _list_jobs(grid: Path) -> list[str]:
+    """Numbers of the jobs that a grid's runs were handed over to."""
+    return [str(read_note(path.parent).get("job")) for path in grid.glob(f"*/{NOTE}")]
+
+
+def hold_jobs(jobs: Iterable[str], states: Mapping[str, JobState], paused: bool) -> str:
+    """Keep jobs that wait in the queue from starting, or let those go on that are kept so; returns how many, in words."""
+    queued = [job for job in jobs if job in states and states[job].is_queued and states[job].is_held != paused]
+    said = ""
+    for at in range(0, len(queued), _MOST_HELD):
+        answer = command("scontrol", "uhold" if paused else "release", ",".join(queued[at : at + _MOST_HELD]))
+        said = f" ({last_line(answer)})" if answer.returncode else said  # one may have started meanwhile
+    return f"{count_noun(len(queued), 'job')}{said}"
+
+
+def hold_left(grid: Path, paused: bool) -> str:
+    """Hold or release the jobs of a grid that nobody waits for; returns what was done."""
+    jobs = hold_jobs(_list_jobs(grid), _queue.look() or {}, paused)
+    return f"asked SLURM to {f'hold {jobs} in its queue; those that run go on' if paused else f'let {jobs} go on'}"
 
 
 def stop_job(job: str, queued: bool) -> None:

@@ -21,7 +21,7 @@ from seglib.runs.grid_file import read_grid_file
 from seglib.runs.leaderboard import align, format_seconds
 from seglib.runs.lock import DEAD, QUIET, describe_holder, is_alive, is_here, read_age, read_clock, read_holder
 from seglib.runs.record import NAME, read_record
-from seglib.runs.slurm import describe_left, stop_handed_over
+from seglib.runs.slurm import describe_left, hold_left, stop_handed_over
 
 FOLDER = ".orders"
 LOOK = 1.0  # [s] between two looks for orders, and at a grid that is watched
@@ -95,11 +95,7 @@ def give_order(folder: Path, stop: str, pause: bool) -> str:
     if stop and stop not in names:
         raise InputError(f"--stop: {unknown_name('run', stop, names)}")
     if not state.holder:
-        if not stop:
-            raise InputError(
-                f"{folder}: --pause and --resume required a runner, got runs {state.words}; --stop ends one"
-            )
-        return stop_handed_over(folder / names[stop])
+        return stop_handed_over(folder / names[stop]) if stop else hold_left(folder, pause)
     who = describe_holder(state.holder)
     if stop:
         write_json(orders / f"stop-{hash_text(stop)}.json", {"run": stop})

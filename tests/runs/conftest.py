@@ -68,6 +68,21 @@ def write_notebook():
 
 
 @pytest.fixture
+def stopping_notebook(tmp_path, write_notebook):
+    """A notebook that can be stopped after its first epoch of two; its score is its weight."""
+    body = (
+        "from seglib.errors import StoppedForNow\nfrom seglib.files import STOP_AFTER\n"
+        "class trainer:\n    epochs = range(2).__iter__\nif False:\n    for epoch in trainer.epochs(): pass\n"
+        'Path(run_dir, "history.csv").write_text(f"epoch,miou\\n1,{weight}\\n")\n'
+        'if os.environ[STOP_AFTER] == "1":\n    raise StoppedForNow("after epoch 1, mIoU 0.5")'
+    )
+    parameters = 'weight: float = 0.0\nepochs: int = 8\nseed: int = 21\nrun_dir: str = ""\n'
+    return write_notebook(
+        tmp_path / "training.ipynb", body, parameters, 'save_result(run_dir, metrics={"miou": weight})\n'
+    )
+
+
+@pytest.fixture
 def call(capsys, tmp_path):
     """Call `run_grid.py`; results go to tmp_path/outputs."""
     spec = importlib.util.spec_from_file_location("run_grid", PROJECT / "run_grid.py")

@@ -65,7 +65,7 @@ def test_the_longest_begin_first():
     assert find_makespan([1, 1, 1, 3], 2) == 3 and find_makespan([2, 3], 1) == 5
 
 
-def test_the_dry_run_says_time_end_memory_and_disk(call, write_grid, finish):
+def test_the_dry_run_says_time_end_memory_and_disk(call, write_grid, finish, tmp_path, monkeypatch):
     shared = {"do": "ok", "weight": 0.0}
     path = write_grid("grid: {seed: [1, 2, 3]}")
     assert "it takes" not in call(path, "--dry-run").out  # nothing was measured
@@ -76,6 +76,11 @@ def test_the_dry_run_says_time_end_memory_and_disk(call, write_grid, finish):
         r"it takes about 1h00m with 2 at a time, 1.5 GPU h, until \w+ \d\d:\d\d, 2.0 GiB of memory, 3.0 GiB of disk"
         r" \(by runs of the same kind\)", line
     ), line  # fmt: skip
+    for name in ("sbatch", "squeue", "scancel", "scontrol"):
+        (tmp_path / name).touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    line = call(path, "--dry-run", "--on", "slurm", "--workers", 2).out.splitlines()[-1]
+    assert line.startswith("it takes about 1h30m of runs, 1.5 GPU h, 2.0 GiB of memory"), "nobody knows when SLURM ends"
 
 
 def cost_runs(path):

@@ -228,15 +228,8 @@ def test_what_halving_does_not_go_with_is_refused(call, write, write_notebook, t
     assert other.code == 2 and "train in `for epoch in trainer.epochs():`" in other.err
 
 
-def test_a_notebook_that_is_stopped_for_now_is_stopped_not_failed(call, write_grid, write_notebook, tmp_path, records):
-    body = (
-        "from seglib.errors import StoppedForNow\nfrom seglib.files import STOP_AFTER\n"
-        f'class trainer:\n    epochs = range(2).__iter__\nif False:\n    {LOOP.splitlines()[0]} pass\n'
-        'Path(run_dir, "history.csv").write_text(f"epoch,miou\\n1,{weight}\\n")\n'
-        'if os.environ[STOP_AFTER] == "1":\n    raise StoppedForNow("after epoch 1, mIoU 0.5")'
-    )  # fmt: skip
-    notebook = write_notebook(tmp_path / "training.ipynb", body, PARAMETERS)
+def test_a_notebook_that_is_stopped_for_now_is_stopped_not_failed(call, write_grid, stopping_notebook, records):
     stop = "stop: {rule: halving, after: [1], keep: 0.5}\n"
-    result = call(write_grid(f"{stop}grid: {{weight: [0.1, 0.2]}}", notebook))
+    result = call(write_grid(f"{stop}grid: {{weight: [0.1, 0.2]}}", stopping_notebook))
     assert result.code == 0 and "after epoch 1, mIoU 0.5" in result.out, result
     assert [record["status"] for record in records().values()] == ["stopped", "ok"]

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from seglib.data.synthetic import make_synthetic
-from seglib.files import PROJECT
+from seglib.files import PROJECT, read_json
+from seglib.runs import search as searching
 from seglib.runs.lock import is_held
 from seglib.runs.reasons import BEGIN
 
@@ -148,6 +149,54 @@ def test_ctrl_c_stops_every_run_in_order_and_the_same_command_goes_on(
         ("seed=1", "seed=2"), "interrupted"
     )
     assert not any(is_held(path) for path in grid_folder.iterdir() if path.is_dir())
+
+
+def test_a_search_goes_by_results_of_the_nodes_and_half_of_the_conditions_stop(
+    make_cluster, start, write_grid, stopping_notebook, records, grid_folder
+):
+    make_cluster(2)
+    path = write_grid("search: {weight: {uniform: [0, 1]}}\ntrials: 11\nseeds: [1, 2]", stopping_notebook)
+    search = start(path, "--on", "ray")
+    out, _ = search.communicate(timeout=PATIENCE)
+    assert search.returncode == 0 and "Best of 11 trials" in out, out
+    assert "Ray: 2 nodes, 2 runs at a time\n" in out
+    assert {record["status"] for record in records().values()} == {"ok"} and len(records()) == 11 + 3
+    assert read_json(grid_folder / "search.json")["trials"][-1]["told"] == 11 - 1 - searching.LAG
+    shutil.rmtree(grid_folder)
+    stop = "stop: {rule: halving, after: [1], keep: 0.5}"
+    halving = start(write_grid(f"{stop}\ngrid: {{weight: [0.1, 0.4, 0.2, 0.3]}}", stopping_notebook), "--on", "ray")
+    out, _ = halving.communicate(timeout=PATIENCE)
+    assert halving.returncode == 0, out
+    assert [record["status"] for record in records().values()] == ["stopped", "stopped", "ok", "ok"]
+
+
+# The run of weight 1 runs out of memory at first; when it is tried again, nothing may be beside it.
+CROWDED = """
+beside, log = Path(run_dir).parent / "beside", Path(run_dir) / "run.log"
+if weight == 0:
+    beside.touch()
+    time.sleep(10)
+    beside.unlink()
+elif log.read_text().count("--- begins") == 1:
+    while not beside.exists():
+        time.sleep(0.1)
+    raise RuntimeError("CUDA out of memory")
+else:
+    assert not beside.exists()
+"""
+
+
+def test_what_ran_out_of_memory_on_a_shared_gpu_is_tried_again_with_all_of_it(
+    make_cluster, start, write_grid, write_notebook, records, tmp_path
+):
+    make_cluster(1)
+    result = RESULT.replace("threads=", "at_once=os.environ['SEGLIB_RUNS_AT_ONCE'], threads=")
+    notebook = write_notebook(tmp_path / "crowded.ipynb", CROWDED, result=result)
+    path = write_grid("grid: {weight: [0, 1]}\nper_gpu: 2", notebook)
+    driver = start(path, "--on", "ray")
+    out, _ = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 0 and out.count("weight=1: oom") == 1 and "weight=1: once more, alone" in out, out
+    assert [(each["status"], each["at_once"]) for each in records().values()] == [("ok", "2"), ("ok", "1")]
 
 
 def test_a_node_with_other_code_or_without_the_folder_is_refused_in_one_line(

@@ -153,7 +153,7 @@ def test_what_ran_out_of_memory_beside_another_is_tried_once_more_alone(call, wr
     result = call(path, "--workers", 2)
     assert result.code == 0 and {each["status"] for each in records().values()} == {"ok"}, result
     assert result.out.count("weight=1: oom") == 1
-    assert "weight=1: it shared the memory; once more, alone, when the others ended" in result.out
+    assert "weight=1: once more, alone, when those ended that ran beside it" in result.out
     assert "weight=1: ok" in result.out
 
 
