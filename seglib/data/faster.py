@@ -38,10 +38,26 @@ class ElasticTransform(A.ElasticTransform):
         columns, rows = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
         return {"map_x": moved[0] + columns, "map_y": moved[-1] + rows[:, None]}
 
+    def apply(self, img: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, **params: Any) -> np.ndarray:
+        """(H, W, 3); other images as albumentations does it, which interleaves the maps once more for each image."""
+        if img.ndim != 3 or img.shape[2] != 3:
+            return super().apply(img, map_x, map_y, **params)
+        return cv2.remap(img, map_x, map_y, self.interpolation, borderMode=self.border_mode, borderValue=self.fill)
+
+    def apply_to_mask(self, mask: np.ndarray, map_x: np.ndarray, map_y: np.ndarray, **params: Any) -> np.ndarray:
+        """(H, W); others as albumentations does it."""
+        if mask.ndim != 2:
+            return super().apply_to_mask(mask, map_x, map_y, **params)
+        how = {"borderMode": self.border_mode, "borderValue": self.fill_mask}
+        return cv2.remap(mask, map_x, map_y, self.mask_interpolation, **how)
+
     def _draw(self, number: int, height: int, width: int) -> np.ndarray:
         """Noise within -1..1, as albumentations draws it."""
         if self.noise_distribution == "uniform":
-            return self.random_generator.uniform(-1, 1, size=(number, height, width)).astype(np.float32)
+            fields = self.random_generator.random((number, height, width)).astype(np.float32)
+            fields *= 2
+            fields -= 1
+            return fields
         fields = self.random_generator.standard_normal((number, height, width), dtype=np.float32)
         most = np.abs(fields).max()
         return fields / most if most > 1e-6 else fields
