@@ -171,6 +171,10 @@ def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> No
         probe_runs(grid, waiting, LocalMachine(), line.keep, line.show)
     outlook = [*foresee_time(grid, waiting, len(options.slots)), describe_stops(grid), foresee_search(grid.file)]
     outlook.append(foresee_verdicts(grid))
+    if options.on == "slurm":
+        from seglib.runs.on_slurm import ask_slurm
+
+        outlook.append(ask_slurm(grid, options.asked))
     print("".join(f"{line}\n" for line in outlook if line), end="")
 
 

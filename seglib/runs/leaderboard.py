@@ -198,7 +198,8 @@ def format_table(rows: list[RunResult], comparison: Comparison, varied: list[str
         texts = [row.texts.get(name, "-") for name in names]
         cells = [place, *texts, row.status, *scores, format_number(row.best_epoch), format_seconds(row.seconds)]
         lines.append(cells + ([row.notes or ""] if noted else []))
-    table = align(lines, set(range(1, len(names) + 1)), {*range(1, len(names) + 2)}, width)
+    notes = {len(lines[0]) - 1} if noted else set()
+    table = align(lines, {*range(1, len(names) + 1), *notes}, {*range(1, len(names) + 2), *notes}, width)
     table += f"\n\n{_format_comparison(comparison, width)}" if comparison.is_judged else ""
     return "\n".join(
         [table, *(line for text in (*comparison.search, *comparison.averages) for line in wrap(text, width))]

@@ -112,9 +112,6 @@ class SlurmCluster(Place):
         self.queue, self.jobs, self.held, self.acted = Queue(), set(), set(), 0.0
         if "cpus" in asked:  # SLURM binds a job to them on some clusters only; bits depend on the number of threads
             self.here["environment"] = {"OMP_NUM_THREADS": asked["cpus"]} | self.here["environment"]
-        answer = command("sbatch", "--test-only", *self.options, text="#!/bin/sh\n")
-        if answer.returncode:
-            raise InputError(f"--on slurm: required a job that SLURM takes, got: {last_line(answer)}")
 
     def withdraw_changed(self, runs: Sequence[Run]) -> None:
         """End jobs whose run is to go with other parameters, data or code by now; their folders are free then."""
@@ -171,6 +168,26 @@ class SlurmCluster(Place):
         return SlurmProcess(self, job.run_dir, note, since=time.monotonic())
 
 
+def ask_slurm(grid: Grid, asked: Mapping[str, str]) -> str:
+    """What SLURM says of such a job, which is not handed over: when it could start, and where.
+
+    Raises
+    ------
+    InputError
+        SLURM does not take it; the grid wants GPUs otherwise than a job has them.
+    """
+    gpus, wanted = asked.get("gpus", "").rpartition(":")[2], grid.file.gpus_per_run
+    if wanted > 1 and gpus != str(wanted):
+        raise InputError(f"--slurm: required gpus={wanted}, as gpus_per_run in the grid file, got gpus={gpus or 0}")
+    if grid.file.per_gpu > 1:
+        raise InputError(f"per_gpu: required 1 with --on slurm, where a GPU is one job's, got {grid.file.per_gpu}")
+    answer = command("sbatch", "--test-only", *name_options(asked), text="#!/bin/sh\n")
+    if answer.returncode:
+        raise InputError(f"--on slurm: required a job that SLURM takes, got: {last_line(answer)}")
+    said = answer.stderr.strip().rpartition("\n")[2].removeprefix("sbatch: ")
+    return f"SLURM: {said}" if said else ""
+
+
 def open_slurm(
     grid: Grid,
     waiting: Sequence[Run],
@@ -184,13 +201,9 @@ def open_slurm(
     Raises
     ------
     InputError
-        SLURM does not take such a job; the grid wants GPUs otherwise than a job has them.
+        As `ask_slurm`.
     """
-    gpus, wanted = asked.get("gpus", "").rpartition(":")[2], grid.file.gpus_per_run
-    if wanted > 1 and gpus != str(wanted):
-        raise InputError(f"--slurm: required gpus={wanted}, as gpus_per_run in the grid file, got gpus={gpus or 0}")
-    if grid.file.per_gpu > 1:
-        raise InputError(f"per_gpu: required 1 with --on slurm, where a GPU is one job's, got {grid.file.per_gpu}")
+    ask_slurm(grid, asked)
     cluster = SlurmCluster(describe_here(grid), asked, workers or MOST, leaves, lost)
     cluster.withdraw_changed(waiting)
     return cluster

@@ -77,7 +77,8 @@ def test_the_dry_run_says_time_end_memory_and_disk(call, write_grid, finish, tmp
         r" \(by runs of the same kind\)", line
     ), line  # fmt: skip
     for name in ("sbatch", "squeue", "scancel", "scontrol"):
-        (tmp_path / name).touch(0o755)
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     line = call(path, "--dry-run", "--on", "slurm", "--workers", 2).out.splitlines()[-1]
     assert line.startswith("it takes about 1h30m of runs, 1.5 GPU h, 2.0 GiB of memory"), "nobody knows when SLURM ends"

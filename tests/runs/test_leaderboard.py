@@ -165,6 +165,8 @@ def test_what_sets_a_run_apart_is_noted_beside_its_score(tmp_path):
     rows = collect_runs(tmp_path, ["a", "b", "c"], ["lr"])
     noted = "memory ran out: batch cut into 4, ema weights, not deterministic"
     assert noted in format_table(rows, Comparison(), ["lr"], width=160)
+    head, _, line, *_ = format_table(rows, Comparison(), ["lr"], width=80).splitlines()
+    assert line[head.index("notes") :].startswith("memory ran") and line.split()[1] == "2", "a long note gives way"
     assert {line["run"]: line["notes"] for line in read_csv(write_leaderboard(tmp_path, rows))} == {
         "a": "",
         "b": noted,

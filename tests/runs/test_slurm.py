@@ -28,6 +28,7 @@ if name == "sbatch":
     if "--partition=none" in words:
         sys.exit("sbatch: error: invalid partition specified: none")
     if "--test-only" in words:
+        print("sbatch: Job 9 to start at 2026-12-01T08:00:00 using 1 processors on nodes n1", file=sys.stderr)
         sys.exit()
     run_dir = Path(shlex.split(sys.stdin.read().splitlines()[1])[4])
     if mode == "run":
@@ -114,9 +115,11 @@ def test_a_cluster_that_refuses_such_jobs_or_is_not_there_is_named_before_anythi
     pretended, call, write_grid, write_notebook, monkeypatch
 ):
     path = write_grid("grid: {seed: [1]}")
-    result = call(path, "--on", "slurm", "--slurm", "partition=none")
-    assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "--on slurm: required a job that SLURM takes, got: sbatch: error: invalid partition" in result.err
+    for more in ((), ("--dry-run",)):
+        result = call(path, "--on", "slurm", "--slurm", "partition=none", *more)
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert "--on slurm: required a job that SLURM takes, got: sbatch: error: invalid partition" in result.err
+    assert "\nSLURM: Job 9 to start at 2026-12-01T08:00:00 using 1 " in call(path, "--on", "slurm", "--dry-run").out
     assert (
         "per_gpu: required 1 with --on slurm" in call(write_grid("grid: {seed: [1]}\nper_gpu: 2"), "--on", "slurm").err
     )
