@@ -159,7 +159,6 @@ class DataAnalysis:
     def describe(self) -> list[str]:
         """The findings, one sentence or two each, made from the tables' numbers."""
         tables = self.tables
-        pipelines = tables["pipelines"].groupby("pipeline", sort=False) if self.has_pixels else ()
         return [
             eda.describe_problems(tables["problems"]),
             eda.describe_classes(tables["classes"], self.counts),
@@ -169,7 +168,7 @@ class DataAnalysis:
             eda.describe_split(self.subset, tables["split"]),
             eda.describe_duplicates(tables.get("copies")),
             eda.describe_colours(self.measured, tables.get("colours")),
-            eda.describe_pipelines(dict(list(pipelines))),
+            eda.describe_pipelines(tables.get("pipelines")),
         ]
 
     def save(self, folder: Path, lines: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from seglib.data.class_names import is_background
 from seglib.data.formats import Content, Source, find_size, read_json, read_text
-from seglib.data.mask_folders import DESCRIPTION, IMAGE_ENDINGS, encode_labels, remember
+from seglib.data.mask_folders import DESCRIPTION, IMAGE_ENDINGS, encode_labels, read_list, remember
 from seglib.errors import InputError, unknown_name
 from seglib.files import hash_files, hash_text, read_file
 
@@ -247,11 +247,18 @@ def refuse_boxes(kind: str, path: Path, data_dir: Path) -> Source:
 
 def find_yolo(data_dir: Path, name: str) -> Path | None:
     """The folder of the labels: itself, in it, beside the images, or under `labels`."""
-    parts = Path(name).parts
-    last = max((place for place, part in enumerate(parts) if part == "images"), default=None)
-    beside = [Path(*parts[:last], "labels", *parts[last + 1 :])] if last is not None else []
-    choices = [data_dir / each for each in (*beside, Path(name, "labels"), Path("labels", name), name)]
-    return next((each for each in choices if os.path.isdir(each) and _has_labels(each)), None)
+    choices = [_swap(Path(name), "images", "labels"), Path(name, "labels"), Path("labels", name), name]
+    folders = [data_dir / each for each in choices if each is not None]
+    return next((each for each in folders if os.path.isdir(each) and _has_labels(each)), None)
+
+
+def _swap(path: Path, name: str, other: str) -> Path | None:
+    """The folder beside: the path with another name for its last part of this name; None where it has none."""
+    parts = path.parts
+    if name not in parts:
+        return None
+    last = len(parts) - 1 - parts[::-1].index(name)
+    return Path(*parts[:last], other, *parts[last + 1 :])
 
 
 def _has_labels(folder: Path) -> bool:
@@ -270,10 +277,8 @@ def _is_number(text: bytes) -> bool:
 def open_yolo(kind: str, folder: Path, data_dir: Path) -> Source:
     """A folder of YOLO's labels."""
     classes, listing = _read_yolo_names(folder, data_dir)
-    parts = folder.relative_to(data_dir).parts
-    last = max((place for place, part in enumerate(parts) if part == "labels"), default=None)
-    beside = data_dir.joinpath(*parts[:last], "images", *parts[last + 1 :]) if last is not None else folder
-    images = beside if beside.is_dir() else folder
+    beside = _swap(folder.relative_to(data_dir), "labels", "images")
+    images = data_dir / beside if beside and (data_dir / beside).is_dir() else folder
     labels = {path.stem: path for path in sorted(folder.glob("*.txt")) if path.name not in _LISTS}
     names = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_ENDINGS}
     names = {
@@ -355,8 +360,7 @@ def _climb(folder: Path, data_dir: Path) -> list[Path]:
 
 
 def _read_names(path: Path) -> list[str]:
-    lines = read_file(path).decode("utf-8-sig").splitlines() if path.is_file() else []
-    return [line.strip() for line in lines if line.strip()]
+    return read_list(path) if path.is_file() else []
 
 
 def _list_categories(used: set[str], data_dir: Path, folder: Path, where: Path) -> tuple[list[Content], list[Path]]:

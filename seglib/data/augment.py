@@ -4,17 +4,18 @@ import inspect
 import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import albumentations as A
 import cv2
 import numpy as np
 from albumentations.core.transforms_interface import BasicTransform, DualTransform, ImageOnlyTransform, Transform3D
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from seglib.data.faster import FASTER
 from seglib.data.masks import IGNORE_INDEX
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known
+from seglib.parameters import Share, Switch, Whole
 from seglib.parts import check_options, find_parts
 
 Step = BasicTransform | A.BaseCompose
@@ -211,24 +212,10 @@ _UNUSABLE = (
 _BASES = {BasicTransform, DualTransform, ImageOnlyTransform}
 
 
-class _Choice(BaseModel, extra="forbid"):
-    transforms: list = Field(min_length=1)
-    p: float = Field(0.5, ge=0, le=1)
-
-
-class _Count(_Choice):
-    p: float = Field(1.0, ge=0, le=1)
-    n: int = Field(1, ge=1)
-    replace: bool = False
-
-
-# Compositions' options are not checked by albumentations.
-_COMPOSITIONS: dict[str, type[BaseModel]] = {
-    "OneOf": _Choice,
-    "SomeOf": _Count,
-    "RandomOrder": _Count,
-    "Sequential": _Choice,
-}
+# Options of compositions, which albumentations does not check.
+_CHOICE = {"transforms": Annotated[list, Field(min_length=1)], "p": Share}
+_COUNT = _CHOICE | {"n": Annotated[Whole, Field(ge=1)], "replace": Switch}
+_COMPOSITIONS = {"OneOf": _CHOICE, "SomeOf": _COUNT, "RandomOrder": _COUNT, "Sequential": _CHOICE}
 
 
 def list_transforms() -> dict[str, type[BasicTransform]]:
@@ -248,8 +235,7 @@ def build_steps(spec: str | Sequence, image_size: int, where: str = "augmentatio
         A step that is unknown or cannot be built: `augmentation > OneOf: unknown transform ...`.
     """
     if isinstance(spec, str):
-        if spec not in PRESETS:
-            raise InputError(f"{where}: {unknown_name('preset', spec, PRESETS, limit=len(PRESETS))}")
+        require_known("preset", spec, PRESETS, where, limit=len(PRESETS))
         spec = PRESETS[spec](image_size)
     if not isinstance(spec, Sequence):
         raise InputError(f"{where}: required a preset's name or a list of steps, got {spec!r}; put a dash before it")
@@ -277,9 +263,7 @@ def _build_item(item: Any, image_size: int, where: str) -> list[Step]:
     if name in _COMPOSITIONS:
         return [_build_composition(name, options, image_size, inside)]
     transforms = list_transforms()
-    if name not in transforms:
-        names = [*own, *PRESETS, *_COMPOSITIONS, *transforms]
-        raise InputError(f"{where}: {unknown_name('transform', name, names, limit=20)}")
+    require_known("transform", name, [*own, *PRESETS, *_COMPOSITIONS, *transforms], where, limit=20)
     return [_build_transform(transforms[name], _as_mapping(options, inside), image_size, inside)]
 
 
@@ -302,11 +286,7 @@ def _as_mapping(options: Any, where: str) -> dict[str, Any]:
 def _build_composition(name: str, options: Any, image_size: int, where: str) -> A.BaseCompose:
     """OneOf and its like; a preset among the steps counts as one step."""
     options = {"transforms": list(options)} if isinstance(options, list | tuple) else _as_mapping(options, where)
-    _refuse_unknown(name, options, _COMPOSITIONS[name].model_fields, where)
-    try:
-        options = _COMPOSITIONS[name](**options).model_dump()
-    except ValidationError as error:
-        raise InputError(f"{where}: {_word(error)}") from error
+    options = check_options(where, options, _COMPOSITIONS[name], needed=["transforms"])
     items = [_build_item(item, image_size, where) for item in options["transforms"]]
     steps = [item[0] if len(item) == 1 else A.Sequential(item, p=1.0) for item in items]
     if name == "OneOf" and not any(step.p for step in steps):
@@ -316,7 +296,8 @@ def _build_composition(name: str, options: Any, image_size: int, where: str) -> 
 
 def _build_transform(cls: type[BasicTransform], options: dict, image_size: int, where: str) -> BasicTransform:
     parameters = {name: value for name, value in inspect.signature(cls).parameters.items() if name != "strict"}
-    _refuse_unknown(cls.__name__, options, parameters, where)
+    for option in options:
+        require_known(f"option of {cls.__name__}", option, parameters, where)
     options = _fill_in(parameters, image_size) | {name: _read_value(value, where) for name, value in options.items()}
     # Without `strict` albumentations warns of some mistakes and goes on with its defaults.
     strict = {"strict": True} if "InitSchema" in vars(cls) else {}
@@ -341,16 +322,9 @@ def _fill_in(parameters: Mapping[str, inspect.Parameter], image_size: int) -> di
 def _read_value(value: Any, where: str) -> Any:
     """YAML's values as they are, but for OpenCV's constants, which notebooks write as `cv2.BORDER_REFLECT_101`."""
     if isinstance(value, str) and value.startswith("cv2."):
-        if not hasattr(cv2, value[4:]):
-            raise InputError(f"{where}: {unknown_name('constant', value, [f'cv2.{name}' for name in dir(cv2)])}")
+        require_known("constant", value, [f"cv2.{name}" for name in dir(cv2)], where)
         return getattr(cv2, value[4:])
     return value
-
-
-def _refuse_unknown(name: str, options: Mapping, known: Mapping, where: str) -> None:
-    for option in options:
-        if option not in known:
-            raise InputError(f"{where}: {unknown_name(f'option of {name}', option, known)}")
 
 
 def _word(error: ValidationError) -> str:

@@ -16,7 +16,7 @@ from seglib.data.images import EXIF
 from seglib.data.layouts import ImageFinder
 from seglib.data.masks import IGNORE_INDEX, MAX_SIDE
 from seglib.data.sources import open_source
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known
 
 MAX_CATEGORIES = 254  # masks are uint8: 0 is the background, 255 the ignored pixels
 
@@ -150,8 +150,7 @@ def _find_phantoms(content: dict, categories: list[tuple[int, str]], used: set[i
 
 def _read_images(content: dict, json_path: Path, finder: ImageFinder) -> pd.DataFrame:
     exif, rows, numbers = content.get("exif", EXIF[0]), [], _number_images(content, json_path)
-    if exif not in EXIF:
-        raise InputError(f"{json_path}: {unknown_name('exif', exif, EXIF)}")
+    require_known("exif", exif, EXIF, str(json_path))
     for where, entry in _entries(content, "images", json_path):
         image_id, file_name = numbers[_read_id(entry, "id", where)], _text(entry, "file_name", where)
         path, _ = finder.find(file_name)

@@ -20,7 +20,7 @@ from seglib.data.coco import CocoData, load_coco, read_content
 from seglib.data.mask_folders import DESCRIPTION, LABELMAP, read_description
 from seglib.data.masks import BACKGROUNDS, PAINT_ORDERS, paint_mask
 from seglib.data.verify import refuse_errors, verify_coco
-from seglib.errors import InputError
+from seglib.errors import InputError, require_same
 from seglib.files import replacing_folder, write_text
 
 
@@ -86,13 +86,10 @@ def write_masks(places: Sequence[tuple[Path, str]], target: Path, paint_order: s
         A source has errors or other classes, or two images would have one mask.
     """
     sets = [load_coco(*place) for place in places]
-    names = sets[0].class_names
+    names, fix = sets[0].class_names, "convert it into another folder"
     for data in sets:
         refuse_errors(verify_coco(data), data.json_path)
-        if data.class_names != names:
-            raise InputError(
-                f"{data.json_path}: must have the classes {', '.join(names[1:])}, got {', '.join(data.class_names[1:])}"
-            )
+        require_same(data.json_path, f"the classes of {sets[0].json_path}", names[1:], data.class_names[1:], fix)
     with replacing_folder(target) as folder:
         lists: dict[str, list[str]] = {}
         for data in sets:

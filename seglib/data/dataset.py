@@ -16,7 +16,7 @@ from seglib.data.pixels import Pair, Pixels, Progress, map_pixels, open_pixels
 from seglib.data.splits import drop_leaked, make_split
 from seglib.data.synthetic import open_synthetic
 from seglib.data.verify import describe_unpainted, find_areas, load_verified, refuse_unpainted, tabulate_painted
-from seglib.errors import InputError, InputErrors
+from seglib.errors import InputError, InputErrors, require_same
 from seglib.files import expand, hash_files
 
 DEBUG_SHARE = 0.05
@@ -82,14 +82,11 @@ class Subset:
 
         Image ids of the other that this one uses too are moved up by a power of ten, so that their last digits stay.
         """
-        for what, ours, theirs in (
-            ("classes", self.data.class_names, other.data.class_names),
-            ("image_size", self.image_size, other.image_size),
-        ):
-            if ours != theirs:
-                raise InputError(
-                    f"{other.data.json_path}: required the {what} of {self.data.json_path}, {ours}, got {theirs}"
-                )
+        own, fix = self.data.json_path, "open both with the same parameters"
+        classes = self.data.class_names, other.data.class_names
+        require_same(other.data.json_path, f"the classes of {own}", *classes, fix)
+        sizes = [self.image_size], [other.image_size]
+        require_same(other.data.json_path, f"the image_size of {own}", *sizes, fix)
         own, theirs = _take_tables(self), _take_tables(other)
         theirs = _move_ids(own[0]["image_id"], *theirs)
         images, annotations = (pd.concat(pair, ignore_index=True) for pair in zip(own, theirs, strict=True))
@@ -298,11 +295,9 @@ def assign_subsets(
 
 
 def _require_same_classes(first: CocoData, second: CocoData) -> None:
-    if first.class_names != second.class_names:
-        raise InputError(
-            f"{second.json_path}: required the categories of {first.json_path.name} "
-            f"({', '.join(first.class_names[1:])}), got {', '.join(second.class_names[1:])}"
-        )
+    names = first.class_names[1:], second.class_names[1:]
+    fix = "name the categories alike, or map those of an extra set"
+    require_same(second.json_path, f"the categories of {first.json_path.name}", *names, fix)
 
 
 def ignore_annotations(data: CocoData, ignore_classes: Sequence[str]) -> CocoData:

@@ -1,6 +1,6 @@
 """What a data set is like: tables of its classes, objects, images and split, and what they say in words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -311,13 +311,13 @@ def describe_colours(measured: pd.DataFrame | None, colours: pd.DataFrame | None
     )
 
 
-def describe_pipelines(checks: Mapping[str, pd.DataFrame]) -> str:
-    """Of `check_pipeline`, by the pipeline's name."""
-    if not checks:
+def describe_pipelines(checks: pd.DataFrame | None) -> str:
+    """Of `check_pipeline`, with the pipeline's name in `pipeline`; None where there were no pixels to look at."""
+    if checks is None or checks.empty:
         return "**Augmentation:** not checked, there are no pixels."
-    rows = [(name, row) for name, table in checks.items() for row in table.itertuples()]
-    faults = [f"{name}, {row.step}: {row.problem}" for name, row in rows if row.problem]
-    return f"**Augmentation:** {'; '.join(faults) or 'no fault found in ' + ' and '.join(checks)}."
+    faults = [f"{row.pipeline}, {row.step}: {row.problem}" for row in checks.itertuples() if row.problem]
+    sound = f"no fault found in {' and '.join(checks['pipeline'].unique())}"
+    return f"**Augmentation:** {'; '.join(faults) or sound}."
 
 
 def _percent(share: float) -> str:

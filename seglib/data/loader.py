@@ -19,7 +19,7 @@ from seglib import ranks
 from seglib.data.augment import augment, build_augmentation
 from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX, resize_rle, segmentation_to_rle
-from seglib.errors import InputError, unknown_name
+from seglib.errors import require_known
 from seglib.files import RUNS_AT_ONCE, read_whole
 from seglib.parameters import CountRange, ScaleRange
 from seglib.parts import read_choices, register
@@ -198,8 +198,7 @@ def _paste(
 def _find_class_ids(names: Sequence[str], subset: Subset) -> list[int]:
     known = list(subset.data.class_names)
     for name in names:
-        if name not in known[1:]:
-            raise InputError(f"mixing.copy_paste.classes: {unknown_name('class', name, known[1:], limit=20)}")
+        require_known("class", name, known[1:], "mixing.copy_paste.classes", limit=20)
     return [known.index(name) for name in names]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seglib.data.class_names import is_background
-from seglib.errors import InputError, InputErrors, unknown_name
+from seglib.errors import InputError, InputErrors, require_known
 from seglib.files import cache_dir, hash_files, hash_text, keep_json, read_file, read_json
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def read_description(data_dir: str | Path) -> MaskFolder:
     options = (
         content if isinstance(content, dict) and {"classes", "class_names"} & content.keys() else {"classes": content}
     )
-    if unknown := [name for name in options if name not in _OPTIONS]:
-        raise InputError(f"{path}: {unknown_name('option', unknown[0], _OPTIONS)}")
+    for option in options:
+        require_known("option", option, _OPTIONS, str(path))
     classes = _read_classes(options.get("classes", options.get("class_names")), path)
     by_colour = isinstance(next(iter(classes.values())), tuple)
     ignored = options.get("ignore_index", [] if by_colour or 255 in classes.values() else 255)
@@ -105,8 +105,7 @@ def read_description(data_dir: str | Path) -> MaskFolder:
     if not isinstance(names := options.get("ignore_classes", []), list):
         raise InputError(f"{path} [ignore_classes]: must be a list of names, got {names!r}; correct it")
     for name in names:
-        if not isinstance(name, str) or name not in classes:
-            raise InputError(f"{path}: {unknown_name('class in ignore_classes', name, classes)}")
+        require_known("class in ignore_classes", name, classes, str(path))
         ignored.append(classes.pop(name))
     if len(classes) > 254 + sum(map(is_background, classes)):
         raise InputError(f"{path} [classes]: must be 254 at most beside the background, got {len(classes)}; merge some")
@@ -186,7 +185,7 @@ def list_pairs(folder: MaskFolder, name: str) -> list[Pair]:
     InputErrors
         One line for each image without a mask, and each line of a list without an image.
     """
-    listed = _read_list(folder.data_dir / name) if (folder.data_dir / name).is_file() else None
+    listed = read_list(folder.data_dir / name) if (folder.data_dir / name).is_file() else None
     dirs = (folder.image_dir, folder.mask_dir) if listed is not None else _find_folders(folder, name)
     if dirs is None or (listed is not None and _SPLIT in "".join(dirs)):
         where = f"{folder.image_dir}/{name} and {folder.mask_dir}/{name}"
@@ -220,12 +219,12 @@ def _refuse(problems: Sequence[str]) -> None:
         raise InputErrors([*problems[:_LINES], *more])
 
 
-def _read_list(path: Path) -> list[str]:
-    """The first word of each line, where the line is no name itself."""
+def read_list(path: Path) -> list[str]:
+    """The lines of a text file, without those that are empty."""
     try:
         lines = [line.strip() for line in read_file(path).decode("utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: a list of images must be text in UTF-8, got: {error}; save it as UTF-8") from None
+        raise InputError(f"{path}: a list must be text in UTF-8, got: {error}; save it as UTF-8") from None
     return [line for line in lines if line]
 
 

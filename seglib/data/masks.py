@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as mask_api
 
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known
 
 PAINT_ORDERS = ("class_id", "longest", "area")
 BACKGROUNDS = ("class", "ignore")
@@ -45,10 +45,8 @@ def paint_mask(annotations: pd.DataFrame, height: int, width: int, paint_order: 
     InputError
         Where a segmentation is broken (see `segmentation_problems`) or the category is unknown.
     """
-    if paint_order not in PAINT_ORDERS:
-        raise InputError(unknown_name("paint_order", paint_order, PAINT_ORDERS))
-    if background not in BACKGROUNDS:
-        raise InputError(unknown_name("background", background, BACKGROUNDS))
+    require_known("paint_order", paint_order, PAINT_ORDERS)
+    require_known("background", background, BACKGROUNDS)
     _require_size(height, width)
     # pycocotools lays masks out by columns: so does the canvas, or each of the copies would take six times longer
     canvas = np.full((height, width), choose_empty_id(background), np.uint8, order="F")

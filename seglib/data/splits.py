@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known
 from seglib.parts import Part, find_parts, read_choice
 
 SPLITS = ("given", "holdout", "kfold", "stratified", "group", "stratified_group")
@@ -57,8 +57,7 @@ def make_split(
         kind was asked for and no image has a group.
     """
     own, (name, options) = find_parts("split"), read_choice("split", kind)
-    if name not in SPLITS[1:] and name not in own:
-        raise InputError(f"split: {unknown_name('split', kind, [*own, *SPLITS[1:]])}")
+    require_known("split", name, [*own, *SPLITS[1:]], "split")
     if folds < 2:
         raise InputError(f"folds: at least 2, of which one validates, got {folds}; set folds to 5")
     if name == "holdout" and fold != 0:

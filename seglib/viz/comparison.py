@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -132,10 +131,13 @@ def plot_parallel(runs: pd.DataFrame, varied: Sequence[str]) -> Figure:
     colours = sns.color_palette("viridis", as_cmap=True)(norm(runs["miou"]))
     for row in np.argsort(runs["miou"].to_numpy(), kind="stable"):  # the best on top
         axis.plot(places[row], color=colours[row], linewidth=1.8, alpha=0.85)
+    box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5}
+    options = {"textcoords": "offset points", "va": "center", "fontsize": SMALL, "bbox": box, "zorder": 3}
     for column, (_, ticks) in enumerate(scaled.values()):
         axis.axvline(column, color=INK, linewidth=0.8)
+        shift, side, most = (4, "left", 40) if column else (-4, "right", 22)  # left of the first axis nothing is drawn
         for place, text in ticks:
-            _write_tick(axis, column, place, text)
+            axis.annotate(cut(text, most), (column, place), (shift, 0), ha=side, **options)
     axis.set_xticks(range(len(scaled)), [cut(name, 24) for name in scaled])
     axis.set(yticks=[], ylim=(-0.06, 1.06), xlim=(-0.05, len(scaled) - 0.7))
     axis.spines[:].set_visible(False)
@@ -145,26 +147,11 @@ def plot_parallel(runs: pd.DataFrame, varied: Sequence[str]) -> Figure:
 def _scale(values: pd.Series) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """Places 0..1, and the texts at them: numbers by their size, anything else in the order of its texts."""
     if all(type(value) in (int, float) for value in values) and len({*values}) > 1:
-        shown = sorted({*values}) if values.nunique() <= 6 else list(np.linspace(values.min(), values.max(), 4))
-        wide = min(values) > 0 and max(values) / min(values) >= WIDE
-        low, high, *places = (
-            np.asarray([min(values), max(values), *values, *shown], float)
-            if not wide
-            else np.log([min(values), max(values), *values, *shown])
-        )
-        places = (np.array(places) - low) / (high - low)
-        return places[: len(values)], list(zip(places[len(values) :], [f"{value:.4g}" for value in shown], strict=True))
+        shown = sorted({*values}) if values.nunique() <= 6 else np.linspace(values.min(), values.max(), 4)
+        is_wide = min(values) > 0 and max(values) / min(values) >= WIDE
+        scale = (LogNorm if is_wide else Normalize)(min(values), max(values))
+        return np.array(scale([*values])), [(float(scale(value)), f"{value:.4g}") for value in shown]
     texts = [shorten(value) for value in values]
-    order = {text: number for number, text in enumerate(sorted(set(texts)))}
-    height = max(1, len(order) - 1)
-    return np.array([order[text] / height for text in texts]), [
-        (number / height, text) for text, number in order.items()
-    ]
-
-
-def _write_tick(axis: Axes, column: int, place: float, text: str) -> None:
-    """Left of the first axis, where nothing is drawn, and right of all others."""
-    box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5}
-    shift, side = (4, "left") if column else (-4, "right")
-    options = {"textcoords": "offset points", "va": "center", "ha": side, "fontsize": SMALL, "bbox": box}
-    axis.annotate(cut(text, 40 if not column else 22), (column, place), (shift, 0), zorder=3, **options)
+    names = sorted(set(texts))
+    places = dict(zip(names, np.arange(len(names)) / max(1, len(names) - 1), strict=True))
+    return np.array([places[text] for text in texts]), [(place, text) for text, place in places.items()]

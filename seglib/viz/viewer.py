@@ -12,7 +12,7 @@ import traitlets as t
 from IPython import get_ipython
 from IPython.display import HTML, display
 
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known
 from seglib.viz.image_table import Choice, ImageTable, MaskSource, Sample, build_image_table, list_sorts, select_images
 from seglib.viz.overlay import (
     IGNORE_INDEX,
@@ -342,8 +342,7 @@ class MaskViewer:
         if len(self.source) == 0:
             raise InputError("MaskViewer: required at least one image, got an empty data set")
         sorts = list_sorts(self.source)
-        if sort not in sorts.values():
-            raise InputError(f"MaskViewer: {unknown_name('sort', sort, sorts.values())}")
+        require_known("sort", sort, sorts.values(), "MaskViewer")
         self.sort = sort
         self._table: ImageTable | None = None
 

@@ -17,7 +17,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50, deeplabv3_resnet
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import Conv2dNormActivation
 
-from seglib.errors import InputError, unknown_name
+from seglib.errors import require_known
 
 ENCODERS = ("vgg16",)
 CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
@@ -123,8 +123,7 @@ class VGG16(nn.Module):
         fc6_dilation: int = 0,
     ):
         super().__init__()
-        if encoder not in ENCODERS:
-            raise InputError(unknown_name("encoder", encoder, ENCODERS))
+        require_known("encoder", encoder, ENCODERS)
         self.features = make_layers(cfgs["D"], batch_norm)
         self.pool_positions = [at for at, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         for position in self.pool_positions[3:]:
@@ -159,8 +158,7 @@ class VGG16(nn.Module):
         return features, indices
 
     def _load(self, name: str, weights: type[VGG16_Weights] | type[VGG16_BN_Weights]) -> None:
-        if name != "imagenet":
-            raise InputError(unknown_name("encoder_weights", name, ["imagenet"]))
+        require_known("encoder_weights", name, ["imagenet"])
         own = self.state_dict()
         loaded = weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         self.load_state_dict({name: value for name, value in loaded.items() if name in own})

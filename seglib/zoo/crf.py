@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known
 
 NORMALIZATIONS = ("symmetric", "none")
 FLOOR = 0.5 / 255  # smaller probabilities count as this: what 256 steps round to 0 must not outvote every neighbour
@@ -48,8 +48,7 @@ class CrfParams:
     pixels_per_cluster: int = 1
 
     def __post_init__(self):
-        if self.normalization not in NORMALIZATIONS:
-            raise InputError(f"CrfParams: {unknown_name('normalization', self.normalization, NORMALIZATIONS)}")
+        require_known("normalization", self.normalization, NORMALIZATIONS, "CrfParams")
         rules = {"weight": ("at least 0", 0), "sigma": ("above 0", 1e-300), "iterations": ("at least 0", 0)}
         rules["cluster"] = ("at least 1 (exact)", 1)
         for name, value in vars(self).items():

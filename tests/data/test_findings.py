@@ -88,14 +88,13 @@ def test_what_needs_pixels_says_so_without_them():
     for told in (
         eda.describe_duplicates(None),
         eda.describe_colours(None, None),
-        eda.describe_pipelines({}),
+        eda.describe_pipelines(None),
     ):
         assert "there are no pixels" in told
 
 
 def test_faults_of_a_pipeline_are_repeated():
-    sound = pd.DataFrame({"step": ["HorizontalFlip"], "problem": [""]})
-    faulty = pd.DataFrame({"step": ["Normalize"], "problem": ["normalised twice (8 of 8)"]})
-    assert "no fault found in flips and none" in eda.describe_pipelines({"flips": sound, "none": sound})
-    told = eda.describe_pipelines({"flips": faulty, "none": sound})
+    sound = pd.DataFrame({"pipeline": ["flips", "none"], "step": ["HorizontalFlip", "NoOp"], "problem": ["", ""]})
+    assert "no fault found in flips and none" in eda.describe_pipelines(sound)
+    told = eda.describe_pipelines(sound.assign(step="Normalize", problem=["normalised twice (8 of 8)", ""]))
     assert told == "**Augmentation:** flips, Normalize: normalised twice (8 of 8)."

@@ -60,7 +60,7 @@ def test_a_loader_takes_each_image_of_both_once(small_data):
 
 def test_sets_of_other_classes_or_sizes_are_refused(small_data):
     train, _ = open_small(small_data)
-    with pytest.raises(InputError, match=r"required the image_size of .*train\.json, 64, got 32"):
+    with pytest.raises(InputError, match=r"required the image_size of .*train\.json \(64\), got 32"):
         train + open_small(small_data, image_size=32)[1]
     with pytest.raises(InputError, match="required the classes of"):
         train + open_small(small_data, focus_classes=("Paper",))[1]
