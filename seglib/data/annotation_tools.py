@@ -10,7 +10,7 @@ import math
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -26,6 +26,7 @@ from seglib.files import hash_files, hash_text, read_file
 if TYPE_CHECKING:
     import numpy as np
 
+Annotated = tuple[Content, Iterable[tuple[str, Any]]]  # an image, and (label, segmentation) of each object
 _VERSION = 1  # of what is remembered of files
 _LISTS = ("labels.txt", "classes.txt")  # a name per line
 _IGNORED = "__ignore__"  # labelme's class of pixels that no class has
@@ -42,15 +43,13 @@ def open_tasks(kind: str, tasks: list[Content], path: Path, data_dir: Path) -> S
     used = {label for each in results for label, _ in each}
     categories, files = _list_categories(used, data_dir, path.parent, path)
 
+    def read_one(name: str, found: list[tuple[str, Content]]) -> Annotated:
+        size = dict(zip(("width", "height"), _read_size(found[0][1]), strict=True)) if found else {}
+        objects = [(label, _read_shape(each, f"{path} [{name}]")) for label, each in found]
+        return {"file_name": name, **size}, objects
+
     def read() -> Content:
-        images, annotations = [], []
-        for number, (name, found) in enumerate(zip(names, results, strict=True), 1):
-            sizes = [_read_size(each) for _, each in found]
-            size = dict(zip(("width", "height"), sizes[0], strict=True)) if sizes else {}
-            images.append({"id": number, "file_name": name, **size})
-            where = f"{path} [{name}]"
-            annotations += [(number, label, _read_shape(each, where)) for label, each in found]
-        return _compose(images, annotations, categories)
+        return _compose(map(read_one, names, results), categories)
 
     files = [path, *files]  # strokes take a while to decode
     return Source(kind, names, _name_classes(categories), lambda: remember(_digest(kind, files), read), files)
@@ -165,16 +164,14 @@ def open_labelme(kind: str, folder: Path, data_dir: Path) -> Source:
     used = {read_text(shape, "label") for content in contents for shape in content["shapes"]}
     categories, lists = _list_categories(used, data_dir, folder, folder)
 
+    def read_one(name: str, content: Content, path: Path) -> Annotated:
+        sides = {"width": content.get("imageWidth"), "height": content.get("imageHeight")}
+        outlines = [_outline(shape, path, *sides.values()) for shape in content["shapes"]]
+        labels = [read_text(shape, "label") for shape in content["shapes"]]
+        return {"file_name": name, **sides}, zip(labels, outlines, strict=True)
+
     def read() -> Content:
-        images, annotations = [], []
-        for number, (image, content, path) in enumerate(zip(names, contents, files, strict=True), 1):
-            sides = {"width": content.get("imageWidth"), "height": content.get("imageHeight")}
-            images.append({"id": number, "file_name": image, **sides})
-            annotations += [
-                (number, read_text(shape, "label"), _outline(shape, path, *sides.values()))
-                for shape in content["shapes"]
-            ]
-        return _compose(images, annotations, categories)
+        return _compose(map(read_one, names, contents, files), categories)
 
     return Source(kind, names, _name_classes(categories), read, [*files, *lists])
 
@@ -286,16 +283,15 @@ def open_yolo(kind: str, folder: Path, data_dir: Path) -> Source:
     } | names  # labels without an image are for the check to report
     categories = [{"id": number, "name": each} for number, each in enumerate(classes, 1)]
 
+    def read_one(stem: str, path: Path) -> Annotated:
+        width, height = find_size(str(path), "apply")
+        sides = {"width": width, "height": height} if width else {}
+        is_labelled = stem in labels and width
+        objects = _read_lines(labels[stem], width, height, classes, listing) if is_labelled else []
+        return {"file_name": os.path.relpath(path, data_dir), **sides}, objects
+
     def read() -> Content:
-        entries, annotations = [], []
-        for number, (stem, path) in enumerate(names.items(), 1):
-            width, height = find_size(str(path), "apply")
-            sides = {"width": width, "height": height} if width else {}
-            entries.append({"id": number, "file_name": os.path.relpath(path, data_dir), **sides})
-            if stem in labels and width:
-                found = _read_lines(labels[stem], width, height, classes, listing)
-                annotations += [(number, label, segmentation) for label, segmentation in found]
-        return _compose(entries, annotations, categories)
+        return _compose((read_one(*each) for each in names.items()), categories)
 
     names_seen = [os.path.relpath(path, data_dir) for path in names.values()]
     return Source(kind, names_seen, classes, read, [*labels.values(), listing])
@@ -311,9 +307,8 @@ def _read_yolo_names(folder: Path, data_dir: Path) -> tuple[list[str], Path]:
                 content = yaml.safe_load(read_file(path).decode("utf-8-sig"))
                 content = content if isinstance(content, dict) else {}
                 if "kpt_shape" in content:
-                    raise InputError(
-                        f"{path}: must be of YOLO's polygons, got its keypoints; export segmentation labels"
-                    )
+                    got = "got its keypoints; export segmentation labels"
+                    raise InputError(f"{path}: must be of YOLO's polygons, {got}")
                 names = content.get("names") or []
             if isinstance(names, dict):
                 if {*names} != {*range(len(names))}:
@@ -378,16 +373,15 @@ def _name_classes(categories: Sequence[Content]) -> list[str]:
     return [each["name"] for each in categories if "ignore" not in each]
 
 
-def _compose(
-    images: list[Content], annotations: Sequence[tuple[int, str, Any]], categories: Sequence[Content]
-) -> Content:
-    """COCO content of (image id, label, segmentation)."""
-    ids = {each["name"]: each["id"] for each in categories}
-    rows = [
-        {"id": number, "image_id": image_id, "category_id": ids[label], "segmentation": segmentation, "iscrowd": 0}
-        for number, (image_id, label, segmentation) in enumerate(annotations, 1)
-    ]
-    return {"images": images, "annotations": rows, "categories": list(categories)}
+def _compose(found: Iterable[Annotated], categories: Sequence[Content]) -> Content:
+    """COCO content of images and their objects."""
+    ids, images, annotations = {each["name"]: each["id"] for each in categories}, [], []
+    for image_id, (image, objects) in enumerate(found, 1):
+        images.append({"id": image_id, **image})
+        for label, segmentation in objects:
+            row = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[label]}
+            annotations.append(row | {"segmentation": segmentation, "iscrowd": 0})
+    return {"images": images, "annotations": annotations, "categories": list(categories)}
 
 
 def _digest(kind: str, files: Sequence[Path]) -> str:

@@ -18,6 +18,15 @@ from seglib.data.masks import IGNORE_INDEX, MAX_SIDE
 from seglib.data.sources import open_source
 from seglib.errors import InputError, require_known
 
+# Columns of annotations as in the file -> their types.
+ANNOTATION_KINDS = dict.fromkeys(["annotation_id", "image_id", "category_id", "class_id"], "int64")
+ANNOTATION_KINDS |= {
+    "area": "float64",
+    "iscrowd": "int64",
+    "segmentation": "object",
+    "score": "float64",
+    "ignore": "int64",
+}
 MAX_CATEGORIES = 254  # masks are uint8: 0 is the background, 255 the ignored pixels
 
 
@@ -186,9 +195,7 @@ def _read_annotations(
         score = 1.0 if entry.get("score") is None else _number(entry["score"])
         is_crowd, is_ignored = (int(entry.get(name) == 1) for name in ("iscrowd", "ignore"))
         rows.append((*ids, class_id, area, is_crowd, _flatten(entry.get("segmentation")), score, is_ignored))
-    kinds = dict.fromkeys(["annotation_id", "image_id", "category_id", "class_id"], "int64")
-    kinds |= {"area": "float64", "iscrowd": "int64", "segmentation": "object", "score": "float64", "ignore": "int64"}
-    return _make_table(rows, kinds)
+    return _make_table(rows, ANNOTATION_KINDS)
 
 
 def _flatten(segmentation: object) -> object:

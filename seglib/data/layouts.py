@@ -62,9 +62,8 @@ class ImageFinder:
         for folder in dict.fromkeys((self.root, self.beside)):
             path = os.path.realpath(os.path.join(folder, name))
             if not self._may_read(path):
-                is_spelt = os.path.normpath(name).startswith(
-                    os.pardir
-                )  # by a tool: ../../label-studio/data/a.jpg; no link
+                # by a tool: ../../label-studio/data/a.jpg; no link
+                is_spelt = os.path.normpath(name).startswith(os.pardir)
                 found = self._list_readable(os.path.basename(name)) if is_spelt else []
                 return (found[0], "") if len(found) == 1 else ("", "outside-folder")
             if os.path.isfile(path):

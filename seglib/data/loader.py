@@ -312,6 +312,7 @@ def build_loader(
         # Workers are forked: OpenCV's threads must be gone before (in a worker the same call waits for them for ever),
         # and each worker is one of several processes anyway.
         cv2.setNumThreads(1)
+    is_forked = num_workers and sys.platform == "linux"  # Python 3.14 forks no more by itself
     dataset = SegmentationDataset(subset, augmentation, seed, mixing, expand)
     loader = DataLoader(
         dataset,
@@ -320,9 +321,7 @@ def build_loader(
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        multiprocessing_context="fork"
-        if num_workers and sys.platform == "linux"
-        else None,  # Python 3.14 forks no more
+        multiprocessing_context="fork" if is_forked else None,
         generator=torch.Generator(),  # workers' seeds come from here, not from the stream that the model draws from
     )
     loader.built_from = {"seed": seed}

@@ -19,7 +19,7 @@ import pandas as pd
 from filelock import FileLock
 
 from seglib import RESULTS
-from seglib.data.coco import CocoData
+from seglib.data.coco import ANNOTATION_KINDS, CocoData
 from seglib.data.images import EXIF, read_image
 from seglib.data.masks import paint_mask
 from seglib.data.verify import find_turns
@@ -47,17 +47,6 @@ FILES = (*CHANNELS, SUMS)
 _PAINTERS = {
     1: ["cae44a098467cbbe3d5596ea3c08eb03", "b0a3aeec5b000631ccd82b209ded3c6a", "adea8753b4eafdefc7bc3763d72f02c5"]
 }
-_IN_FILE = [
-    "annotation_id",
-    "image_id",
-    "category_id",
-    "class_id",
-    "area",
-    "iscrowd",
-    "segmentation",
-    "score",
-    "ignore",
-]
 Pair = tuple[np.ndarray, np.ndarray]  # image (S, S, 3) uint8 RGB and mask (S, S) uint8
 Progress = Callable[[int, int], None]  # called with (images done, images in all)
 
@@ -195,7 +184,7 @@ def _key(data: CocoData, about: Mapping[str, Any]) -> str:
         [*about.values()],
         hash_files(data.images["path"]),
         images.to_dict("list"),
-        data.painted[_IN_FILE].to_dict("list"),
+        data.painted[[*ANNOTATION_KINDS]].to_dict("list"),
         _PAINTERS.get(RESULTS, RESULTS),
         [cv2.__version__, version("pycocotools")],
     ]

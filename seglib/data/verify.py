@@ -52,13 +52,8 @@ FIXES = {
     "rle-corrupt": "encode the mask again with pycocotools",
     "rle-sum": "encode the mask again, by columns, at the image's size",
 }
-WARNINGS = {
-    *PAINTS_LESS,
-    "background-category",
-    "unused-category",
-    "exif-rotated",
-    "duplicate-annotation-id",
-}  # with these training goes on
+# With these training goes on.
+WARNINGS = {*PAINTS_LESS, "background-category", "unused-category", "exif-rotated", "duplicate-annotation-id"}
 _COLUMNS = ["severity", "problem", "where", "detail", "fix"]
 _STRAY = 0.01  # polygons within 0..1 that are no sign of another unit, of all
 _LINES = 100  # of a refusal: a wrong data_dir makes every image missing
@@ -87,14 +82,8 @@ def verify_coco(data: CocoData, read_pixels: bool = False) -> pd.DataFrame:
     """
     found = [*_category_problems(data), *_image_problems(data, read_pixels), *_annotation_problems(data)]
     rows = [
-        (
-            "warning" if name in WARNINGS else "error",
-            name,
-            " ".join(where.split()),
-            " ".join(detail.split()),
-            FIXES[name],
-        )
-        for name, where, detail in found
+        ("warning" if name in WARNINGS else "error", name, *(" ".join(each.split()) for each in words), FIXES[name])
+        for name, *words in found
     ]
     problems = pd.DataFrame(rows, columns=_COLUMNS, dtype="str")
     return problems.sort_values("severity", kind="stable", ignore_index=True)  # "error" < "warning"
@@ -209,9 +198,8 @@ def refuse_unpainted(table: pd.DataFrame, where: str) -> None:
 def describe_unpainted(table: pd.DataFrame) -> str:
     """How many annotations paint nothing, in all and of the classes that have most of them; "" where all paint."""
     unpainted = (table["annotations"] - table["objects"]).sort_values(ascending=False, kind="stable")
-    shown = [
-        f"{name} {count:,} of {table.loc[name, 'annotations']:,}" for name, count in unpainted[unpainted > 0].items()
-    ]
+    counts = unpainted[unpainted > 0].items()
+    shown = [f"{name} {count:,} of {table.loc[name, 'annotations']:,}" for name, count in counts]
     rest = f", and of {len(shown) - 5} more classes" if len(shown) > 5 else ""
     total = f"{unpainted.sum():,} of {table['annotations'].sum():,} annotations paint nothing"
     return f"{total} ({', '.join(shown[:5])}{rest})" if shown else ""
@@ -234,18 +222,14 @@ def _category_problems(data: CocoData) -> Iterator[Problem]:
     for what, values in (("id", data.category_ids), ("name", names)):
         for value, count in Counter(values).items():
             if count > 1:
-                yield (
-                    f"duplicate-category-{what}",
-                    f"category {value}",
-                    f"{what}s must be unique, got {count} of this one",
-                )
+                detail = f"{what}s must be unique, got {count} of this one"
+                yield f"duplicate-category-{what}", f"category {value}", detail
     for name in data.background_names:
         yield "background-category", f"category {name}", "class 0 is the background, and this one is read as class 0"
     for name in data.phantom_names:
         place = names.index(name)
-        detail = (
-            f"must have annotations, got none: it looks like a super-category, and is class {place + 1} of the model"
-        )
+        seen = f"it looks like a super-category, and is class {place + 1} of the model"
+        detail = f"must have annotations, got none: {seen}"
         yield "unused-category", f"category {data.category_ids[place]} ({name})", detail
 
 
@@ -258,11 +242,8 @@ def _image_problems(data: CocoData, read_pixels: bool) -> Iterator[Problem]:
     for place, (image_id, file_name, *size, exif, path) in enumerate(zip(*columns, strict=True)):
         where = f"image {image_id} ({file_name})"
         if (first := first_place.setdefault(image_id, place)) != place:
-            yield (
-                "duplicate-image-id",
-                where,
-                f"ids must be unique, got this one at images[{first}] and images[{place}]",
-            )
+            detail = f"ids must be unique, got this one at images[{first}] and images[{place}]"
+            yield "duplicate-image-id", where, detail
         if not os.path.isfile(path):
             problem = finder.find(file_name)[1] or "missing-image"
             yield problem, where, finder.explain(file_name)
@@ -339,11 +320,10 @@ def _find_normalised(segmentations: pd.Series) -> np.ndarray:
 
 def _is_share(segmentation: object) -> bool:
     """Whether all coordinates lie in 0..1 (and a little beyond: some round up), not all of them whole."""
-    if not isinstance(segmentation, list) or not all(
-        isinstance(each, list) and len(each) >= 6 for each in segmentation
-    ):
+    polygons = segmentation if isinstance(segmentation, list) else [None]
+    if not all(isinstance(each, list) and len(each) >= 6 for each in polygons):
         return False
-    numbers = [number for polygon in segmentation for number in polygon]
+    numbers = [number for polygon in polygons for number in polygon]
     if not all(type(number) in (int, float) and -0.05 <= number <= 1.05 for number in numbers):
         return False
     return any(number != int(number) for number in numbers)

@@ -75,12 +75,8 @@ def use_font_for(texts: Iterable[str]) -> None:
 
     Where none has, a warning says which to install.
     """
-    letters = frozenset(
-        letter
-        for text in texts
-        for letter in text
-        if ord(letter) > 0x2FF and letter.isprintable() and letter not in "→–≤"
-    )
+    letters = {letter for text in texts for letter in text if ord(letter) > 0x2FF and letter.isprintable()}
+    letters = frozenset(letters - {*"→–≤"})
     if not letters:
         return
     family = _find_family(letters)
@@ -110,9 +106,8 @@ def _find_family(letters: frozenset[str]) -> str | None:
 def _search_known(letters: frozenset[str]) -> str | None:
     needed = {ord(letter) for letter in letters}
     fonts = [font for font in font_manager.fontManager.ttflist if os.path.isfile(font.fname)]
-    fonts = [
-        font for font in fonts if not font.name.startswith("Last Resort")
-    ]  # matplotlib's own: a box for any letter
+    # matplotlib's own last resort is a box for any letter
+    fonts = [font for font in fonts if not font.name.startswith("Last Resort")]
     for font in sorted(fonts, key=lambda font: (font.name != "NanumGothic", "Noto" not in font.name, font.name)):
         if needed <= font_manager.get_font(font.fname).get_charmap().keys():
             return font.name
@@ -368,8 +363,6 @@ def plot_class_iou(iou: Mapping[str, float], miou: float) -> Figure:
     axis.bar_label(bars, fmt="%.3f", padding=3, fontsize=SMALL)
     axis.axvline(miou, color="#444444", linestyle="--", linewidth=1)
     absent = ", ".join(values.index[values.isna()])
-    title = f"IoU by class (dashed: mIoU {miou:.4f}" + (
-        f"; absent from truth and prediction: {absent})" if absent else ")"
-    )
-    axis.set(title=textwrap.fill(title, 90), xlim=(0, 1.08))
+    rest = f"; absent from truth and prediction: {absent})" if absent else ")"
+    axis.set(title=textwrap.fill(f"IoU by class (dashed: mIoU {miou:.4f}{rest}", 90), xlim=(0, 1.08))
     return figure

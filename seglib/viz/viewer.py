@@ -5,7 +5,6 @@ from functools import cached_property
 from pathlib import Path
 
 import anywidget
-import ipywidgets
 import ipywidgets as w
 import numpy as np
 import traitlets as t
@@ -132,8 +131,8 @@ class ViewerPanel:
         return w.VBox([*(w.HBox(row, layout=look) for row in rows if row), self.stage], layout={"overflow": "visible"})
 
     def _connect(self) -> None:
-        self.previous.on_click(lambda _: self._step(-1))
-        self.next.on_click(lambda _: self._step(1))
+        self.previous.on_click(lambda _: self._go(self.at - 1))
+        self.next.on_click(lambda _: self._go(self.at + 1))
         self.number.observe(lambda change: self._go(change["new"] - 1), "value")
         self.jump.observe(lambda change: self._jump(change["new"]), "value")
         for control in (self.sort, self.run, self.true_class, self.predicted, self.under):
@@ -175,9 +174,6 @@ class ViewerPanel:
             return self.get_table(tell)
         finally:
             self.progress.layout.display = "none"
-
-    def _step(self, by: int) -> None:
-        self._go(self.at + by)
 
     def _jump(self, text: str) -> None:
         if not text.strip():
@@ -285,7 +281,7 @@ class ViewerPanel:
                 self.stage.pin = [x, y]
                 self.zoom.value = ZOOMS[min(max(0, ZOOMS.index(self.zoom.value) + (-1 if out else 1)), len(ZOOMS) - 1)]
             case {"kind": "step", "by": by}:
-                self._step(by)
+                self._go(self.at + by)
             case {"kind": "toggle", "id": class_id, "alone": alone}:
                 self.shown = {class_id} if alone else self.shown ^ {class_id}
                 self._draw()
@@ -355,7 +351,7 @@ class MaskViewer:
         return ViewerPanel(self.source, self.sort, self._get_table)
 
     @property
-    def widget(self) -> ipywidgets.Widget:
+    def widget(self) -> w.Widget:
         """What can be laid out beside other widgets."""
         return self.panel.box
 
@@ -375,9 +371,8 @@ class MaskViewer:
 
     def _ipython_display_(self) -> None:
         if self.sort != "position":
-            self._get_table(
-                show_progress("masks looked through")
-            )  # before the controls appear, which have a bar for later
+            # before the controls appear, which have a bar for later
+            self._get_table(show_progress("masks looked through"))
         if _someone_watches():
             # Without its words: pages that know no widgets would print them above the sheet.
             display(self.widget._repr_mimebundle_() | {"text/plain": ""}, raw=True)
