@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from seglib.data.class_names import BACKGROUND, is_background
-from seglib.data.formats import find_size
 from seglib.data.images import EXIF
+from seglib.data.label_folders import find_size
 from seglib.data.layouts import ImageFinder
 from seglib.data.masks import IGNORE_INDEX, MAX_SIDE
 from seglib.data.sources import open_source

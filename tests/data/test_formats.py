@@ -14,13 +14,12 @@ from PIL import Image
 from pycocotools.mask import decode
 
 from seglib.__main__ import main
-from seglib.data.annotation_tools import decode_brush
 from seglib.data.coco import load_coco
 from seglib.data.dataset import mark_ignored, open_data
 from seglib.data.layouts import fingerprint_data
 from seglib.data.mask_folders import find_objects
 from seglib.data.masks import paint_mask, segmentation_to_rle
-from seglib.data.sources import hash_annotations
+from seglib.data.sources import decode_brush, hash_annotations
 from seglib.data.verify import load_verified, refuse_unpainted, tabulate_painted, verify_coco
 from seglib.errors import InputError
 

@@ -1,6 +1,6 @@
-"""The own formats of annotation tools, each read as the COCO content that it is: Label Studio, labelme, YOLO.
+"""Folders with a file of labels per image, as labelme and YOLO write them, read as the COCO content that they are.
 
-A dry run of a grid imports this file: what reads pixels is imported where it does.
+And what all formats have in common. A dry run of a grid imports this file: what reads pixels is imported where it does.
 """
 
 import base64
@@ -9,16 +9,14 @@ import json
 import math
 import os
 import reprlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import yaml
 
-from seglib.data.class_names import is_background
-from seglib.data.formats import Content, Source, find_size, read_json, read_text
+from seglib.data.class_names import find_jsons, is_background
 from seglib.data.mask_folders import DESCRIPTION, IMAGE_ENDINGS, encode_labels, read_list, remember
 from seglib.errors import InputError, unknown_name
 from seglib.files import hash_files, hash_text, read_file
@@ -26,114 +24,53 @@ from seglib.files import hash_files, hash_text, read_file
 if TYPE_CHECKING:
     import numpy as np
 
+Content = dict[str, Any]
 Annotated = tuple[Content, Iterable[tuple[str, Any]]]  # an image, and (label, segmentation) of each object
 _VERSION = 1  # of what is remembered of files
 _LISTS = ("labels.txt", "classes.txt")  # a name per line
 _IGNORED = "__ignore__"  # labelme's class of pixels that no class has
 
 
-# Label Studio: a list of tasks; coordinates are per cent of the image, brush strokes a run-length code of their own.
+@dataclass(frozen=True)
+class Source:
+    """What a name in a data folder is, before any pixel is read.
 
-
-def open_tasks(kind: str, tasks: list[Content], path: Path, data_dir: Path) -> Source:
-    """Label Studio's JSON: the tasks that were annotated."""
-    shown = [(task, answer) for task in tasks if (answer := _choose_answer(task)) is not None]
-    names = _name_images([task for task, _ in shown])
-    results = [_read_results(answer, f"{path} [{name}]") for name, (_, answer) in zip(names, shown, strict=True)]
-    used = {label for each in results for label, _ in each}
-    categories, files = _list_categories(used, data_dir, path.parent, path)
-
-    def read_one(name: str, found: list[tuple[str, Content]]) -> Annotated:
-        size = dict(zip(("width", "height"), _read_size(found[0][1]), strict=True)) if found else {}
-        objects = [(label, _read_shape(each, f"{path} [{name}]")) for label, each in found]
-        return {"file_name": name, **size}, objects
-
-    def read() -> Content:
-        return _compose(map(read_one, names, results), categories)
-
-    files = [path, *files]  # strokes take a while to decode
-    return Source(kind, names, _name_classes(categories), lambda: remember(_digest(kind, files), read), files)
-
-
-def _choose_answer(task: Content) -> Content | None:
-    """The annotation of a task that counts: the ground truth, else the last; None where it was left out."""
-    answers = task.get("annotations", task.get("completions")) or []
-    answers = [each for each in answers if not (each.get("was_cancelled") or each.get("skipped"))]
-    return max(answers, key=lambda a: (bool(a.get("ground_truth")), str(a.get("created_at", ""))), default=None)
-
-
-def _name_images(tasks: Sequence[Content]) -> list[str]:
-    """The files' names, with folders where these alone tell two apart."""
-    values = [[each for each in task.get("data", {}).values() if isinstance(each, str)] for task in tasks]
-    urls = [next((each for each in texts if _is_image(each)), texts[0] if texts else "") for texts in values]
-    paths = [unquote(url.rpartition("?d=")[2].partition("?")[0]).replace("\\", "/") for url in urls]
-    times = Counter(path.rpartition("/")[2] for path in paths)
-    return [path.rpartition("/")[2] if times[path.rpartition("/")[2]] == 1 else path.strip("/") for path in paths]
-
-
-def _is_image(url: str) -> bool:
-    return os.path.splitext(url.partition("?d=")[2] or url.partition("?")[0])[1].lower() in IMAGE_ENDINGS
-
-
-def _read_results(answer: Content, where: str) -> list[tuple[str, Content]]:
-    """(label, result) of each region; of one that is drawn first and named then, two results have one id."""
-    results = [each for each in answer.get("result", []) if isinstance(each.get("value"), dict)]
-    kinds = [str(each.get("type")) for each in results]
-    labels = [
-        each["value"].get(kind) if kind.endswith("labels") else [] for kind, each in zip(kinds, results, strict=True)
-    ]
-    found = [(label[0], each) for label, each in zip(labels, results, strict=True) if label]
-    named = {each.get("id") for _, each in found}
-    outlined = [each.get("id") for each in results if {"points", "rle"} & each["value"].keys()]
-    if lonely := sum(number not in named for number in outlined):
-        raise InputError(f"{where}: regions must have a label, got {lonely} without; label or delete them")
-    return found
-
-
-def _read_size(result: Content) -> tuple[int, int]:
-    return result.get("original_width"), result.get("original_height")
-
-
-def _read_shape(result: Content, where: str) -> Any:
-    """A COCO segmentation; of boxes and points none."""
-    value, (width, height) = result["value"], _read_size(result)
-    if result.get("image_rotation"):
-        raise InputError(f"{where}: images must be upright, got one turned in Label Studio; turn it back there")
-    if "points" in value:
-        return [[each for x, y in value["points"] for each in (x * width / 100, y * height / 100)]]
-    if value.get("format") == "rle" or "rle" in value:
-        try:
-            return _encode(decode_brush(value["rle"], height, width))
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{where}: a brush stroke must be readable, got: {error}; export it as COCO") from None
-    return []
-
-
-def decode_brush(rle: Sequence[int], height: int, width: int) -> "np.ndarray":
-    """(height, width) bool of Label Studio's code of a brush stroke, bytes of RGBA in runs; ValueError where it is broken.
-
-    Source: `encodeBytes` of @thi.ng/rle-pack, which Label Studio calls: 32 bits count of values, 5 bits length of one less
-    1, four times 4 bits length of a run's length less 1; then for each run a bit (0: single values), 2 bits that choose the
-    length, the run's length less 1, and its values.
+    `images`: file names as `ImageFinder` takes them, "" where there is none; `class_names`: of the categories that are not
+    ignored, in the file's order; `read`: makes the COCO content; `files`: whose content decides what is annotated (of masks see `hash_masks`).
     """
-    import numpy as np
 
-    bits, at, done = format(int.from_bytes(bytes(rle)), f"0{8 * len(rle)}b"), 0, 0
+    kind: str
+    images: Sequence[str]
+    class_names: Sequence[str]
+    read: Callable[[], Content]
+    files: Sequence[Path] = field(default=())
 
-    def take(number: int) -> int:
-        nonlocal at
-        at += number
-        return int(bits[at - number : at], 2)
 
-    count, word, sizes = take(32), take(5) + 1, [take(4) + 1 for _ in range(4)]
-    if count != 4 * height * width:
-        raise ValueError(f"{count} values for {width}x{height} px of four")
-    values = np.zeros(count, np.uint8)
-    while done < count:
-        is_run, length = take(1), take(sizes[take(2)]) + 1
-        values[done : done + length] = take(word) if is_run else [take(word) for _ in range(length)]
-        done += length
-    return values.reshape(height, width, 4)[..., 3] > 0
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    try:
+        return json.loads(read_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        if not path.parent.is_dir():
+            required = "the data folder must exist, got no such folder"
+            raise InputError(f"{path.parent}: {required}; check data_dir") from None
+        raise InputError(f"{path.parent}: {unknown_name('JSON file', path.name, find_jsons(path.parent))}") from None
+    except json.JSONDecodeError as error:
+        got, fix = f"a file that breaks at line {error.lineno} column {error.colno} ({error.msg})", "export it again"
+        if path.suffix.lower() in (".yaml", ".yml"):
+            fix = "of YOLO's labels name the folder, such as labels/train"
+        elif path.suffix.lower() == ".xml":
+            got, fix = "XML, as CVAT and Pascal VOC write", "export it as COCO 1.0"
+        raise InputError(f"{path}: must be JSON, got {got}; {fix}") from None
+    except RecursionError:
+        raise InputError(f"{path}: must be COCO JSON, got lists nested too deep to read; export it again") from None
+    except (OSError, ValueError) as error:  # not UTF-8, a folder, no permission, a number of thousands of digits
+        raise InputError(f"{path}: must be a JSON file that can be read, got: {error}; export it again") from None
+
+
+def read_text(entry: Any, name: str) -> str:
+    """An option of an entry as a text, "" where there is none."""
+    return str(entry.get(name, "")) if isinstance(entry, dict) else ""
 
 
 # labelme: a JSON file for each image.
@@ -159,10 +96,10 @@ def is_labelme(content: Any) -> bool:
 def open_labelme(kind: str, folder: Path, data_dir: Path) -> Source:
     """A folder of labelme's files."""
     files = sorted(folder.glob("*.json"))
-    contents = remember(_digest(kind, files), lambda: {"files": [_read_labelme(path) for path in files]})["files"]
+    contents = remember(digest_files(kind, files), lambda: {"files": [_read_labelme(path) for path in files]})["files"]
     names = [_place_image(content["imagePath"], folder, data_dir) for content in contents]
     used = {read_text(shape, "label") for content in contents for shape in content["shapes"]}
-    categories, lists = _list_categories(used, data_dir, folder, folder)
+    categories, lists = list_categories(used, data_dir, folder, folder)
 
     def read_one(name: str, content: Content, path: Path) -> Annotated:
         sides = {"width": content.get("imageWidth"), "height": content.get("imageHeight")}
@@ -171,9 +108,9 @@ def open_labelme(kind: str, folder: Path, data_dir: Path) -> Source:
         return {"file_name": name, **sides}, zip(labels, outlines, strict=True)
 
     def read() -> Content:
-        return _compose(map(read_one, names, contents, files), categories)
+        return compose(map(read_one, names, contents, files), categories)
 
-    return Source(kind, names, _name_classes(categories), read, [*files, *lists])
+    return Source(kind, names, name_classes(categories), read, [*files, *lists])
 
 
 def _read_labelme(path: Path) -> Content:
@@ -218,7 +155,7 @@ def _read_png(text: str, corner: Sequence[float], width: int, height: int) -> Co
     left, top = (round(each) for each in corner)
     mask = np.zeros((height, width), bool)
     mask[top : top + part.shape[0], left : left + part.shape[1]] = part[: height - top, : width - left]
-    return _encode(mask)
+    return encode_mask(mask)
 
 
 # Folders of other tools' files: refused where no classes.json says that there are masks.
@@ -291,7 +228,7 @@ def open_yolo(kind: str, folder: Path, data_dir: Path) -> Source:
         return {"file_name": os.path.relpath(path, data_dir), **sides}, objects
 
     def read() -> Content:
-        return _compose((read_one(*each) for each in names.items()), categories)
+        return compose((read_one(*each) for each in names.items()), categories)
 
     names_seen = [os.path.relpath(path, data_dir) for path in names.values()]
     return Source(kind, names_seen, classes, read, [*labels.values(), listing])
@@ -358,7 +295,7 @@ def _read_names(path: Path) -> list[str]:
     return read_list(path) if path.is_file() else []
 
 
-def _list_categories(used: set[str], data_dir: Path, folder: Path, where: Path) -> tuple[list[Content], list[Path]]:
+def list_categories(used: set[str], data_dir: Path, folder: Path, where: Path) -> tuple[list[Content], list[Path]]:
     """Categories as labels.txt or classes.txt orders them, and that file; else the labels that are used, sorted."""
     lists = [place / name for place in _climb(folder, data_dir) for name in _LISTS if (place / name).is_file()][:1]
     names = _read_names(lists[0]) if lists else sorted(used)
@@ -369,11 +306,11 @@ def _list_categories(used: set[str], data_dir: Path, folder: Path, where: Path) 
     return [each | {"ignore": 1} if each["name"] == _IGNORED else each for each in categories], lists
 
 
-def _name_classes(categories: Sequence[Content]) -> list[str]:
+def name_classes(categories: Sequence[Content]) -> list[str]:
     return [each["name"] for each in categories if "ignore" not in each]
 
 
-def _compose(found: Iterable[Annotated], categories: Sequence[Content]) -> Content:
+def compose(found: Iterable[Annotated], categories: Sequence[Content]) -> Content:
     """COCO content of images and their objects."""
     ids, images, annotations = {each["name"]: each["id"] for each in categories}, [], []
     for image_id, (image, objects) in enumerate(found, 1):
@@ -384,10 +321,22 @@ def _compose(found: Iterable[Annotated], categories: Sequence[Content]) -> Conte
     return {"images": images, "annotations": annotations, "categories": list(categories)}
 
 
-def _digest(kind: str, files: Sequence[Path]) -> str:
+def digest_files(kind: str, files: Sequence[Path]) -> str:
     return hash_text(json.dumps([_VERSION, kind, hash_files(files)]))
 
 
-def _encode(mask: "np.ndarray") -> Content:
+def encode_mask(mask: "np.ndarray") -> Content:
     """The compressed RLE of a mask."""
     return encode_labels(mask.astype("int64"), 1)[0][0]
+
+
+def find_size(path: str, exif: str) -> tuple[int, int]:
+    """(width, height) [px] of an image as it is read, turned by its EXIF orientation unless that is to be ignored; (0, 0)
+    where it cannot be read, which the check reports."""
+    from seglib.data.images import choose_turn, read_header
+
+    try:
+        width, height, orientation = read_header(path)
+    except InputError:
+        return 0, 0
+    return (height, width) if choose_turn((width, height), orientation, None, exif) >= 5 else (width, height)
