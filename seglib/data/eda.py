@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,12 @@ from scipy.spatial.distance import jensenshannon
 
 from seglib.data.coco import CocoData
 from seglib.data.images import BLACK, CONSTANT, read_image
-from seglib.data.objects import PaintedCounts
 from seglib.data.pixels import CHUNK, THREADS, resize_image
 from seglib.data.splits import hash_picture
 from seglib.errors import InputError
+
+if TYPE_CHECKING:
+    from seglib.data.analysis import PaintedCounts
 
 SIZE_LIMITS = (8, 20, 32, 96)  # [px] of sqrt(area); 32 and 96 are COCO's bounds of small and medium
 FEW = 20  # annotations: a class with fewer is hardly learnt, and scored by luck
@@ -219,7 +222,7 @@ def describe_problems(problems: pd.DataFrame) -> str:
     return f"**Annotations:** {errors:,} errors ({names}) and {warnings} warnings; training refuses this data until they are mended."
 
 
-def describe_classes(classes: pd.DataFrame, counts: PaintedCounts) -> str:
+def describe_classes(classes: pd.DataFrame, counts: "PaintedCounts") -> str:
     foreground = classes.iloc[1:].sort_values("annotations", ascending=False)
     present = foreground[foreground["annotations"] > 0]
     if present.empty:
@@ -254,7 +257,9 @@ def describe_vanished(vanished: pd.DataFrame) -> str:
     return f"**Resizing:** of {vanished.loc[ALL, 'objects']:,} objects, {'; '.join(parts)}."
 
 
-def describe_overlaps(objects: pd.DataFrame, overlaps: pd.DataFrame, pairs: pd.DataFrame, counts: PaintedCounts) -> str:
+def describe_overlaps(
+    objects: pd.DataFrame, overlaps: pd.DataFrame, pairs: pd.DataFrame, counts: "PaintedCounts"
+) -> str:
     if overlaps.empty:
         return "**Overlaps:** no two annotations overlap; the painting order makes no difference."
     involved = pd.unique(overlaps[["first", "second"]].to_numpy().ravel()).size

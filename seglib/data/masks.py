@@ -2,7 +2,9 @@
 
 import reprlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -10,6 +12,9 @@ import pandas as pd
 from pycocotools import mask as mask_api
 
 from seglib.errors import InputError, require_known
+
+if TYPE_CHECKING:
+    from seglib.data.coco import CocoData
 
 PAINT_ORDERS = ("class_id", "longest", "area")
 BACKGROUNDS = ("class", "ignore")
@@ -181,6 +186,40 @@ def sort_for_painting(annotations: pd.DataFrame, rles: list[Rle], paint_order: s
 def measure_rles(rles: list[Rle]) -> np.ndarray:
     """Pixels of each mask, one by one: of more than 255 at once pycocotools 2.0.11 makes an OverflowError."""
     return np.array([mask_api.area(rle) for rle in rles], np.int64)
+
+
+# The objects of a data set: which can be painted, and how large they are.
+
+
+def measure_masks(data: "CocoData") -> np.ndarray:
+    """(annotations,) int64: pixels that each one paints at its image's size, one by one; 0 where it cannot be painted."""
+    areas = np.zeros(len(data.annotations), np.int64)
+    painted = find_paintable(data)
+    areas[[*painted]] = measure_rles([*painted.values()])
+    return areas
+
+
+def find_paintable(data: "CocoData") -> dict[int, Rle]:
+    """Row of `data.annotations` -> its mask, by image, without those that are broken or of unknown class, image or size."""
+    of_image = find_image_rows(data)
+    sizes = data.images[["height", "width"]].to_numpy()
+    class_ids, segmentations = (data.annotations[name].to_numpy() for name in ("class_id", "segmentation"))
+    painted: dict[int, Rle] = {}
+    for row in np.argsort(of_image, kind="stable").tolist():
+        if of_image[row] >= 0 and class_ids[row] >= 0 and sizes[of_image[row]].all():
+            with suppress(InputError):
+                painted[row] = segmentation_to_rle(segmentations[row], *sizes[of_image[row]].tolist())
+    return painted
+
+
+def find_image_rows(data: "CocoData") -> np.ndarray:
+    """(annotations,) row of the first image with the annotation's image id, -1 where there is none."""
+    first = np.flatnonzero(~data.images["image_id"].duplicated())
+    rows = pd.Index(data.images["image_id"].iloc[first]).get_indexer(data.annotations["image_id"])
+    return np.append(first, -1)[rows]
+
+
+# What is wrong with a segmentation.
 
 
 def _polygon_problems(polygon: list, height: int, width: int) -> Iterator[Problem]:

@@ -14,8 +14,7 @@ import pandas as pd
 from seglib.data.coco import CocoData, load_coco
 from seglib.data.images import FULL_RANGE, choose_turn, find_largest, read_header, read_image
 from seglib.data.layouts import ImageFinder
-from seglib.data.masks import PAINTS_LESS, segmentation_problems
-from seglib.data.objects import measure_masks
+from seglib.data.masks import PAINTS_LESS, measure_masks, segmentation_problems
 from seglib.data.sources import hash_annotations
 from seglib.errors import InputError, InputErrors
 from seglib.files import PROJECT, cache_dir, hash_file, hash_files, hash_text, keep_json, read_json

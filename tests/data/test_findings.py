@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from seglib.data import eda
+from seglib.data.analysis import PaintedCounts
 from seglib.data.eda import ALL
-from seglib.data.objects import PaintedCounts
 
 
 def counts(class_pixels=((60, 30, 0, 10),), covered=40, disputed=2):

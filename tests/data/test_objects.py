@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from pycocotools import mask as mask_api
 
+from seglib.data.analysis import tabulate_objects
 from seglib.data.coco import load_coco
 from seglib.data.dataset import pool_files
 from seglib.data.eda import ALL, SIZE_LIMITS, tabulate_sizes
 from seglib.data.masks import resize_rle
-from seglib.data.objects import tabulate_objects
 from seglib.data.pixels import resize_mask
 
 TACO = Path(__file__).parents[3] / "shared" / "data" / "taco" / "annotations.json"

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from pycocotools import mask as mask_api
 
-from seglib.data.objects import find_overlaps, tabulate_class_pairs
+from seglib.data.analysis import find_overlaps, tabulate_class_pairs
 
 
 def table(masks, images, class_ids, scale=0.5):

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from seglib.data.analysis import count_painted, paint_layers, tabulate_objects
 from seglib.data.coco import load_coco
 from seglib.data.dataset import pool_files
 from seglib.data.masks import PAINT_ORDERS, paint_mask
-from seglib.data.objects import count_painted, paint_layers, tabulate_objects
 from seglib.data.pixels import resize_mask
 
 SIZE = 24

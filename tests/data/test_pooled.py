@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from seglib.data.analysis import tabulate_objects
 from seglib.data.coco import load_coco
 from seglib.data.dataset import assign_subsets, open_data, pool_files
 from seglib.data.eda import find_present
-from seglib.data.objects import tabulate_objects
 from seglib.errors import InputError
 from seglib.files import hash_files
 
