@@ -96,7 +96,7 @@ def is_labelme(content: Any) -> bool:
 def open_labelme(kind: str, folder: Path, data_dir: Path) -> Source:
     """A folder of labelme's files."""
     files = sorted(folder.glob("*.json"))
-    contents = remember(digest_files(kind, files), lambda: {"files": [_read_labelme(path) for path in files]})["files"]
+    contents = remember_files(kind, files, lambda: {"files": [_read_labelme(path) for path in files]})["files"]
     names = [_place_image(content["imagePath"], folder, data_dir) for content in contents]
     used = {read_text(shape, "label") for content in contents for shape in content["shapes"]}
     categories, lists = list_categories(used, data_dir, folder, folder)
@@ -321,8 +321,9 @@ def compose(found: Iterable[Annotated], categories: Sequence[Content]) -> Conten
     return {"images": images, "annotations": annotations, "categories": list(categories)}
 
 
-def digest_files(kind: str, files: Sequence[Path]) -> str:
-    return hash_text(json.dumps([_VERSION, kind, hash_files(files)]))
+def remember_files(kind: str, files: Sequence[Path], make: Callable[[], Content]) -> Content:
+    """What `make` makes of these files, until one of them changes."""
+    return remember(hash_text(json.dumps([_VERSION, kind, hash_files(files)])), make)
 
 
 def encode_mask(mask: "np.ndarray") -> Content:

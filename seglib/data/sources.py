@@ -18,8 +18,8 @@ from urllib.parse import unquote
 import yaml
 
 from seglib.data import label_folders, mask_folders
-from seglib.data.label_folders import Content, Source, read_json, read_text
-from seglib.data.mask_folders import IMAGE_ENDINGS, encode_labels, remember
+from seglib.data.label_folders import Content, Source, name_classes, read_json, read_text, remember_files
+from seglib.data.mask_folders import IMAGE_ENDINGS, encode_labels
 from seglib.errors import InputError, InputErrors
 from seglib.files import hash_files, hash_text
 
@@ -139,7 +139,7 @@ def open_panoptic(kind: str, content: Content, path: Path, data_dir: Path) -> So
     files = [path, *(folder / name for name in names)]
 
     def read() -> Content:
-        return remember(label_folders.digest_files(kind, files), lambda: _decode_panoptic(content, entries, files[1:]))
+        return remember_files(kind, files, lambda: _decode_panoptic(content, entries, files[1:]))
 
     return replace(open_coco(kind, content, path, data_dir), files=files, read=read)
 
@@ -198,13 +198,7 @@ def open_tasks(kind: str, tasks: list[Content], path: Path, data_dir: Path) -> S
         return label_folders.compose(map(read_one, names, results), categories)
 
     files = [path, *files]  # strokes take a while to decode
-    return Source(
-        kind,
-        names,
-        label_folders.name_classes(categories),
-        lambda: remember(label_folders.digest_files(kind, files), read),
-        files,
-    )
+    return Source(kind, names, name_classes(categories), lambda: remember_files(kind, files, read), files)
 
 
 def _choose_answer(task: Content) -> Content | None:
