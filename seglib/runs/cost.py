@@ -164,7 +164,8 @@ def _describe_costs(costs: Sequence[Cost | None], slots: int) -> str:
     words += [f"until {datetime.datetime.now() + datetime.timedelta(seconds=seconds):%a %H:%M}"] if slots else []
     memory = [cost.memory_mb for cost in known if cost.memory_mb]
     words += [f"{max(memory) / 1024:.1f} GiB of memory"] if memory else []
-    words += [f"{_sum_disk(known) / 2**30:.1f} GiB of disk"] if all(cost.disk for cost in known) else []
+    disk = _sum_disk(known) / 2**30
+    words += [f"{disk:.1f} GiB of disk"] if all(cost.disk for cost in known) and disk >= 0.05 else []
     rest = f"; {count_noun(unknown, 'run')} of a kind that was not measured yet: --dry-run --probe" if unknown else ""
     return f"it takes {', '.join(words)} (by runs of the same kind){rest}"
 

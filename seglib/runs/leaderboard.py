@@ -207,9 +207,10 @@ def format_table(rows: list[RunResult], comparison: Comparison, varied: list[str
 
 
 def _read_row(run_dir: Path, run: str, varied: list[str]) -> RunResult:
-    if not run_dir.is_dir():
-        return RunResult(run, "planned", _texts(run, varied, {}))
     record = read_record(run_dir)
+    is_queued = not (run_dir / NAME).exists() and (run_dir / "progress.json").exists()  # with Ray or SLURM
+    if is_queued or not run_dir.is_dir():
+        return RunResult(run, "planned", _texts(run, varied, {}))
     if record is None:
         return RunResult(run, "unknown", _texts(run, varied, {}), error=_why_unreadable(run_dir / "record.json"))
     params, metrics = _mapping(record.get("params")), _mapping(record.get("metrics"))

@@ -163,6 +163,7 @@ class SlurmCluster(Place):
             (job.run_dir / NOTE).unlink()
             raise OSError(last_line(answer))
         note["job"] = answer.stdout.strip().partition(";")[0]
+        show_progress(job.run_dir, f"queued in SLURM as job {note['job']}")
         write_json(job.run_dir / NOTE, note)
         self.jobs.add(note["job"])
         return SlurmProcess(self, job.run_dir, note, since=time.monotonic())

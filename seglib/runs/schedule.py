@@ -202,14 +202,15 @@ def run_jobs(
                     report(f"{position} {job.label}: failed, not started: {explain(f'{error}', job.run_dir)[1]}")
                     end(job, "failed")
             time.sleep(POLL)
-            paused = "paused | " if orders and orders.paused else ""
-            show(paused + _describe(active, len(waiting), seconds, place.slots))
             for run in active:
                 if run.process.queued:
                     run.pulse.wait()
             _stop_late(active, limit, report)
             _stop_stalled(active, stall, report)
-            for run in [run for run in active if run.process.poll() is not None]:
+            ended = [run for run in active if run.process.poll() is not None]
+            paused = "paused | " if orders and orders.paused else ""
+            show(paused + _describe(active, len(waiting), seconds, place.slots))
+            for run in ended:
                 active.remove(run)
                 twice = run.pulse.stalled and run.job.label in revived
                 unwanted = bool(orders) and run.job.label in orders.stopped

@@ -141,6 +141,7 @@ def test_runs_left_with_slurm_are_found_shown_stopped_and_collected(pretended, c
     (pretended / "mode").write_text("PENDING")
     result = call(path, "--on", "slurm", "--detach")
     assert result.code == 0 and "with SLURM: 0 running, 3 queued" in result.out, result
+    assert result.out.count(" planned ") == 3 and "unknown" not in result.out
     result = call(path, "--workers", "1")
     assert result.code == 2 and "handed over to SLURM (job 1), as 3 runs are; required --on slurm" in result.err
     assert "with SLURM: 0 running, 3 queued" in call(path, "--on", "slurm", "--detach").out
