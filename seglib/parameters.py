@@ -237,6 +237,25 @@ def check_value(path: str, value: Any, kind: Any, description: str = "") -> Any:
         raise InputError(_word(".".join([path, *_follow(value, item["loc"])]), item, description)) from None
 
 
+def check_options(
+    where: str, options: Mapping[str, Any], known: Mapping[str, Any], needed: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Check options by name and type, and that those without a default are there; see `check_value`."""
+    for option in options:
+        if option not in known:
+            refusal = unknown_name(f"option of {where}", option, known)
+            raise InputError(refusal if known else f"unknown option of {where} {option!r}; it has none")
+    require_options(where, needed, options)
+    return {option: check_value(f"{where}.{option}", value, known[option]) for option, value in options.items()}
+
+
+def require_options(where: str, needed: Iterable[str], given: Iterable[str]) -> None:
+    """Refuse options that have no default and are not given."""
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise InputError(f"{where}: required the option {missing[0]}, which has no default, got none")
+
+
 def _follow(value: Any, location: Iterable[Any]) -> Iterator[str]:
     """The keys and places on the way to what is wrong; pydantic puts the branches of unions between them."""
     for part in location:

@@ -2,7 +2,7 @@
 
 The shipped parts and a user's own come in by the same door. The runner of grids reads their files (`read_parts`): what
 it knows of a part is its name and its options, the arguments after those that seglib gives. A file of parts is run only
-where a model is trained or opened again.
+where a model is trained or opened again. What a notebook's cells register is kept with each run as such a file.
 """
 
 import ast
@@ -16,10 +16,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from seglib.errors import InputError, unknown_name
-from seglib.files import PROJECT, expand, hash_text, replacing
-from seglib.parameters import NotNegative, Share, check_value
-from seglib.part_files import find_definitions, parse_file, read_arguments, read_text, read_type
+from seglib.errors import InputError, require_known
+from seglib.files import PROJECT, expand, hash_text, read_file, replacing, write_text
+from seglib.parameters import (
+    NotNegative,
+    Share,
+    build_type,
+    check_options,
+    check_value,
+    parse_code,
+    read_code_cells,
+    require_options,
+)
 
 _GIVEN = {
     "model": ("num_classes",),
@@ -42,6 +50,8 @@ _NAMED = {  # kind -> the file and its constant that holds shipped names of it
     "augmentation": ("data/augment.py", "PRESETS"),
 }
 _NUMBER = {"loss": ("weight", NotNegative), "mixing": ("p", Share)}  # what a bare number means
+_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+CELLS = "registered_in_cells.py"  # in a run's `parts`
 _COLUMNS = {  # of history.csv, and names of scores: an own metric stands beside them
     "epoch", "lr", "conditions", "train_loss", "val_loss", "loss", "miou", "miou_image", "miou_batch", "accuracy", "iou", "seconds", "memory_mb",
 }  # fmt: skip
@@ -95,14 +105,13 @@ def register(kind: str) -> Callable[[Callable], Callable]:
             _shipped[kind, build.__name__] = replace(_read_shipped(kind)[build.__name__], build=build)
             return build
         arguments = [
-            (name, read_type(each.annotation), each.default is each.empty, each.kind is each.KEYWORD_ONLY)
+            (name, _read_type(each.annotation), each.default is each.empty, each.kind is each.KEYWORD_ONLY)
             for name, each in inspect.signature(build).parameters.items()
             if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
         ]
         part = _describe("@register", kind, build.__name__, inspect.isclass(build), arguments, inspect.getdoc(build))
         part = replace(part, build=build)
-        if part.name in _list_shipped(kind):
-            raise InputError(_refuse_name("@register", part))
+        _refuse_shipped("@register", part, _list_shipped(kind))
         _registered[kind, part.name] = part
         return build
 
@@ -117,7 +126,7 @@ def list_names(kind: str) -> tuple[str, ...]:
     if kind not in _NAMED:
         return tuple(_read_shipped(kind))
     path, constant = PROJECT / "seglib" / _NAMED[kind][0], _NAMED[kind][1]
-    for node in parse_file(path, read_text(path)).body:
+    for node in _parse(path).body:
         target = getattr(node, "target", None) or (getattr(node, "targets", None) or [None])[0]
         if getattr(target, "id", "") == constant:
             value = node.value
@@ -147,13 +156,12 @@ def read_parts(paths: Iterable[str | Path]) -> list[Part]:
         if path.name in files:
             raise InputError(f"parts: {path} and {files[path.name]} have the same file name; rename one")
         files[path.name] = path
-        for part in _read_definitions(path, read_text(path)):
+        for part in _read_definitions(path, _read_text(path)):
             if (part.kind, part.name) in found:
                 raise InputError(
                     f"parts: {part.kind} {part.name!r} stands in {found[part.kind, part.name]} and in {path}; rename one"
                 )
-            if part.name in list_names(part.kind):
-                raise InputError(_refuse_name(str(path), part))
+            _refuse_shipped(path, part, list_names(part.kind))
             found[part.kind, part.name] = path
             parts.append(part)
     return parts
@@ -174,7 +182,7 @@ def load_parts(paths: Iterable[str | Path], keep_in: str | Path | None = None) -
     paths = [expand(path).resolve() for path in paths]
     read_parts(paths)
     for path in paths:
-        text = read_text(path)
+        text = _read_text(path)
         content = hash_text(text)
         if content not in _loaded:
             _loaded[content] = _run_file(path, f"seglib_parts_{path.stem}_{content[:8]}")
@@ -212,10 +220,9 @@ def check_part(kind: str, value: Any, parts: Mapping[str, Part], others: Iterabl
     if not isinstance(value, str | Mapping):
         raise InputError(f"{kind} must be one of {', '.join(names[:20])}, or a name with options, got {value!r}")
     name, options = read_choice(kind, value)
+    require_known(kind, name, names, limit=100)
     if name in parts:
         options = check_options(f"{kind}.{name}", options, parts[name].options, parts[name].needed)
-    elif name not in names:
-        raise InputError(unknown_name(kind, name, names, limit=100))
     elif options:
         raise InputError(f"{kind} {name} takes no options, got {value!r}; write {kind}: {name}")
     return {name: options} if options else name
@@ -235,8 +242,7 @@ def check_choices(kind: str, choices: Mapping[str, Any], paths: Iterable[str | P
     """
     checked, parts, (option, limits) = {}, find_parts(kind, paths), _NUMBER[kind]
     for name, value in choices.items():
-        if name not in parts:
-            raise InputError(unknown_name(kind, name, parts))
+        require_known(kind, name, parts)
         where, part = f"{kind}.{name}", parts[name]
         if isinstance(value, Mapping):
             checked[name] = check_options(where, value, part.options | {option: limits}, part.needed)
@@ -253,31 +259,9 @@ def read_choices(kind: str, choices: Mapping[str, Any]) -> dict[str, dict[str, A
     return {name: value if isinstance(value, Mapping) else {option: value} for name, value in checked.items()}
 
 
-def check_options(
-    where: str, options: Mapping[str, Any], known: Mapping[str, Any], needed: Iterable[str] = ()
-) -> dict[str, Any]:
-    """Check options by name and type, and that those without a default are there; see `check_choices`."""
-    for option in options:
-        if option not in known:
-            of_it = f"option of {where}"
-            raise InputError(
-                unknown_name(of_it, option, known) if known else f"unknown {of_it} {option!r}; it has none"
-            )
-    require_options(where, needed, options)
-    return {option: check_value(f"{where}.{option}", value, known[option]) for option, value in options.items()}
-
-
-def require_options(where: str, needed: Iterable[str], given: Iterable[str]) -> None:
-    """Refuse options that have no default and are not given."""
-    missing = [name for name in needed if name not in given]
-    if missing:
-        raise InputError(f"{where}: required the option {missing[0]}, which has no default, got none")
-
-
 def _describe(where: str, kind: str, name: str, is_class: bool, arguments: list[tuple], docstring: str | None) -> Part:
     """A part of its arguments, each (name, type, whether it must be given, whether it is a keyword only)."""
-    if not isinstance(kind, str) or kind not in _GIVEN:
-        raise InputError(f"{where}: {unknown_name('kind of part', kind, _GIVEN)}")
+    require_known("kind of part", kind, _GIVEN, where)
     where = f"{where}: {kind} {name!r}"
     given = _GIVEN[kind]
     form = f"{name}({', '.join(given)}, *, ...)"
@@ -291,52 +275,47 @@ def _describe(where: str, kind: str, name: str, is_class: bool, arguments: list[
         raise InputError(f"{where}: `weight` is its factor in the sum; call the option by another name")
     if kind == "metric" and any(needed for _, _, needed, _ in options):
         raise InputError(f"{where}: required a default for each argument after confusion; nothing else is given")
-    types = {option: kind for option, kind, *_ in options}
-    return Part(
-        kind, name, types, tuple(option for option, _, needed, _ in options if needed), True, _summarise(docstring)
-    )
+    types, needed = {each[0]: each[1] for each in options}, tuple(each[0] for each in options if each[2])
+    return Part(kind, name, types, needed, True, (docstring or "").partition("\n")[0])
 
 
-def _summarise(docstring: str | None) -> str:
-    return (docstring or "").partition("\n")[0]
-
-
-def _refuse_name(where: str, part: Part) -> str:
-    name = f"{where}: {part.kind} {part.name!r}"
-    return f"{name}: required a name of its own, got that of a shipped {part.kind}; rename yours"
+def _refuse_shipped(where: object, part: Part, shipped: Iterable[str]) -> None:
+    if part.name in shipped:
+        got = f"got that of a shipped {part.kind}; rename yours"
+        raise InputError(f"{where}: {part.kind} {part.name!r}: required a name of its own, {got}")
 
 
 def _list_shipped(kind: str) -> Iterable[str]:
     """The names that an own part may not take, those of smp and timm included, which are imported for it."""
     if kind == "model":
-        from seglib.models import ARCHITECTURES as names
-    elif kind == "optimizer":
+        from seglib.models import ARCHITECTURES
+
+        return ARCHITECTURES
+    if kind == "optimizer":
         from seglib.training.optim import list_optimizers
 
-        names = list_optimizers()
-    else:
-        names = list_names(kind)
-    return names
+        return list_optimizers()
+    return list_names(kind)
 
 
 @cache
 def _read_shipped(kind: str) -> dict[str, Part]:
     """The shipped parts of a kind as their files define them; options are what has a default."""
     parts = {}
-    for path in (PROJECT / "seglib" / name for name in _SHIPPED.get(kind, ())):
-        for node, of_kind in find_definitions(path, read_text(path)):
-            if of_kind == kind:
-                options = {option: each for option, each, needed, _ in read_arguments(node) if not needed}
-                parts[node.name] = Part(kind, node.name, options, (), False, _summarise(ast.get_docstring(node)))
+    found = [each for name in _SHIPPED.get(kind, ()) for each in _find_registered(_parse(PROJECT / "seglib" / name))]
+    for node in (node for node, of_kind in found if of_kind == kind):
+        options = {option: each for option, each, needed, _ in _read_arguments(node) if not needed}
+        summary = (ast.get_docstring(node) or "").partition("\n")[0]
+        parts[node.name] = Part(kind, node.name, options, (), False, summary)
     return parts
 
 
 @cache
 def _read_definitions(path: Path, text: str) -> list[Part]:
     parts = []
-    for node, kind in find_definitions(path, text):
+    for node, kind in _find_registered(_parse(path, text)):
         where, is_class = f"{path}, line {node.lineno}", isinstance(node, ast.ClassDef)
-        parts.append(_describe(where, kind, node.name, is_class, read_arguments(node), ast.get_docstring(node)))
+        parts.append(_describe(where, kind, node.name, is_class, _read_arguments(node), ast.get_docstring(node)))
     return parts
 
 
@@ -345,7 +324,7 @@ def _run_file(path: Path, name: str) -> list[Part]:
     module.__file__ = str(path)
     sys.modules[name] = module  # as an import does: dataclasses look there
     try:
-        exec(compile(read_text(path), str(path), "exec"), module.__dict__)
+        exec(compile(_read_text(path), str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:  # a file that calls exit() would end the check without a word
         del sys.modules[name]
         if isinstance(error, InputError):
@@ -356,7 +335,115 @@ def _run_file(path: Path, name: str) -> list[Part]:
 
 def build_callbacks(callbacks: Mapping[str, Mapping[str, Any]]) -> list[object]:
     """The registered callbacks of these names, each made with its options."""
-    for name, options in callbacks.items():
-        check_part("callback", {name: options}, find_parts("callback"))
     own = find_parts("callback")
+    for name, options in callbacks.items():
+        check_part("callback", {name: options}, own)
     return [own[name].build(**options) for name, options in callbacks.items()]
+
+
+# Their files, and the cells of notebooks, read without being run.
+
+
+def keep_cells(run_dir: str | Path, cells: Iterable[str]) -> None:
+    """Keep what the cells of a notebook that ran have registered in a run's `parts`, with which the run is opened again."""
+    if text := _compose_cells(cells):
+        folder = Path(run_dir) / "parts"
+        folder.mkdir(exist_ok=True)
+        write_text(folder / CELLS, text)
+
+
+def _compose_cells(cells: Iterable[str]) -> str:
+    """A file of parts: the imports of all cells, and the cells that register any, of those run again the last; "" for none."""
+    imports, kept = {}, {}
+    for cell in cells:
+        try:
+            tree = ast.parse(cell)
+        except (SyntaxError, ValueError):  # a magic: %matplotlib inline
+            continue
+        found = [node.name for node, _ in _find_registered(tree)]
+        nodes = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports |= dict.fromkeys(map(ast.unparse, nodes))
+        if found:
+            kept[tuple(found)] = cell
+    return "\n".join([*imports, *(f"\n\n{cell}" for cell in kept.values()), ""]) if kept else ""
+
+
+def find_kept_parts(run_dir: str | Path) -> list[str]:
+    """The copies of own parts in a run's folder; [] where it used none."""
+    return sorted(map(str, (Path(run_dir) / "parts").glob("*.py")))
+
+
+def hash_parts(paths: Iterable[str | Path]) -> list[str]:
+    """Hash of each file's code, in no order; comments, docstrings and layout do not count."""
+    return sorted(hash_text(unparse_code(_parse(path))) for path in map(Path, paths))
+
+
+def unparse_code(tree: ast.Module) -> str:
+    """What code does: its text without comments, docstrings and layout."""
+    for node in ast.walk(tree):
+        if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.unparse(tree)
+
+
+def _find_registered(tree: ast.Module) -> list[tuple[ast.FunctionDef | ast.ClassDef, str]]:
+    """The functions and classes that stand under `@register(kind)` at the top level, each with its kind."""
+    found = [(node, _find_kind(decorator)) for node in tree.body for decorator in getattr(node, "decorator_list", ())]
+    return [(node, kind) for node, kind in found if kind is not None]
+
+
+def _find_kind(decorator: ast.expr) -> str | None:
+    """The kind in `@register("loss")`; None for another decorator."""
+    if not isinstance(decorator, ast.Call) or len(decorator.args) != 1:
+        return None
+    name = getattr(decorator.func, "id", getattr(decorator.func, "attr", ""))
+    return getattr(decorator.args[0], "value", None) if name == "register" else None
+
+
+def _read_arguments(node: ast.FunctionDef | ast.ClassDef) -> list[tuple]:
+    """Arguments as (name, type, whether it must be given, whether it is a keyword only); of a class, its __init__'s."""
+    function = node
+    if isinstance(node, ast.ClassDef):
+        function = next((each for each in node.body if getattr(each, "name", "") == "__init__"), None)
+        if function is None:
+            return []
+    a = function.args
+    positional = [*a.posonlyargs, *a.args]
+    first_default = len(positional) - len(a.defaults)
+    arguments = [
+        (each.arg, _read_type(each.annotation), number < first_default, False) for number, each in enumerate(positional)
+    ]
+    arguments = arguments[1:] if function is not node else arguments
+    return arguments + [
+        (each.arg, _read_type(each.annotation), default is None, True)
+        for each, default in zip(a.kwonlyargs, a.kw_defaults, strict=True)
+    ]
+
+
+def _read_type(annotation: Any) -> Any:
+    """The type of an option by its annotation, be it a type, its text or its syntax tree."""
+    if annotation in (None, inspect.Parameter.empty):
+        return Any
+    if isinstance(annotation, ast.expr):
+        text = annotation.value if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
+    else:
+        text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    try:
+        return build_type(str(text).replace("typing.", ""), of_part=True)
+    except (InputError, SyntaxError, ValueError):
+        return Any  # a type of the user's own: the part checks it
+
+
+def _parse(path: Path, text: str | None = None) -> ast.Module:
+    return parse_code(_read_text(path) if text is None else text, f"parts: {path}")
+
+
+def _read_text(path: Path) -> str:
+    """A file's text; of a notebook what its cells register."""
+    if path.suffix == ".ipynb":
+        return _compose_cells(cell["source"] for cell in read_code_cells(path))
+    try:
+        return read_file(expand(path)).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        got = error.strerror if isinstance(error, OSError) else "other bytes, or no file"
+        raise InputError(f"parts: required a Python file (UTF-8), got {str(path)!r}: {got}") from error

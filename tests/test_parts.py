@@ -21,8 +21,7 @@ from seglib.evaluation.metrics import load_confusion
 from seglib.files import PROJECT
 from seglib.inference.runs import load_finished_run
 from seglib.models import build_model
-from seglib.part_files import hash_parts, keep_cells
-from seglib.parts import find_parts, load_parts, read_parts
+from seglib.parts import find_parts, hash_parts, keep_cells, load_parts, read_parts
 from seglib.runs.grid import load_grid
 from seglib.runs.grid_file import read_grid_file
 from seglib.training.losses import build_loss

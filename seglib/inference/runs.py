@@ -20,8 +20,7 @@ from seglib.errors import InputError, require_known, require_same
 from seglib.evaluation.metrics import load_confusion
 from seglib.files import expand, outputs_dir
 from seglib.models import ARCHITECTURES, build_model
-from seglib.part_files import find_kept_parts
-from seglib.parts import find_parts, load_parts, read_choice, read_parts, require_options
+from seglib.parts import find_kept_parts, find_parts, load_parts, read_choice, read_parts, require_options
 from seglib.runs.record import find_split_seed, read_record
 from seglib.training.checkpoint import hash_weights, load_checkpoint
 

@@ -34,8 +34,7 @@ from seglib.files import (
     read_json,
 )
 from seglib.parameters import Schema, read_defaults, read_schema
-from seglib.part_files import hash_parts
-from seglib.parts import find_parts, load_parts, read_choice
+from seglib.parts import find_parts, hash_parts, load_parts, read_choice
 from seglib.rules import check_parameters
 from seglib.runs.conditions import ELSEWHERE, identify
 from seglib.runs.grid_file import GridFile, Step, shorten
@@ -51,7 +50,7 @@ _QUESTIONS = {  # what is asked about -> the parameters that the answer depends 
 }  # fmt: skip
 _OF_WEIGHTS = ("architecture", "encoder", "image_size", "encoder_weights", "init_from")
 _BUILDERS = (
-    "models.py", "model_check.py", "layers.py", "zoo/*.py", "parts.py", "part_files.py", "data/*.py", "training/optim.py",
+    "models.py", "model_check.py", "layers.py", "zoo/*.py", "parts.py", "data/*.py", "training/optim.py",
 )  # fmt: skip
 LONGEST = 120  # [s] that files of parts, or what they build, may take
 _LIBRARIES = ("segmentation-models-pytorch", "timm", "torchvision", "albumentations")

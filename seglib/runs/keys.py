@@ -14,7 +14,7 @@ from seglib.data.layouts import fingerprint_data, fingerprint_sets
 from seglib.errors import InputError
 from seglib.files import PROJECT, hash_files, hash_text, outputs_dir
 from seglib.parameters import read_code_cells, read_defaults
-from seglib.part_files import hash_parts, unparse_code
+from seglib.parts import hash_parts, unparse_code
 from seglib.rules import is_path
 from seglib.runs.record import WITHOUT_EFFECT, complete_params, find_split_seed, read_record
 

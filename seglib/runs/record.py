@@ -29,8 +29,7 @@ from seglib.files import (
     write_json,
 )
 from seglib.parameters import Parameters
-from seglib.part_files import keep_cells
-from seglib.parts import load_parts
+from seglib.parts import keep_cells, load_parts
 from seglib.runs.family import UNDER_RUNNER
 from seglib.runs.lock import describe_process, is_running
 

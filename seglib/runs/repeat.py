@@ -9,7 +9,7 @@ from typing import Any
 from seglib.errors import InputError, InputErrors
 from seglib.files import PROJECT, check_zip, find_free_folder
 from seglib.parameters import read_schema
-from seglib.part_files import find_kept_parts
+from seglib.parts import find_kept_parts
 from seglib.rules import check_parameters, resolve_paths
 from seglib.runs.grid import Job
 from seglib.runs.grid_file import read_grid_file

@@ -8,7 +8,7 @@ import torch
 from seglib.data.dataset import choose_batch_size
 from seglib.data.layouts import fingerprint_sets
 from seglib.errors import InputError
-from seglib.part_files import hash_parts
+from seglib.parts import hash_parts
 from seglib.runs import record
 from seglib.training.checkpoint import hash_weights
 from seglib.training.device import last_seed

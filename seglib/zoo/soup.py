@@ -22,8 +22,7 @@ from seglib.errors import InputError, InputErrors
 from seglib.evaluation.metrics import compute_metrics, save_confusion
 from seglib.files import expand
 from seglib.inference.runs import FinishedRun, find_differences, load_finished_run
-from seglib.part_files import find_kept_parts
-from seglib.parts import load_parts
+from seglib.parts import find_kept_parts, load_parts
 from seglib.runs.record import open_run, save_result
 from seglib.training.averaging import estimate_batch_norm
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
