@@ -10,7 +10,6 @@ import torch
 
 from seglib.evaluation import compare, errors
 from seglib.evaluation.metrics import calibration_error, load_confusion, mean_iou, pooled_miou, tabulate_reliability
-from seglib.files import write_table, write_text
 from seglib.inference.predict import (
     count_confusion,
     describe_agreement,
@@ -19,7 +18,13 @@ from seglib.inference.predict import (
     probability_of_labels,
     take_images,
 )
-from seglib.inference.runs import find_newest_run, load_finished_run, prepare_output_dir, require_same_images
+from seglib.inference.runs import (
+    find_newest_run,
+    load_finished_run,
+    prepare_output_dir,
+    require_same_images,
+    save_tables,
+)
 from seglib.inference.votes import find_scenes_of
 from seglib.runs.conditions import compare_over_seeds
 from seglib.training.trainer import Trainer
@@ -163,9 +168,7 @@ class ErrorAnalysis:
 
     def save(self, lines: list[str]) -> None:
         """Write every table as CSV, and the findings as findings.md."""
-        for name, table in self.tables.items():
-            write_table(self.folder / f"{name}.csv", table)
-        write_text(self.folder / "findings.md", "\n".join(f"- {line}" for line in lines) + "\n")
+        save_tables(self.folder, self.tables, lines)
 
 
 def choose_spread(confusion: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

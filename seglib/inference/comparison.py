@@ -12,13 +12,13 @@ import torch
 import yaml
 from scipy import stats
 
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known, require_same, unknown_name
 from seglib.evaluation.compare import compare_noises, find_scenes
 from seglib.evaluation.metrics import image_miou, load_confusion, load_scene_names
 from seglib.evaluation.verdicts import Noise, compare_conditions, correct_holm
-from seglib.files import expand, write_table, write_text
+from seglib.files import expand
 from seglib.inference.predict import open_predictions, take_images
-from seglib.inference.runs import BOARD, find_newest_run, load_finished_run, prepare_output_dir
+from seglib.inference.runs import BOARD, find_newest_run, load_finished_run, prepare_output_dir, save_tables
 from seglib.runs.averages import explain_averages
 from seglib.runs.conditions import (
     BLOCKS,
@@ -117,6 +117,20 @@ class GridComparison:
         """Those with a score, best mean first."""
         return [item for item in self.comparison.conditions if item.n]
 
+    @property
+    def _by_label(self) -> dict[str, Condition]:
+        return {item.label: item for item in self.conditions}
+
+    @property
+    def _scored(self) -> list[RunResult]:
+        """The runs of the conditions, in their order."""
+        return [run for item in self.conditions for run in item.scored]
+
+    @property
+    def _pairs(self) -> dict[str, str]:
+        """Each condition that is compared -> its baseline."""
+        return {item.label: item.baseline for item in self.conditions if item.baseline}
+
     def tabulate_conditions(self) -> pd.DataFrame:
         """One row per condition, best mean first: condition, n, mean, std, shrunk, difference, low, high, p, verdict, hint.
 
@@ -135,7 +149,7 @@ class GridComparison:
         rows = [
             {"run": run.run, "condition": labels.get(run.run, "a trial"), "miou": run.miou, "seconds": run.seconds}
             | {name: run.params.get(name) for name in self.varied}
-            for run in (*(run for item in self.conditions for run in item.scored), *trials)
+            for run in (*self._scored, *trials)
         ]
         return pd.DataFrame(rows, columns=["run", "condition", *self.varied, "miou", "seconds"])
 
@@ -146,12 +160,10 @@ class GridComparison:
         that a verdict (better, worse) is wrong in any of them in at most 5 % of grids. Empty without a baseline.
         """
         columns = ["condition", "class", "baseline", "difference", "low", "high", "p", "verdict"]
-        if self.baseline is None:
-            return pd.DataFrame(columns=columns)
-        pairs, rows = {item.label: item.baseline for item in self.conditions if item.baseline}, []
+        pairs, rows = self._pairs, []
         looks = {"looks": {item.label: item.seeds for item in self.conditions}, "max_looks": self.comparison.max_seeds}
-        for name in self.class_names if pairs else ():
-            table = self._tabulate(lambda run, name=name: run.iou.get(name))
+        for name in next((run.iou for run in self.runs if run.iou), ()) if pairs else ():
+            table = tabulate_scores(self._by_label, lambda run, name=name: run.iou.get(name))
             judged = compare_conditions(table, pairs, worthwhile=self.comparison.worthwhile, **looks)
             rows.append(
                 judged.assign(**{"class": name, "baseline": [table[pairs[label]].mean() for label in judged.index]})
@@ -164,15 +176,6 @@ class GridComparison:
         table["verdict"] = np.where(sure, np.where(table["difference"] > 0, "better", "worse"), "")
         return table[columns]
 
-    @property
-    def class_names(self) -> list[str]:
-        """Background first."""
-        return list(next((run.iou for run in self.runs if run.iou), {}))
-
-    def _tabulate(self, score: Callable[[RunResult], float | None] | None = None) -> pd.DataFrame:
-        """(blocks, conditions) of a score; of mIoU by default."""
-        return tabulate_scores({item.label: item for item in self.conditions}, score)
-
     def compare_noises(self) -> pd.DataFrame:
         """One row per condition: what other seeds, other images, and both could do to its difference from the baseline.
 
@@ -184,14 +187,13 @@ class GridComparison:
         condition, then as `seglib.evaluation.compare.compare_noises`: difference, low, high (both), seed_low, seed_high,
         image_low, image_high, and the standard errors and df of each.
         """
-        items, rows = {item.label: item for item in self.conditions}, []
+        items, pairs, rows = self._by_label, self._pairs, []
         if self.baseline:
             self.scenes = (
                 "no condition has a seed with all the baseline's folds and validation images: nothing is compared"
             )
-        pairs = {item.label: item.baseline for item in self.conditions if item.baseline}
         earlier = self._lend() if pairs and self.comparison.earlier_df else None
-        judged = compare_conditions(self._tabulate(), pairs, earlier=earlier) if pairs else pd.DataFrame()
+        judged = compare_conditions(tabulate_scores(items), pairs, earlier=earlier) if pairs else pd.DataFrame()
         noises = {row.Index: Noise(row.error**2, row.df) if row.error > 0 else Noise() for row in judged.itertuples()}
         for label, baseline in pairs.items():
             pair = items[label], items[baseline]
@@ -239,16 +241,12 @@ class GridComparison:
 
     def find_numeric(self) -> list[str]:
         """Varied parameters, seed and fold left out, whose values are numbers in every run with a score."""
-        runs = [run for item in self.conditions for run in item.scored]
-        return [
-            name
-            for name in self.varied
-            if name not in BLOCKS and all(type(run.params.get(name)) in (int, float) for run in runs)
-        ]
+        free, runs = [name for name in self.varied if name not in BLOCKS], self._scored
+        return [name for name in free if all(type(run.params.get(name)) in (int, float) for run in runs)]
 
     def compare_parameters(self, run_a: str = "", run_b: str = "") -> pd.DataFrame:
         """Parameters in which two runs differ, and their scores; "" is the best run, and the baseline's or the last."""
-        ranked = sorted((run for item in self.conditions for run in item.scored), key=lambda run: -run.miou)
+        ranked = sorted(self._scored, key=lambda run: -run.miou)
         others = [run for run in ranked if self.baseline and run.run == self.baseline.best_run and run is not ranked[0]]
         pair = [
             self._find_run(run_a) if run_a else ranked[0],
@@ -261,10 +259,9 @@ class GridComparison:
         return pd.DataFrame.from_dict(differing, orient="index", columns=[run.run for run in pair])
 
     def _find_run(self, name: str) -> RunResult:
-        found = [run for run in self.runs if name in (run.run, run.run.rpartition("/")[2])]
-        if not found:
-            raise InputError(f"two_runs: {unknown_name('run', name, [run.run for run in self.runs])}")
-        return found[0]
+        runs = {each: run for run in reversed(self.runs) for each in (run.run.rpartition("/")[2], run.run)}
+        require_known("run", name, runs, "two_runs")
+        return runs[name]
 
     def show_images(self, count: int) -> tuple:
         """What `plot_run_rows` draws: images on which conditions differ most, each predicted by one run per condition.
@@ -283,9 +280,10 @@ class GridComparison:
         runs = {label: run for label, run in runs.items() if np.array_equal(run.val_images.image_ids, same)}
         scores = np.array([[image_miou(image[None]) for image in run.confusion] for run in runs.values()])
         spread = np.nan_to_num(scores.max(axis=0) - scores.min(axis=0))
-        order = _spread_scenes(np.argsort(-spread, kind="stable"), self._find_scenes(first.val_images.image_ids))[
-            :count
-        ]
+        order = np.argsort(-spread, kind="stable")
+        scenes = pd.Series(self._find_scenes(first.val_images.image_ids)[order])
+        turns = scenes.groupby(scenes).cumcount()  # first one image of each scene, then a second: neighbours look alike
+        order = order[np.argsort(turns.to_numpy(), kind="stable")][:count].tolist()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         masks, taken = {}, None
         for label, run in runs.items():
@@ -305,7 +303,7 @@ class GridComparison:
             place for (place, _), run in zip(best.scores, best.scored, strict=True) if run.run == best.best_run
         )
         ordered = dict.fromkeys(item.label for item in (best, self.baseline, *self.conditions) if item is not None)
-        items, chosen = {item.label: item for item in self.conditions}, {}
+        items, chosen = self._by_label, {}
         size = {"image_size", "paint_order", "background"}
         for label in ordered:
             runs = dict(zip((each for each, _ in items[label].scores), items[label].scored, strict=True))
@@ -334,7 +332,7 @@ class GridComparison:
         """
         items, noise = self.conditions, self.comparison.noise
         means, rows = np.array([item.mean for item in items]), []
-        folds = {self._fold(run) for item in items for run in item.scored}
+        folds = {self._fold(run) for run in self._scored}
         for number, item in enumerate(items):
             seeds = min(MOST_SEEDS, math.ceil((item.more or 1) / len(folds)))
             pair = [each for each in items if each.label in (item.label, item.baseline)]
@@ -350,7 +348,7 @@ class GridComparison:
 
     def write_next(self, plan: pd.DataFrame, count: int = 3) -> str:
         """Lines for `runs:` of a grid file (of a search: `seeds:`): those of a plan's first `count`, and the baseline's."""
-        items = {item.label: item for item in self.conditions}
+        items = self._by_label
         used = {run.params.get("seed") for run in self.runs}
         fresh = [seed for seed in range(21, 21 * (len(used) + MOST_SEEDS + 1), 21) if seed not in used]
         options = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 200}
@@ -362,7 +360,7 @@ class GridComparison:
             return (
                 yaml.safe_dump({"seeds": [*self._seeds, *fresh[: max(wanted.values())]]}, **options) if wanted else ""
             )
-        folds = sorted({self._fold(run) for item in self.conditions for run in item.scored}, key=str)
+        folds = sorted({self._fold(run) for run in self._scored}, key=str)
         rows = [
             dict(items[label].values) | {"seed": seed} | ({} if fold is None else {"fold": fold})
             for label, seeds in wanted.items()
@@ -382,20 +380,17 @@ class GridComparison:
 
     def save(self, lines: Sequence[str], **tables: pd.DataFrame) -> None:
         """Write tables as CSV, and the findings as findings.md."""
-        for name, table in tables.items():
-            write_table(self.folder / f"{name}.csv", table)
-        write_text(self.folder / "findings.md", "\n".join(f"- {line}" for line in lines) + "\n")
-
-
-def _list_runs(folder: Path) -> list[str]:
-    if not (folder / BOARD).is_file():
-        raise InputError(f"grid_dir {folder}: required the folder of a grid, got one without {BOARD}; check grid_dir")
-    return pd.read_csv(folder / BOARD, dtype=str, keep_default_na=False)["run"].tolist()
+        save_tables(self.folder, tables, lines)
 
 
 def _collect(grids: Sequence[Path], root: Path) -> tuple[list[RunResult], list[str]]:
     """All runs, named by their folders as seen from `root`, and the parameters in which those with a score differ."""
-    names = [os.path.relpath(folder / run, root) for folder in grids for run in _list_runs(folder)]
+    for folder in grids:
+        if not (folder / BOARD).is_file():
+            required = f"required the folder of a grid, got one without {BOARD}"
+            raise InputError(f"grid_dir {folder}: {required}; check grid_dir")
+    boards = {folder: pd.read_csv(folder / BOARD, dtype=str, keep_default_na=False) for folder in grids}
+    names = [os.path.relpath(folder / run, root) for folder, board in boards.items() for run in board["run"]]
     scored = [run for run in collect_runs(root, names, []) if run.miou is not None]
     if not scored:
         raise InputError(
@@ -421,17 +416,10 @@ def _require_same_images(grids: Sequence[Path], runs: Sequence[RunResult], root:
             scene_names |= load_scene_names(path)
     for folder in grids[1:]:
         for what, ours, theirs in zip(("validation images", "classes"), seen[grids[0]], seen[folder], strict=True):
-            if ours != theirs:
-                raise InputError(
-                    f"more_grids {folder}: required the {what} of {grids[0]}, got others; compare grids of one data set"
-                )
+            wanted, got = (sorted(each, key=str) for each in (ours, theirs))
+            fix = "compare grids of one data set"
+            require_same(f"more_grids {folder}", f"the {what} of {grids[0]}", wanted, got, fix)
     return scene_names
-
-
-def _spread_scenes(order: np.ndarray, scenes: np.ndarray) -> list[int]:
-    """The same order, but first one image of each scene, then a second one: neighbours look alike."""
-    table = pd.DataFrame({"image": order, "scene": scenes[order]})
-    return table.assign(turn=table.groupby("scene").cumcount()).sort_values("turn", kind="stable")["image"].tolist()
 
 
 def _mean_seconds(item: Condition) -> float:

@@ -18,7 +18,7 @@ from torch import nn
 from seglib.data.dataset import Subset, choose_batch_size, open_data
 from seglib.errors import InputError, require_known, require_same
 from seglib.evaluation.metrics import load_confusion
-from seglib.files import expand, outputs_dir
+from seglib.files import expand, outputs_dir, write_table, write_text
 from seglib.models import ARCHITECTURES, build_model
 from seglib.parts import find_kept_parts, find_parts, load_parts, read_choice, read_parts, require_options
 from seglib.runs.record import find_split_seed, read_record
@@ -152,6 +152,13 @@ def prepare_output_dir(output_dir: str, run_dir: Path, name: str) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def save_tables(folder: Path, tables: Mapping[str, pd.DataFrame], lines: Sequence[str]) -> None:
+    """Write tables as CSV by their names, and findings as findings.md."""
+    for name, table in tables.items():
+        write_table(folder / f"{name}.csv", table)
+    write_text(folder / "findings.md", "\n".join(f"- {line}" for line in lines) + "\n")
 
 
 def _read_finished(folder: Path, what: str, files: Sequence[str], entries: Sequence[str]) -> Mapping[str, Any]:
