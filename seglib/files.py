@@ -305,9 +305,8 @@ def check_zip(path: str | Path) -> None:
     require_file(path, times=1)
     try:
         with zipfile.ZipFile(path) as file:
-            as_folders = (
-                each.filename for each in file.infolist() if each.external_attr & 0x10
-            )  # torch reads none of it
+            # torch reads nothing of what is marked as a folder
+            as_folders = (each.filename for each in file.infolist() if each.external_attr & 0x10)
             damaged = file.testzip() or next(as_folders, None)
     except (zlib.error, RuntimeError, EOFError, ValueError) as error:  # OSError says more by itself
         raise zipfile.BadZipFile(str(error)) from None
@@ -401,7 +400,7 @@ def hash_files(paths: Sequence[str | Path]) -> list[str]:
         entries = dict(zip(paths, pool.map(lambda path: _entry(path, known.get(path)), paths), strict=True))
     settled = {path: entry for path, entry in entries.items() if entry and started - max(entry[1:3]) / 1e9 > SETTLED}
     if any(known.get(path) != entry for path, entry in settled.items()):
-        _save_known(settled)
+        keep_json(_known_path(), _load_known() | settled)  # two writers at once may lose an entry, never the file
     return [entries[path][-1] if entries[path] else MISSING for path in paths]
 
 
@@ -432,11 +431,6 @@ def _load_known() -> dict[str, list]:
     if not isinstance(entries, dict):
         return {}
     return {path: entry for path, entry in entries.items() if isinstance(entry, list) and len(entry) == 5}
-
-
-def _save_known(entries: dict[str, list]) -> None:
-    """Add entries to what is known by now: two writers at once may lose an entry, never the file."""
-    keep_json(_known_path(), _load_known() | entries)
 
 
 def _finite(value: object) -> object:

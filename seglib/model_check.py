@@ -1,7 +1,8 @@
 """Whether a model can be built and run at an image size, found without computing where that is possible."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import huggingface_hub
@@ -36,8 +37,8 @@ def find_refusal(architecture: str | Mapping[str, Any], encoder: str, image_size
     below = [size for size in reversed(sizes) if size < image_size][:NEAREST_STEPS]
     above = [size for size in sizes if size > image_size][:NEAREST_STEPS]
     tried = sorted([*below, *above])
-    nearest = [_find_working(architecture, encoder, each, batch_size) for each in (below, above)]
-    found = " or ".join(str(size) for size in nearest if size)
+    fitting = [(size for size in each if not _try(architecture, encoder, size, batch_size)) for each in (below, above)]
+    found = " or ".join(str(size) for sizes in fitting for size in islice(sizes, 1))
     return f"{refusal}; " + (
         f"nearest image_size: {found}" if found else f"no image_size from {tried[0]} to {tried[-1]} works"
     )
@@ -67,10 +68,6 @@ def count_parameters(architecture: str, encoder: str) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}"
 
 
-def _find_working(architecture: Any, encoder: str, sizes: Iterable[int], batch_size: int) -> int | None:
-    return next((size for size in sizes if not _try(architecture, encoder, size, batch_size)), None)
-
-
 def _find_fitting(architecture: Any, encoder: str) -> list[str]:
     """The architectures of smp that take an encoder which this one of smp does not."""
     if (
@@ -83,27 +80,22 @@ def _find_fitting(architecture: Any, encoder: str) -> list[str]:
 
 
 def _try(architecture: Any, encoder: str, image_size: int, batch_size: int) -> str:
+    num_classes, doing, refusal = 3, f"take image_size={image_size}", ""
     name, _ = read_choice("architecture", architecture)
-    refusal = ""
-    if name not in find_parts("model"):
-        refusal = _try_on("meta", architecture, encoder, image_size, batch_size)
+    for device in ("cpu",) if name in find_parts("model") else ("meta", "cpu"):
+        try:
+            with torch.device(device), warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                model = build_model(architecture, encoder, num_classes, image_size=image_size).train()
+                output, refusal = model(torch.zeros(min(batch_size, 2), 3, image_size, image_size)), ""
+        except InputError as error:
+            refusal = str(error)
+        except Exception as error:  # models raise anything on sizes that they cannot take
+            refusal = explain_refusal(name, encoder, error, doing)
         if "meta tensors" not in refusal:  # some encoders compute on the way (drop-path rates)
-            return refusal
-    return _try_on("cpu", architecture, encoder, image_size, batch_size)
-
-
-def _try_on(device: str, architecture: Any, encoder: str, image_size: int, batch_size: int) -> str:
-    num_classes, doing = 3, f"take image_size={image_size}"
-    name, _ = read_choice("architecture", architecture)
-    try:
-        with torch.device(device), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            model = build_model(architecture, encoder, num_classes, image_size=image_size).train()
-            output = model(torch.zeros(min(batch_size, 2), 3, image_size, image_size))
-    except InputError as error:
-        return str(error)
-    except Exception as error:  # models raise anything on sizes that they cannot take
-        return explain_refusal(name, encoder, error, doing)
+            break
+    if refusal:
+        return refusal
     for logits in output if isinstance(output, tuple) else (output,):
         if logits.shape[1:] != (num_classes, image_size, image_size):
             height, width = logits.shape[-2:]

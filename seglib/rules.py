@@ -15,7 +15,7 @@ from pydantic import Field
 from seglib.data.class_names import check_extra_data, list_json, refuse_focus, refuse_ignored, resolve_extra_data
 from seglib.data.mask_folders import is_mask_split, list_pairs, read_description
 from seglib.data.sources import is_annotation_folder
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known, unknown_name
 from seglib.parameters import BelowOne, Number, Positive, Schema, Switch, Text, Whole, check_type
 from seglib.parts import check_choices, check_options, check_part, find_parts, list_names, read_choice, read_parts
 from seglib.runs.trackers import refuse_missing
@@ -78,11 +78,6 @@ def _is_file(path: str) -> bool:
     return os.path.isfile(os.path.expanduser(path))
 
 
-def _has_state(folder: str) -> bool:
-    """Whether a folder is that of a run, or of a grid with one, that training can go on from."""
-    return any(any(Path(os.path.expanduser(folder)).glob(name)) for name in ("last.pt", "*/last.pt"))
-
-
 _NO_MASKS = "resizing: probabilities has no masks before it is done, so it does not go with "
 _RULES: list[tuple[str, Callable[..., object], str]] = [  # names, what must hold, the refusal of the first name
     ("data_dir train_json", lambda folder, _: folder == "synthetic" or _is_folder(folder),
@@ -101,7 +96,8 @@ _RULES: list[tuple[str, Callable[..., object], str]] = [  # names, what must hol
      "init_from must be the folder of a run that has best weights; there is no best.pt in {init_from!r}"),
     ("continue_from", lambda folder: not folder or _is_folder(folder),
      'continue_from must be the folder of a run, or ""; there is no folder {continue_from!r} (seen from {here})'),
-    ("continue_from", lambda folder: not _is_folder(folder) or _has_state(folder),
+    ("continue_from", lambda folder: not _is_folder(folder) or any(  # of a run, or of a grid with one
+        any(Path(os.path.expanduser(folder)).glob(name)) for name in ("last.pt", "*/last.pt")),
      "continue_from must be the folder of a run, or of a grid; there is no last.pt in {continue_from!r}"),
     ("encoder_weights encoder", lambda weights, encoder: encoder or not weights,
      'encoder_weights must be "" for an architecture without an encoder, got {encoder_weights!r}'),
@@ -190,10 +186,6 @@ def _ask(check: Callable, given: Sequence[Any]) -> tuple[Any, str]:
 # What the builders of parts and the readers of data say of a value: an InputError, or the value that is to be used.
 
 
-def _check_parts(paths: list[str]) -> None:
-    read_parts(paths)
-
-
 def _check_json(parameter: str, name: str, data_dir: str, split: str = "given") -> None:
     folder = Path(os.path.expanduser(data_dir))
     if not name or data_dir == "synthetic" or split != "given" or is_annotation_folder(folder, name):
@@ -213,8 +205,7 @@ def _check_image_size(size: int, _: str) -> None:
 
 def _check_augmentation(value: Any) -> None:
     if isinstance(value, str):
-        presets = list_names("augmentation")
-        _refuse("" if value in presets else unknown_name("augmentation", value, presets, limit=20))
+        require_known("augmentation", value, list_names("augmentation"), limit=20)
         return
     steps = value if isinstance(value, list) else [None]
     if not all(isinstance(step, str) or (isinstance(step, dict) and len(step) == 1) for step in steps):
@@ -231,14 +222,9 @@ def _check_loss(loss: dict, parts: list[str]) -> dict:
     return loss
 
 
-def _check_selection(select_by: str, parts: list[str]) -> None:
-    names = [*_SELECTIONS, *find_parts("metric", parts)]
-    _refuse("" if select_by in names else unknown_name("select_by", select_by, names))
-
-
 def _check_averaging(averaging: dict) -> dict:
     for name in averaging:
-        _refuse("" if name in _AVERAGES else unknown_name("averaging", name, _AVERAGES))
+        require_known("averaging", name, _AVERAGES)
     return {name: check_options(f"averaging.{name}", each, _AVERAGES[name]) for name, each in averaging.items()}
 
 
@@ -281,11 +267,14 @@ _CHECKS: list[tuple[list[str], Callable]] = [
     (["extra_data"], check_extra_data),
     (["track"], lambda names: _refuse(refuse_missing(names))),
     (["augmentation"], _check_augmentation),
-    (["parts"], _check_parts),
+    (["parts"], lambda paths: read_parts(paths) and None),
     (["architecture", "parts"], partial(_check_named, "architecture", "model")),
     (["optimizer", "parts"], partial(_check_named, "optimizer", "optimizer")),
     (["loss", "parts"], _check_loss),
-    (["select_by", "parts"], _check_selection),
+    (
+        ["select_by", "parts"],
+        lambda name, paths: require_known("select_by", name, [*_SELECTIONS, *find_parts("metric", paths)]),
+    ),
     (["mixing", "parts"], partial(check_choices, "mixing")),
     (
         ["split", "parts"],

@@ -218,7 +218,9 @@ def classify_errors(truth: np.ndarray, pred: np.ndarray, width: int) -> tuple[np
     wrong = (truth != pred) & valid
     missed, invented = np.zeros_like(truth), np.zeros_like(truth)
     for class_id in np.union1d(truth[wrong], pred[wrong]):
-        window = _find_window((truth == class_id) | (pred == class_id), width + 1)
+        there, margin = (truth == class_id) | (pred == class_id), width + 1
+        left, top, wide, high = cv2.boundingRect(there.view(np.uint8))
+        window = np.s_[max(0, top - margin) : top + high + margin, max(0, left - margin) : left + wide + margin]
         is_true, is_pred, is_valid = truth[window] == class_id, pred[window] == class_id, valid[window]
         hit, rest = is_true & is_pred, ~(is_true | is_pred) & is_valid
         near_both = _near(hit, width) & _near(rest, width)
@@ -227,7 +229,10 @@ def classify_errors(truth: np.ndarray, pred: np.ndarray, width: int) -> tuple[np
         for kinds, here, region in ((missed, missed_here, is_true), (invented, invented_here, is_pred)):
             if here.any():
                 strips = _grow_strips(here & near_both, here, touches, width)
-                kinds[window][here] = _classify(hit, region, strips)[here]
+                count, labels = cv2.connectedComponents(region.view(np.uint8), connectivity=8)
+                of_segment = np.full(count, SEGMENT, np.uint8)
+                of_segment[labels[hit]] = EXTENT
+                kinds[window][here] = np.where(strips, BOUNDARY, of_segment[labels])[here]
     return missed, invented
 
 
@@ -290,26 +295,12 @@ def _grow_strips(seeds: np.ndarray, wrong: np.ndarray, touches: Sequence[np.ndar
     return both[labels]
 
 
-def _classify(hit: np.ndarray, region: np.ndarray, strips: np.ndarray) -> np.ndarray:
-    count, labels = cv2.connectedComponents(region.view(np.uint8), connectivity=8)
-    kind = np.full(count, SEGMENT, np.uint8)
-    kind[labels[hit]] = EXTENT
-    return np.where(strips, BOUNDARY, kind[labels]).astype(np.uint8)
-
-
 def _near(mask: np.ndarray, width: int) -> np.ndarray:
     """(H, W) bool: pixels whose distance to the mask, rounded, is at most `width`."""
     if not mask.any():
         return mask
     distance = cv2.distanceTransform((~mask).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return distance < width + 0.5
-
-
-def _find_window(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
-    """The bounding box of a mask and a margin around it."""
-    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-    rows = slice(max(0, top - margin), top + height + margin)
-    return rows, slice(max(0, left - margin), left + width + margin)
 
 
 def measure_objects(

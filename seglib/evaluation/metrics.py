@@ -137,8 +137,12 @@ def find_signs() -> dict[str, int]:
 
     An own metric says `higher_is_better = False`, as its attribute or as the default of an argument of that name.
     """
-    own = {name: 1 if _is_higher_better(part.build) else -1 for name, part in find_parts("metric").items()}
-    return SIGNS | own
+    signs = dict(SIGNS)
+    for name, part in find_parts("metric").items():
+        argument = inspect.signature(part.build).parameters.get("higher_is_better")
+        higher = getattr(part.build, "higher_is_better", argument.default if argument else True)
+        signs[name] = 1 if higher else -1
+    return signs
 
 
 def save_confusion(
@@ -324,11 +328,6 @@ def _compute_own(name: str, metric: Callable, confusion: np.ndarray) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise InputError(f"metric {name}: required a number for a matrix (C, C), got {value!r}") from None
-
-
-def _is_higher_better(metric: Callable) -> bool:
-    argument = inspect.signature(metric).parameters.get("higher_is_better")
-    return bool(getattr(metric, "higher_is_better", argument.default if argument else True))
 
 
 def _hits_true_predicted(confusion: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -90,9 +90,10 @@ def compare_conditions(
     import pandas as pd
 
     table, names = scores.to_numpy(float), list(scores.columns)
-    grid = _Grid(table, earlier or Noise())
+    noises = _fit_two_way(table), _pool_columns(table), earlier or Noise()
     pairs = baseline if isinstance(baseline, Mapping) else {name: baseline for name in names if name != baseline}
-    rows = {name: grid.compare(names.index(name), names.index(other)) for name, other in pairs.items()}
+    places = {name: (names.index(name), names.index(other)) for name, other in pairs.items()}
+    rows = {name: _compare_columns(table, *pair, *noises) for name, pair in places.items()}
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=["difference", "error", "df", "paired", "blocks"])
     if not max_looks:
         return judge_differences(frame, worthwhile, others=others)
@@ -206,42 +207,34 @@ def smallest_visible(noise: Noise, blocks: int, comparisons: int = 1) -> float:
     return float(reach * math.sqrt(2 * noise.variance / blocks))
 
 
-class _Grid:
-    """A table (blocks, conditions) of scores, and what is known of its noise."""
+def _compare_columns(
+    table: np.ndarray, column: int, baseline: int, residual: Noise, within: Noise, earlier: Noise
+) -> tuple[float, float, float, bool, int]:
+    """Difference, standard error, degrees of freedom, whether blocks are paired, and how many there are.
 
-    def __init__(self, table: np.ndarray, earlier: Noise):
-        self.table, self.earlier = table, earlier
-        self.residual, self.within = _fit_two_way(table), _pool_columns(table)
-        self.alone = int((~np.isnan(table)).any(axis=0).sum()) == 2
-
-    def compare(self, column: int, baseline: int) -> tuple[float, float, float, bool, int]:
-        """Difference, standard error, degrees of freedom, whether blocks are paired, and how many there are."""
-        ours, theirs = self.table[:, column], self.table[:, baseline]
-        pairs = (ours - theirs)[~np.isnan(ours - theirs)]
-        ours, theirs = ours[~np.isnan(ours)], theirs[~np.isnan(theirs)]
-        if not (len(ours) and len(theirs)):
-            return math.nan, math.nan, math.nan, False, 0
-        paired = len(pairs) > (2 if self.alone else 1)
-        if paired:
-            own = Noise(pairs.var(ddof=1), len(pairs) - 1)
-            grid, earlier = _double(self.residual), _double(self.earlier)
-            factor, difference = 1 / len(pairs), pairs.mean()
-        else:
-            own = _pool_columns(self.table[:, [column, baseline]])
-            grid, earlier = self.within, self.earlier
-            factor, difference = 1 / len(ours) + 1 / len(theirs), ours.mean() - theirs.mean()
-        # No run counts twice: the grid lends what is not this comparison's own.
-        noise = own.borrow(Noise(grid.variance, max(0, grid.df - own.df)))
-        noise = noise.borrow(earlier) if noise.df < 5 else noise
-        blocks = len(pairs) if paired else min(len(ours), len(theirs))
-        if not noise.df or noise.variance < 1e-24:  # seeds that change nothing say nothing of noise
-            return difference, math.nan, math.nan, paired, blocks
-        return difference, math.sqrt(noise.variance * factor), noise.df, paired, blocks
-
-
-def _double(noise: Noise) -> Noise:
-    """Of the difference of two scores."""
-    return Noise(2 * noise.variance, noise.df)
+    table : (blocks, conditions); `residual` and `within` are its noise, with paired blocks and without.
+    """
+    ours, theirs = table[:, column], table[:, baseline]
+    pairs = (ours - theirs)[~np.isnan(ours - theirs)]
+    ours, theirs = ours[~np.isnan(ours)], theirs[~np.isnan(theirs)]
+    if not (len(ours) and len(theirs)):
+        return math.nan, math.nan, math.nan, False, 0
+    alone = (~np.isnan(table)).any(axis=0).sum() == 2
+    paired = len(pairs) > (2 if alone else 1)
+    if paired:  # the noise of the difference of two scores is twice that of one
+        own = Noise(pairs.var(ddof=1), len(pairs) - 1)
+        grid, earlier = (Noise(2 * noise.variance, noise.df) for noise in (residual, earlier))
+        factor, difference = 1 / len(pairs), pairs.mean()
+    else:
+        own, grid = _pool_columns(table[:, [column, baseline]]), within
+        factor, difference = 1 / len(ours) + 1 / len(theirs), ours.mean() - theirs.mean()
+    # No run counts twice: the grid lends what is not this comparison's own.
+    noise = own.borrow(Noise(grid.variance, max(0, grid.df - own.df)))
+    noise = noise.borrow(earlier) if noise.df < 5 else noise
+    blocks = len(pairs) if paired else min(len(ours), len(theirs))
+    if not noise.df or noise.variance < 1e-24:  # seeds that change nothing say nothing of noise
+        return difference, math.nan, math.nan, paired, blocks
+    return difference, math.sqrt(noise.variance * factor), noise.df, paired, blocks
 
 
 def _pool_columns(table: np.ndarray) -> Noise:
@@ -309,10 +302,8 @@ def describe_submissions(scores: pd.DataFrame) -> list[str]:
     scores : one row per submission: `name`, `expected` (validation's score), `came` (the leaderboard's), 0..1, NaN where
         there is none.
     """
-    both, waiting = (
-        scores.dropna(subset=["expected", "came"]),
-        scores[scores["came"].isna()].dropna(subset=["expected"]),
-    )
+    known = scores.dropna(subset=["expected"])
+    both, waiting = known[known["came"].notna()], known[known["came"].isna()]
     gaps, count = both["came"] - both["expected"], len(both)
     if not count:
         return []
@@ -332,8 +323,7 @@ def describe_submissions(scores: pd.DataFrame) -> list[str]:
             f" Worth a submission? {word}"
         )
     rho, low, high = correlate_ranks(both["expected"].to_numpy(), both["came"].to_numpy())
-    rank = (
-        "cannot be told from fewer than 5 scores" if count < 5 else "cannot be told from scores that are all the same"
-    )
-    rank = rank if math.isnan(rho) else f"{rho:.3f}, 95 % interval {low:.2f} to {high:.2f}"
+    rank = f"{rho:.3f}, 95 % interval {low:.2f} to {high:.2f}"
+    if math.isnan(rho):
+        rank = f"cannot be told from {'fewer than 5 scores' if count < 5 else 'scores that are all the same'}"
     return [*lines, f"whether a better expected score ranks better (Spearman): {rank} (n = {count})"]

@@ -23,9 +23,6 @@ from seglib.runs.record import read_record
 from seglib.submission import count_shares
 from seglib.zoo.crf import CrfParams, dense_crf
 
-FOLDS = 5  # of the images, for what is judged on those not seen
-Steps = tuple[dict[str, Any], ...]
-
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
@@ -65,7 +62,7 @@ class Ensemble:
     specialist_confidence: float = 0.0
     crf: Mapping[str, Any] | None = None
     components: Mapping[str, Any] | None = None
-    steps: Steps = ()
+    steps: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self):
         if self.stores:
@@ -139,11 +136,9 @@ class Ensemble:
     def sources(self) -> list[dict[str, str]]:
         """Grid and run, and the hash of the weights, of each store: what a submission's record names."""
         stores = [*self.stores, *self.special_stores]
-        runs = [store.folder.parents[1] for store in stores]  # <grid>/<run>/probabilities/<store>
-        return [
-            {"run": f"{run.parent.name}/{run.name}", "weights_sha256": store.origin.get("weights_sha256")}
-            for run, store in zip(runs, stores, strict=True)
-        ]
+        runs = ["/".join(store.folder.parts[-4:-2]) for store in stores]  # <grid>/<run>/probabilities/<store>
+        hashes = [store.origin.get("weights_sha256") for store in stores]
+        return [{"run": run, "weights_sha256": sha256} for run, sha256 in zip(runs, hashes, strict=True)]
 
     @cached_property
     def mean_confusion(self) -> np.ndarray:
@@ -158,11 +153,13 @@ class Ensemble:
     @cached_property
     def survey(self) -> selection.Survey:
         """What one pass over all members found."""
-        return selection.survey_members(self.stores, self.images, folds=FOLDS, seed=self.seed)
+        return selection.survey_members(self.stores, self.images, seed=self.seed)
 
     def tabulate_members(self) -> pd.DataFrame:
         """One row per member: member, miou, miou_image, accuracy, then IoU by class name."""
-        return selection.tabulate_members(self.names, self.survey.confusions, self.class_names)
+        found = [compute_metrics(confusion, self.class_names, 1) for confusion in self.survey.confusions]
+        scores = [{name: each[name] for name in ("miou", "miou_image", "accuracy")} | each["iou"] for each in found]
+        return pd.DataFrame([{"member": name} | each for name, each in zip(self.names, scores, strict=True)])
 
     def correlate_errors(self) -> np.ndarray:
         """(M, M) phi coefficients of "this pixel is wrong": 1 for the same pixels, 0 for errors that are independent."""
@@ -245,12 +242,6 @@ class Ensemble:
         beside = measure_gain(self.survey.confusions[self.best], self.confusion, self.scenes)
         return selection.describe_ensemble(self.miou_held_out, self.names[self.best], beside)
 
-    def take_images(self, positions: Sequence[int] | np.ndarray) -> "Ensemble":
-        """The same decisions on some of the images."""
-        images = Subset(self.images.data, self.images.pixels, self.images.indices[positions])
-        stores, special = ([store.take(positions) for store in each] for each in (self.stores, self.special_stores))
-        return replace(self, stores=stores, special_stores=special, images=images)
-
     def set_vote(self, vote: str, tie_break: str = "") -> "Ensemble":
         """Vote otherwise, with the weights of the soft vote; `tie_break` names the member who decides a hard vote's ties."""
         place = find_index(self.members, tie_break) if tie_break else None
@@ -273,33 +264,35 @@ class Ensemble:
         helped = self._change("specialists", specialist_weight=scale, specialist_confidence=confidence)
         return self._choose("specialists", helped, self.confusion, helped.confusion)
 
-    def try_crf(self, candidates: int, images: int) -> "Ensemble":
+    def try_crf(self, candidates: int, count: int) -> "Ensemble":
         """Search a dense CRF's parameters on some images, spread evenly, see `search_crf`; where these gain, all images are
         refined and judged, those of the search by what was not chosen on them. 0 candidates: as it is."""
         if not candidates:
             return self
-        positions = np.unique(np.linspace(0, len(self.images) - 1, images).astype(int))
+        positions = np.unique(np.linspace(0, len(self.images) - 1, count).astype(int))
         size = self.stores[0].size
         drawn = postprocess.draw_crf_candidates(candidates, self.seed, size, pixels_per_cluster=16)
-        some = self.take_images(positions)
-        averages = some.average()
+        images = Subset(self.images.data, self.images.pixels, self.images.indices[positions])
+        stores, special = ([store.take(positions) for store in each] for each in (self.stores, self.special_stores))
+        averages = replace(self, stores=stores, special_stores=special, images=images).average()
 
         def read(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            picture, mask = votes.read_pair(some.images, number, size)
+            picture, mask = votes.read_pair(images, number, size)
             return picture, next(averages), mask
 
         device, scenes = self.options["device"], self.scenes[positions]
         found = postprocess.search_crf(read, len(positions), drawn, device, self.progress("CRF"), scenes)
         print(postprocess.describe_step(found))
         held_out, how = found.pop("held_out"), (f"{len(positions)} images, the other half of their scenes", True)
-        if not found["on"]:
-            return self._change(crf=found)._add_step("CRF", found, False, *how)
-        refined = self._change("crf", crf=found)
-        after = refined.confusion.copy()
-        after[positions] = held_out
-        if (measured := measure_gain(self.confusion, after, self.scenes))["low"] > 0:
-            return refined._add_step("CRF", measured, True, *how)
-        print("CRF: off; all images together do not surely gain")
+        measured = found
+        if found["on"]:
+            refined = self._change("crf", crf=found)
+            after = refined.confusion.copy()
+            after[positions] = held_out
+            measured = measure_gain(self.confusion, after, self.scenes)
+            if measured["low"] > 0:
+                return refined._add_step("CRF", measured, True, *how)
+            print("CRF: off; all images together do not surely gain")
         return self._change(crf=found | {"on": False})._add_step("CRF", measured, False, *how)
 
     def try_components(self, search: bool = True) -> "Ensemble":
@@ -346,8 +339,8 @@ class Ensemble:
         """Images, truths, the best member's masks, these masks, and titles: see `choose_changes`."""
         changes = self.tabulate_changes()
         positions, titles = choose_changes(changes["won"], changes["lost"], self.images.image_ids, count)
-        pairs = [votes.read_pair(self.images, position, self.stores[0].size) for position in positions]
-        images, truths = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+        pairs = (votes.read_pair(self.images, position, self.stores[0].size) for position in positions)
+        images, truths = map(np.stack, zip(*pairs, strict=True))
         return images, truths, self.best_masks[positions], self.masks[positions], titles
 
     def name_results(self, resizing: str = "nearest") -> Iterator[tuple[str, np.ndarray]]:
@@ -397,8 +390,7 @@ class Ensemble:
     def _keep(self, name: str, masks: Iterator[np.ndarray]) -> np.ndarray:
         return keep_masks(self.folder / f"masks_{name}.npy", masks, len(self.images), self.stores[0].size)
 
-    @staticmethod
-    def _clean(masks: Iterable[np.ndarray], found: Mapping[str, Any] | None) -> Iterator[np.ndarray]:
+    def _clean(self, masks: Iterable[np.ndarray], found: Mapping[str, Any] | None) -> Iterator[np.ndarray]:
         on = found and found["on"]
         return (postprocess.remove_small_components(np.array(mask), found["chosen"]) if on else mask for mask in masks)
 
@@ -434,7 +426,6 @@ def open_ensemble(
     merge: str = "mean",
     sliding: Mapping[str, Any] | None = None,
     seed: int = 0,
-    device: str = "",
 ) -> Ensemble:
     """The runs that vote together, see `find_members`; nothing is predicted yet.
 
@@ -445,11 +436,10 @@ def open_ensemble(
     data_dir, seed : see `Ensemble`.
     size : side at which members are merged [px]; 0 is the largest input size among them.
     merge, sliding : see `predict_run`.
-    device : "" is a GPU where there is one.
     """
     given = members if not isinstance(members, str | Path) else [members or find_newest_run().parent]
     found, specialists = find_members([str(each) for each in given], top)
     size = size or max(member.image_size for member in [*found, *specialists])
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options = {"device": chosen, "size": size, "merge": merge, "sliding": sliding or {}}
     return Ensemble(found, specialists, options, data_dir, seed)

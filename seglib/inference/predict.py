@@ -97,10 +97,11 @@ def predict_run(
     views, request = check_request(run.image_size, **options)
     weights_file, weights_sha256, take_model = choose_weights(run, may_be_final=final)
     batch_size = batch_size or run.batch_size
+    rows, said = images.data.images.iloc[images.indices], ["image_id", "file_name", "width", "height"]
     origin = request | {
         "run": run.folder.name,
         "images": images.data.json_path.name,
-        "images_hash": _hash_images(images),
+        "images_hash": hash_text(json.dumps([hash_files(rows["path"]), rows[said].to_dict("list")])),
         "image_size": run.image_size,
         "precision": run.record["precision"],
         "weights_file": weights_file,
@@ -113,7 +114,7 @@ def predict_run(
     request_name = folder.name.rpartition("-")[0]
     with FileLock(folder.parent / f"{request_name}.lock"):
         if not _is_kept(folder):
-            names = images.data.images["file_name"].iloc[images.indices].tolist()
+            names = rows["file_name"].tolist()
             about = describe_store(images.image_ids, names, run.class_names, request["size"], dtype, origin)
             model = take_model()
             _require_sides(run, model, views, request, device)
@@ -385,13 +386,6 @@ def _name_folder(run: FinishedRun, request: Mapping, images: Subset, origin: Map
     names = ("images_hash", "image_size", "precision", "weights_file", "weights_sha256")
     hashes = [hash_text(json.dumps(part))[:8] for part in (asked, [origin[name] for name in names])]
     return run.folder / "probabilities" / "-".join([Path(origin["images"]).stem, *hashes])
-
-
-def _hash_images(images: Subset) -> str:
-    """Hash of the images' files, in order, and of what the JSON says of them."""
-    rows = images.data.images.iloc[images.indices]
-    files = hash_files(rows["path"])
-    return hash_text(json.dumps([files, rows[["image_id", "file_name", "width", "height"]].to_dict("list")]))
 
 
 def _open_pixels(run: FinishedRun, data, side: int):

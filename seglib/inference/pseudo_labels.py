@@ -14,7 +14,7 @@ from pycocotools import mask as mask_api
 from seglib.data.coco import CocoData
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import resize_mask
-from seglib.errors import InputError, unknown_name
+from seglib.errors import InputError, require_known
 from seglib.files import replacing
 from seglib.inference.ensemble import Ensemble
 from seglib.inference.postprocess import find_small
@@ -72,7 +72,11 @@ def make_pseudo_labels(
     path, images = Path(path), ensemble.images.data
     if not overwrite:
         _require_absent(path)
-    rows, thresholds = _find_rows(ensemble, images), _list_thresholds(confidence, images.class_names)
+    rows = images.images.set_index("file_name", drop=False).loc[ensemble.stores[0].file_names]
+    if unknown := rows.index[(rows["width"] == 0) | (rows["height"] == 0)].tolist():
+        fix = "required width and height, got none; write them into it"
+        raise InputError(f"{images.json_path} [{unknown[0]}]: {fix}")
+    thresholds = _list_thresholds(confidence, images.class_names)
     counts = np.zeros((4, len(thresholds)))  # images, pixels, pixels predicted, sum of scores
     labelled = _label_all(ensemble, rows, thresholds, counts, min_pixels, progress)
     info = {
@@ -156,7 +160,9 @@ def _write_coco(path: Path, labelled: Iterable[Labelled], images: CocoData, info
         for row, labels, probability in labelled:
             if (labels == IGNORE_INDEX).all():
                 continue
-            name = _name_image(row, images.data_dir)
+            name = row.file_name  # as seen from the data folder, from where another file's images are looked up
+            if not (images.data_dir / name).is_file():
+                name = os.path.relpath(row.path, os.path.realpath(images.data_dir))
             kept.append({"id": row.image_id, "file_name": name, "width": row.width, "height": row.height})
             for annotation in _annotate(row, labels, probability, images.category_ids):
                 count += 1
@@ -166,12 +172,6 @@ def _write_coco(path: Path, labelled: Iterable[Labelled], images: CocoData, info
         rest = {"images": kept, "categories": categories, "info": info}
         file.write("\n], " + json.dumps(rest, ensure_ascii=False)[1:] + "\n")
     return len(kept)
-
-
-def _name_image(row: Any, data_dir: Path) -> str:
-    """Its name as seen from the data folder, from where another file's images are looked up."""
-    name = row.file_name
-    return name if (data_dir / name).is_file() else os.path.relpath(row.path, os.path.realpath(data_dir))
 
 
 def _annotate(
@@ -205,21 +205,12 @@ def _list_thresholds(confidence: float | Mapping[str, float], class_names: Seque
     """(C,) float64."""
     given = confidence if isinstance(confidence, Mapping) else dict.fromkeys(class_names, confidence)
     for name, value in given.items():
-        if name not in class_names:
-            raise InputError(f"confidence: {unknown_name('class', name, class_names)}")
+        require_known("class", name, class_names, "confidence")
         if not isinstance(value, Real) or not value >= 0:
             raise InputError(f"confidence: required a number of at least 0 for {name}, got {value!r}")
     if missing := [name for name in class_names if name not in given]:
         raise InputError(f"confidence: required one per class, got none for {', '.join(missing)}; above 1 never labels")
     return np.array([given[name] for name in class_names], np.float64)
-
-
-def _find_rows(ensemble: Ensemble, images: CocoData) -> pd.DataFrame:
-    """Rows of the stores' images, in their order."""
-    rows = images.images.set_index("file_name", drop=False).loc[ensemble.stores[0].file_names]
-    if unknown := rows.index[(rows["width"] == 0) | (rows["height"] == 0)].tolist():
-        raise InputError(f"{images.json_path} [{unknown[0]}]: required width and height, got none; write them into it")
-    return rows
 
 
 def _require_absent(path: Path) -> None:

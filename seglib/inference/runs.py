@@ -96,7 +96,11 @@ def load_finished_run(run_dir: str | Path, data_dir: str = "") -> FinishedRun:
             f"{folder / 'best.pt'}: required the weights that record.json names, got others; train it again"
         )
     params = record["params"] | ({"data_dir": data_dir} if data_dir else {})
-    _load_kept_parts(folder, params.get("parts", []))  # before the data: one of them may split it
+    kept, named = find_kept_parts(folder), params.get("parts", [])
+    if missing := sorted({Path(path).name for path in named} - {Path(path).name for path in kept}):
+        required = f"required {', '.join(missing)}, with which the run was made"
+        raise InputError(f"{folder / 'parts'}: {required}; put it there")
+    load_parts(kept)  # before the data: one of them may split it
     train_images, val_images = open_data(**_take_arguments(open_data, params | {"seed": find_split_seed(params)}))
     if params["debug"]:
         train_images, val_images = train_images.take_debug_share(), val_images.take_debug_share()
@@ -179,15 +183,6 @@ def _read_finished(folder: Path, what: str, files: Sequence[str], entries: Seque
     return record
 
 
-def _load_kept_parts(folder: Path, named: Sequence[str]) -> None:
-    kept = find_kept_parts(folder)
-    if missing := sorted({Path(path).name for path in named} - {Path(path).name for path in kept}):
-        raise InputError(
-            f"{folder / 'parts'}: required {', '.join(missing)}, with which the run was made; put it there"
-        )
-    load_parts(kept)
-
-
 def _rebuild_model(path: Path, checkpoint: Mapping[str, Any]) -> nn.Module:
     load_parts(find_kept_parts(path.parent))  # again: another run's may have taken their names
     name, _ = read_choice("architecture", checkpoint["architecture"])
@@ -196,9 +191,10 @@ def _rebuild_model(path: Path, checkpoint: Mapping[str, Any]) -> nn.Module:
         raise InputError(
             f"{path}: required a file with @register('model') {name} in {path.parent / 'parts'}, got none; put it there"
         )
-    model = (
-        _build_by_hand(path, name, checkpoint) if by_hand else build_model(**_take_arguments(build_model, checkpoint))
-    )
+    if by_hand:
+        model = _build_by_hand(path, name, checkpoint)
+    else:
+        model = build_model(**_take_arguments(build_model, checkpoint))
     try:
         model.load_state_dict(checkpoint["model"])
     except RuntimeError as error:
@@ -213,11 +209,8 @@ def _rebuild_model(path: Path, checkpoint: Mapping[str, Any]) -> nn.Module:
 def _build_by_hand(path: Path, name: str, checkpoint: Mapping[str, Any]) -> nn.Module:
     """A model that a notebook's cell made: built by the part of its name, or by the one model of the run's parts."""
     kept, own = path.parent / "parts", find_parts("model")
-    found = (
-        [name]
-        if name in own
-        else [part.name for part in read_parts(find_kept_parts(path.parent)) if part.kind == "model"]
-    )
+    known = [part.name for part in read_parts(find_kept_parts(path.parent)) if part.kind == "model"]
+    found = [name] if name in own else known
     if len(found) != 1:
         got = f"{', '.join(found)} and no {name}" if found else "none"
         raise InputError(
@@ -383,12 +376,8 @@ def _require(what: str, refused: Sequence[str]) -> None:
 def _name_apart(members: Sequence[Member]) -> list[Member]:
     """The grid's name in front where two runs are called alike, a number behind where that does not help."""
     count = Counter(member.name for member in members)
-    names = [
-        f"{member.folders[0].parent.name}/{member.name}" if count[member.name] > 1 else member.name
-        for member in members
-    ]
-    numbered = [
-        f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name
-        for place, name in enumerate(names)
-    ]
-    return [replace(member, name=name) for member, name in zip(members, numbered, strict=True)]
+    grids = [f"{member.folders[0].parent.name}/" * (count[member.name] > 1) for member in members]
+    names = [f"{grid}{member.name}" for grid, member in zip(grids, members, strict=True)]
+    numbers = [f" #{names[: place + 1].count(name)}" * (names.count(name) > 1) for place, name in enumerate(names)]
+    named = zip(members, names, numbers, strict=True)
+    return [replace(member, name=f"{name}{number}") for member, name, number in named]

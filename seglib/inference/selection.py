@@ -11,7 +11,7 @@ from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX
 from seglib.errors import InputError, require_known
 from seglib.evaluation.compare import compare_images
-from seglib.evaluation.metrics import image_miou, iou_per_class, mean_iou, pixel_accuracy, pooled_miou
+from seglib.evaluation.metrics import mean_iou, pooled_miou
 from seglib.inference.stores import Store, argmax_planes, require_alike
 from seglib.inference.votes import count_mask, find_scenes_of, map_images, read_mask, require_truth, score_weighted
 
@@ -95,16 +95,6 @@ def survey_members(
         np.stack(confusions, axis=1), sum(errors), fold_of_image, by_fold, np.concatenate(planes, axis=-1),
         np.concatenate(labels), np.repeat(fold_of_image, [len(each) for each in labels]), np.concatenate(stands_for),
     )  # fmt: skip
-
-
-def tabulate_members(names: Sequence[str], confusions: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
-    """One row per member: member, miou, miou_image, accuracy, then IoU by class name. confusions: (M, N, C, C)."""
-    rows = []
-    for name, per_image in zip(names, confusions, strict=True):
-        pooled = per_image.sum(0)
-        scores = {"miou": mean_iou(pooled), "miou_image": image_miou(per_image), "accuracy": pixel_accuracy(pooled)}
-        rows.append({"member": name, **scores, **dict(zip(class_names, iou_per_class(pooled), strict=True))})
-    return pd.DataFrame(rows)
 
 
 def correlate_errors(survey: Survey) -> np.ndarray:
@@ -298,12 +288,8 @@ def _survey_image(
     chosen = places
     if len(places) > share:
         chosen = np.sort(np.random.default_rng((seed, position)).choice(places, share, replace=False))
-    planes = np.stack([_take_levels(store.read(position), chosen) for store in stores])
+    raw = [store.read(position).reshape(classes, -1)[:, chosen] for store in stores]
+    floats = (each if each.dtype == np.uint8 else np.round(255 * each.astype(np.float32)) for each in raw)
+    planes = np.stack([each.astype(np.uint8) for each in floats])
     stands_for = np.full(len(chosen), len(places) / max(1, len(chosen)))
     return agreed + counts, errors, agreed, planes, mask.reshape(-1)[chosen].astype(np.int64), stands_for
-
-
-def _take_levels(raw: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """(C, P) uint8, round(255 p) at some places of an image."""
-    chosen = raw.reshape(len(raw), -1)[:, places]
-    return chosen if raw.dtype == np.uint8 else np.round(255 * chosen.astype(np.float32)).astype(np.uint8)

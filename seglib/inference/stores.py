@@ -204,9 +204,10 @@ def write_store(
     """
     part = _part_of(folder)
     done = _prepare(part, about, batch_size)
+    left = (about["shape"][0] - done) * sum(row for _, row in _layout(about).values())
     what = f"probabilities of {about['shape'][0] - done} images need"
     fix = "make room, or store them as uint8 or at a smaller size"
-    with require_space(part.parent, _bytes_left(about, done), what, fix):
+    with require_space(part.parent, left, what, fix):
         _append(part, about, predict(done) if done < about["shape"][0] else iter(()), done, progress)
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     part.rename(folder)
@@ -228,7 +229,11 @@ def _part_of(folder: Path) -> Path:
 
 def _prepare(part: Path, about: Mapping[str, Any], batch_size: int) -> int:
     """Images that an earlier process wrote, in whole batches; the files end behind them."""
-    if _read_about(part) != json.loads(json.dumps(about)):
+    try:
+        known = read_json(part / ABOUT)
+    except (OSError, ValueError):
+        known = None
+    if known != json.loads(json.dumps(about)):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         for name, (header, _) in _layout(about).items():
@@ -240,13 +245,6 @@ def _prepare(part: Path, about: Mapping[str, Any], batch_size: int) -> int:
     for name, (header, row) in _layout(about).items():
         os.truncate(part / name, len(header) + done * row)
     return done
-
-
-def _read_about(part: Path) -> dict | None:
-    try:
-        return read_json(part / ABOUT)
-    except (OSError, ValueError):
-        return None
 
 
 def _layout(about: Mapping[str, Any]) -> dict[str, tuple[bytes, int]]:
@@ -288,10 +286,6 @@ def _append(part: Path, about: Mapping[str, Any], batches: Iterator[np.ndarray],
             os.fsync(file.fileno())
     if done != count:
         raise AssertionError(f"{part}: {done} of {count} images were predicted")
-
-
-def _bytes_left(about: Mapping[str, Any], done: int) -> int:
-    return (about["shape"][0] - done) * sum(row for _, row in _layout(about).values())
 
 
 def _open_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -83,7 +83,10 @@ def hard_vote(
     """
     require_alike(stores)
     given = check_weights(weights, len(stores))
-    order = order_ties(given, tie_break)
+    if tie_break is not None and not 0 <= tie_break < len(stores):
+        raise InputError(f"tie_break: required the place of a member, 0 to {len(stores) - 1}, got {tie_break}")
+    first = [] if tie_break is None else [tie_break]  # then by falling weight
+    order = [*first, *(each for each in np.argsort(-given, kind="stable").tolist() if each not in first)]
     by_class = np.repeat(given[:, None], len(stores[0].class_names), axis=1)
 
     def vote(position: int) -> np.ndarray:
@@ -118,16 +121,6 @@ def count_votes(
         for member in reversed(order):  # the first in order has the last word
             chosen = np.where(tied[flat[member], pixels], flat[member], chosen)
     return chosen.astype(np.uint8).reshape(preds.shape[1:])
-
-
-def order_ties(weights: np.ndarray, tie_break: int | None) -> list[int]:
-    """Who decides ties: the one that is named, then by falling weight."""
-    order = np.argsort(-weights, kind="stable").tolist()
-    if tie_break is None:
-        return order
-    if not 0 <= tie_break < len(order):
-        raise InputError(f"tie_break: required the place of a member, 0 to {len(order) - 1}, got {tie_break}")
-    return [tie_break, *(member for member in order if member != tie_break)]
 
 
 def check_weights(weights: ArrayLike | None, members: int, classes: int = 0) -> np.ndarray:

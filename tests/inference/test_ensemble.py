@@ -9,6 +9,7 @@ import pytest
 from seglib.data.dataset import Subset, open_data
 from seglib.errors import InputError
 from seglib.evaluation.compare import measure_gain
+from seglib.evaluation.metrics import image_miou, iou_per_class, pooled_miou
 from seglib.inference import ensemble as module
 from seglib.inference import predict as predict_module
 from seglib.inference.ensemble import Ensemble
@@ -16,7 +17,7 @@ from seglib.inference.postprocess import remove_small_components
 from seglib.inference.predict import predict_validation
 from seglib.inference.selection import describe_ensemble
 from seglib.inference.stores import describe_store, open_store, write_store
-from seglib.inference.votes import read_pair
+from seglib.inference.votes import read_pair, score_weighted
 from seglib.zoo.crf import CrfParams, dense_crf
 
 SIZE, IMAGES = 64, 3
@@ -96,6 +97,16 @@ def test_the_crf_refines_the_merged_probabilities_and_components_go_last(plain, 
     assert not np.array_equal(preds, predict(plain))
 
 
+def test_members_are_scored_one_by_one(plain, stores, truth):
+    table, classes = plain.tabulate_members(), truth.data.class_names
+    assert table.columns.tolist() == ["member", "miou", "miou_image", "accuracy", *classes]
+    for (_, row), name, store in zip(table.iterrows(), "abc", stores, strict=True):
+        confusion = score_weighted([store], truth)
+        assert (row["member"], row["miou"]) == (name, pytest.approx(pooled_miou(confusion)))
+        assert row["miou_image"] == pytest.approx(image_miou(confusion))
+        np.testing.assert_allclose(row[list(classes)].astype(float), iou_per_class(confusion.sum(0)))
+
+
 def test_a_step_that_is_off_changes_nothing(plain, truth):
     off = found("components", [50] * truth.data.num_classes, on=False)
     decided = replace(plain, crf=found("crf", None, on=False), components=off)
@@ -161,7 +172,7 @@ def test_the_crf_search_sees_images_probabilities_and_truth(plain, stores, truth
         return result | {"points": 0.0, "low": 0.0, "high": 0.0, "held_out": None}
 
     monkeypatch.setattr(module.postprocess, "search_crf", search)
-    refined = plain.try_crf(candidates=2, images=2)
+    refined = plain.try_crf(candidates=2, count=2)
     image, probabilities, mask = seen[1]
     assert len(seen) == 2 and np.array_equal(image, truth.read(2)[0]) and np.array_equal(mask, truth.read(2)[1])
     expected = sum(store.read_probabilities(2) for store in stores) / 3
@@ -244,7 +255,7 @@ def test_a_crf_that_gains_on_its_images_and_not_on_all_is_off_and_adds_nothing(p
         }
 
     monkeypatch.setattr(module.postprocess, "search_crf", search)
-    refined = plain.try_crf(candidates=1, images=2)
+    refined = plain.try_crf(candidates=1, count=2)
     assert not refined.crf["on"] and not refined.steps[0]["used"]
     assert refined.miou_held_out == pytest.approx(plain.mean_miou)
     assert np.array_equal(predict(refined), predict(plain))

@@ -113,7 +113,7 @@ def test_it_is_analysed_combined_and_averaged_as_any_other(run_dir, two_runs, tm
         keep(folder)
     assert "confusion.npz exactly" in repr(ErrorAnalysis(run_dir))
     other = shutil.copytree(two_runs[0], tmp_path / "grid" / "seed=1")
-    team = open_ensemble([run_dir, other], device="cpu").predict(tmp_path / "masks")
+    team = open_ensemble([run_dir, other]).predict(tmp_path / "masks")
     assert team.names == ["hand", "seed=1"] and 0 < team.miou < 1
     tested = team.try_views({"flips": ["none", "horizontal"]}).predict_test("test.json")
     assert next(tested.predict_masks()).shape == (64, 64)

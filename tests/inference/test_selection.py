@@ -19,7 +19,6 @@ from seglib.inference.selection import (
     recommend_weights,
     select_greedily,
     survey_members,
-    tabulate_members,
     trace_selection,
 )
 from seglib.inference.stores import describe_store, open_store, write_store
@@ -68,9 +67,6 @@ def test_a_survey_scores_each_member(scene):
     stores, truth, survey = scene
     for store, confusion in zip(stores, survey.confusions, strict=True):
         np.testing.assert_array_equal(confusion, score_weighted([store], truth))
-    table = tabulate_members(list("abcd"), survey.confusions, CLASSES)
-    assert table.columns.tolist() == ["member", "miou", "miou_image", "accuracy", *CLASSES]
-    assert table["miou"].tolist() == [pytest.approx(pooled_miou(score_weighted([store], truth))) for store in stores]
 
 
 def test_correlation_of_errors_equals_scikit_learn(scene):
