@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Content = dict[str, Any]
-Annotated = tuple[Content, Iterable[tuple[str, Any]]]  # an image, and (label, segmentation) of each object
+AnnotatedImage = tuple[Content, Iterable[tuple[str, Any]]]  # an image, and (label, segmentation) of each object
 _VERSION = 1  # of what is remembered of files
 _LISTS = ("labels.txt", "classes.txt")  # a name per line
 _IGNORED = "__ignore__"  # labelme's class of pixels that no class has
@@ -101,7 +101,7 @@ def open_labelme(kind: str, folder: Path, data_dir: Path) -> Source:
     used = {read_text(shape, "label") for content in contents for shape in content["shapes"]}
     categories, lists = list_categories(used, data_dir, folder, folder)
 
-    def read_one(name: str, content: Content, path: Path) -> Annotated:
+    def read_one(name: str, content: Content, path: Path) -> AnnotatedImage:
         sides = {"width": content.get("imageWidth"), "height": content.get("imageHeight")}
         outlines = [_outline(shape, path, *sides.values()) for shape in content["shapes"]]
         labels = [read_text(shape, "label") for shape in content["shapes"]]
@@ -220,7 +220,7 @@ def open_yolo(kind: str, folder: Path, data_dir: Path) -> Source:
     } | names  # labels without an image are for the check to report
     categories = [{"id": number, "name": each} for number, each in enumerate(classes, 1)]
 
-    def read_one(stem: str, path: Path) -> Annotated:
+    def read_one(stem: str, path: Path) -> AnnotatedImage:
         width, height = find_size(str(path), "apply")
         sides = {"width": width, "height": height} if width else {}
         is_labelled = stem in labels and width
@@ -310,7 +310,7 @@ def name_classes(categories: Sequence[Content]) -> list[str]:
     return [each["name"] for each in categories if "ignore" not in each]
 
 
-def compose(found: Iterable[Annotated], categories: Sequence[Content]) -> Content:
+def compose(found: Iterable[AnnotatedImage], categories: Sequence[Content]) -> Content:
     """COCO content of images and their objects."""
     ids, images, annotations = {each["name"]: each["id"] for each in categories}, [], []
     for image_id, (image, objects) in enumerate(found, 1):

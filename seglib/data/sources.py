@@ -189,7 +189,7 @@ def open_tasks(kind: str, tasks: list[Content], path: Path, data_dir: Path) -> S
     used = {label for each in results for label, _ in each}
     categories, files = label_folders.list_categories(used, data_dir, path.parent, path)
 
-    def read_one(name: str, found: list[tuple[str, Content]]) -> label_folders.Annotated:
+    def read_one(name: str, found: list[tuple[str, Content]]) -> label_folders.AnnotatedImage:
         size = dict(zip(("width", "height"), _read_size(found[0][1]), strict=True)) if found else {}
         objects = [(label, _read_shape(each, f"{path} [{name}]")) for label, each in found]
         return {"file_name": name, **size}, objects

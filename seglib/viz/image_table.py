@@ -40,7 +40,7 @@ class MaskSource:
     """
 
     def __init__(self, dataset, predictions=None, class_names: Sequence[str] | None = None, truth: bool = True):
-        self.dataset = dataset
+        self.dataset, self._table = dataset, None
         self.class_names = _find_class_names(dataset, class_names)
         self.image_ids = list(dataset.image_ids)
         self.runs = _name_runs(predictions)
@@ -66,6 +66,12 @@ class MaskSource:
         if truth.shape != (height, width):
             truth = cv2.resize(truth, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         return Sample(image, {TRUTH: truth, **masks})
+
+    def get_table(self, progress: Callable[[int, int], None] | None = None) -> "ImageTable":
+        """Of `build_image_table`, when it is first needed."""
+        if self._table is None:
+            self._table = build_image_table(self, progress)
+        return self._table
 
     def _check_runs(self) -> None:
         shapes = {name: np.shape(run) for name, run in self.runs.items()}

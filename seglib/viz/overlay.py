@@ -233,11 +233,9 @@ def contact_sheet_html(source: MaskSource, positions: Sequence[int], caption: st
     positions : which images, in their order.
     caption : a sentence above the table.
     """
-    layers, classes = (
-        _choose_layers(source),
-        zip(source.class_names, colour_table(len(source.class_names)), strict=False),
-    )
-    legend = " &nbsp; ".join(_write(*each) for each in [*classes][1:])
+    layers, colours = _choose_layers(source), colour_table(len(source.class_names))
+    classes = zip(source.class_names[1:], colours[1:], strict=False)
+    legend = " &nbsp; ".join(_write(*each) for each in classes)
     captions = ["", *("<br>".join(_write(*part) for part in layer.caption) for layer in layers.values())]
     head = "".join(f'<th style="text-align:left;vertical-align:bottom">{caption}</th>' for caption in captions)
     rows = [_row(source, position, layers) for position in positions]

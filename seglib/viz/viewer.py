@@ -1,6 +1,6 @@
 """The mask viewer: a widget, and a contact sheet where no kernel answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -12,19 +12,8 @@ from IPython import get_ipython
 from IPython.display import HTML, display
 
 from seglib.errors import InputError, require_known
-from seglib.viz.image_table import Choice, ImageTable, MaskSource, Sample, build_image_table, list_sorts, select_images
-from seglib.viz.overlay import (
-    IGNORE_INDEX,
-    contact_sheet_html,
-    crop_window,
-    describe_image,
-    describe_pixel,
-    draw_layer,
-    encode_png,
-    list_layers,
-    list_legend,
-    show_table,
-)
+from seglib.viz import overlay
+from seglib.viz.image_table import Choice, ImageTable, MaskSource, Sample, list_sorts, select_images
 from seglib.viz.plots import show_progress
 
 # The viewer's picture as a widget: panes side by side, the legend that is clicked, and what is under the pointer.
@@ -77,13 +66,15 @@ class ViewerPanel:
     ----------
     source : what is shown.
     sort : the first order.
-    get_table : makes the table for sorting and filtering when first needed; is given a progress callback.
     """
 
-    def __init__(self, source: MaskSource, sort: str, get_table: Callable[[Callable], ImageTable]):
-        self.source, self.get_table = source, get_table
-        self.layers = list_layers(source)
-        self.shown = {*range(1, len(source.class_names)), IGNORE_INDEX}  # background would only darken the picture
+    def __init__(self, source: MaskSource, sort: str):
+        self.source = source
+        self.layers = overlay.list_layers(source)
+        self.shown = {
+            *range(1, len(source.class_names)),
+            overlay.IGNORE_INDEX,
+        }  # background would only darken the picture
         self.order, self.at = np.arange(len(source)), 0
         self.sample: Sample | None = None
         self.centre = (0.0, 0.0)
@@ -171,7 +162,7 @@ class ViewerPanel:
 
         self.progress.layout.display = ""
         try:
-            return self.get_table(tell)
+            return self.source.get_table(tell)
         finally:
             self.progress.layout.display = "none"
 
@@ -198,7 +189,7 @@ class ViewerPanel:
         with self.stage.hold_sync():
             self.stage.pin, self.stage.title = NOWHERE, [""]
             if self.sample is not None:
-                self.stage.title = describe_image(self.sample, self.source, self._image_id())
+                self.stage.title = overlay.describe_image(self.sample, self.source, self._image_id())
                 self.centre = tuple(side / 2 for side in self.sample.image.shape[1::-1])
             self._draw(moved=True)
 
@@ -231,28 +222,32 @@ class ViewerPanel:
             else:
                 part = self._crop(sample)
                 if moved:
-                    stage.image = encode_png(part.image)
+                    stage.image = overlay.encode_png(part.image)
                 stage.panes = self._draw_panes(part)
-                stage.legend = list_legend(sample, self.source, self.shown)
+                stage.legend = overlay.list_legend(sample, self.source, self.shown)
             self._read_pixel(stage.pin)
 
     def _crop(self, sample: Sample) -> Sample:
         """The part that is in sight; from now on the centre is this part's, wherever it was pulled to."""
-        left, top, width, height = crop_window(*sample.image.shape[:2], self.zoom.value, self.centre)
+        left, top, width, height = overlay.crop_window(*sample.image.shape[:2], self.zoom.value, self.centre)
         self.stage.window, self.centre = [left, top, width, height], (left + width / 2, top + height / 2)
         return sample.crop(left, top, width, height)
 
     def _draw_panes(self, part: Sample) -> list[dict]:
-        shown = show_table(self.shown, len(self.source.class_names))
+        shown = overlay.show_table(self.shown, len(self.source.class_names))
         labels = dict.fromkeys([self.left.value, self.right.value])  # the same twice is one pane
         chosen = [self.layers[label] for label in labels if label in self.layers]
         return [
-            {"overlay": encode_png(draw_layer(each, part, shown)), "grey": each.grey, "caption": each.caption}
+            {
+                "overlay": overlay.encode_png(overlay.draw_layer(each, part, shown)),
+                "grey": each.grey,
+                "caption": each.caption,
+            }
             for each in chosen
         ]
 
     def _read_pixel(self, place: list[int]) -> None:
-        self.stage.readout = describe_pixel(self.sample, self.source, *place)
+        self.stage.readout = overlay.describe_pixel(self.sample, self.source, *place)
 
     def _tell(self, text: str) -> None:
         self.status.value = text
@@ -286,7 +281,7 @@ class ViewerPanel:
                 self.shown = {class_id} if alone else self.shown ^ {class_id}
                 self._draw()
             case {"kind": "toggle all", "on": on}:
-                self.shown = {*range(len(self.source.class_names)), IGNORE_INDEX} if on else set()
+                self.shown = {*range(len(self.source.class_names)), overlay.IGNORE_INDEX} if on else set()
                 self._draw()
 
 
@@ -340,7 +335,6 @@ class MaskViewer:
         sorts = list_sorts(self.source)
         require_known("sort", sort, sorts.values(), "MaskViewer")
         self.sort = sort
-        self._table: ImageTable | None = None
 
     def __repr__(self) -> str:
         return f"MaskViewer of {len(self.source)} images: {', '.join([*self.source.runs]) or 'no predictions'}"
@@ -348,7 +342,7 @@ class MaskViewer:
     @cached_property
     def panel(self) -> ViewerPanel:
         """The live controls and picture; made when first asked for."""
-        return ViewerPanel(self.source, self.sort, self._get_table)
+        return ViewerPanel(self.source, self.sort)
 
     @property
     def widget(self) -> w.Widget:
@@ -362,26 +356,21 @@ class MaskViewer:
             positions = np.linspace(0, total - 1, min(count, total)).round().astype(int)
             what = "evenly spread"
         else:
-            positions = select_images(self._get_table(), total, Choice(self.sort))[:count]
+            positions = select_images(self.source.get_table(), total, Choice(self.sort))[:count]
             label = next(label for label, sort in list_sorts(self.source).items() if sort == self.sort)
             run = f" ({self.source.compared[0]})" if len(self.source.compared) > 1 and "mIoU" in self.sort else ""
             what = f"by {label}{run}"
         caption = f"{len(positions)} of {total} images, {what}. Run this cell to browse them all."
-        return contact_sheet_html(self.source, positions, caption)
+        return overlay.contact_sheet_html(self.source, positions, caption)
 
     def _ipython_display_(self) -> None:
         if self.sort != "position":
             # before the controls appear, which have a bar for later
-            self._get_table(show_progress("masks looked through"))
+            self.source.get_table(show_progress("masks looked through"))
         if _someone_watches():
             # Without its words: pages that know no widgets would print them above the sheet.
             display(self.widget._repr_mimebundle_() | {"text/plain": ""}, raw=True)
         display(HTML(self.contact_sheet()))
-
-    def _get_table(self, progress: Callable[[int, int], None] | None = None) -> ImageTable:
-        if self._table is None:
-            self._table = build_image_table(self.source, progress)
-        return self._table
 
 
 def _someone_watches() -> bool:

@@ -53,7 +53,7 @@ class FCDenseNet(nn.Module):
             self.down_blocks.append(DenseBlock(channels, layers, growth))
             channels += layers * growth
             skip_channels.append(channels)
-            self.downs.append(_transition_down(channels))
+            self.downs.append(_layer(channels, channels, kernel_size=1).append(nn.MaxPool2d(2)))  # transition down
         self.bottleneck = DenseBlock(channels, self.bottleneck_layers, growth)
         new_channels = self.bottleneck_layers * growth
         self.up_blocks, self.ups = nn.ModuleList(), nn.ModuleList()
@@ -121,10 +121,6 @@ class DenseBlock(nn.Module):
 def _layer(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     return nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True), conv, nn.Dropout(DROPOUT))
-
-
-def _transition_down(channels: int) -> nn.Sequential:
-    return _layer(channels, channels, kernel_size=1).append(nn.MaxPool2d(2))
 
 
 def _initialise(layer: nn.Module) -> None:
