@@ -9,9 +9,6 @@ import pandas as pd
 
 from seglib.errors import InputError
 
-# Images with their masks, true and predicted, behind one `read`: what the viewer shows, checked once.
-
-
 TRUTH = "truth"
 
 

@@ -12,12 +12,16 @@ from seglib.viz.image_table import MaskSource, Sample, count_confusion, image_mi
 from seglib.viz.pictures import WRONG
 from seglib.viz.plots import colour_table
 
-# Overlays of masks, errors and comparisons as arrays; their blending with an image, crops and encodings.
-
-
 IGNORE_INDEX = 255
 CLEAR = (0, 0, 0, 0)
 ONLY_FIRST, ONLY_SECOND = (0, 114, 178), (230, 159, 0)  # blue and orange: apart for colour-blind people too
+TILE, OPACITY = 176, 0.65  # of a picture on the contact sheet: its side [px], and its overlay's
+# A live viewer right above hides the sheet; a dead one ("model not found") is hidden by it. Where styles are not
+# trusted, both stay, which does no harm.
+_STYLE = """<style>
+.jp-OutputArea-child:has(.seglib-live) + .jp-OutputArea-child:has(.seglib-sheet) { display: none; }
+.jp-OutputArea-child:has(+ .jp-OutputArea-child .seglib-sheet) > .jp-OutputArea-output:not(:has(*)) { display: none; }
+</style>"""
 
 
 def show_table(shown: set[int], num_classes: int) -> np.ndarray:
@@ -213,16 +217,6 @@ def _percent(share: float) -> str:
 
 
 # Some images with their masks as one piece of HTML: what an executed notebook shows where no kernel answers.
-
-
-TILE = 176  # [px] side of one picture on the page
-OPACITY = 0.65
-# A live viewer right above hides the sheet; a dead one ("model not found") is hidden by it. Where styles are not
-# trusted, both stay, which does no harm.
-_STYLE = """<style>
-.jp-OutputArea-child:has(.seglib-live) + .jp-OutputArea-child:has(.seglib-sheet) { display: none; }
-.jp-OutputArea-child:has(+ .jp-OutputArea-child .seglib-sheet) > .jp-OutputArea-output:not(:has(*)) { display: none; }
-</style>"""
 
 
 def contact_sheet_html(source: MaskSource, positions: Sequence[int], caption: str) -> str:

@@ -16,10 +16,13 @@ from seglib.viz import overlay
 from seglib.viz.image_table import Choice, ImageTable, MaskSource, Sample, list_sorts, select_images
 from seglib.viz.plots import show_progress
 
-# The viewer's picture as a widget: panes side by side, the legend that is clicked, and what is under the pointer.
-
-
 FOLDER = Path(__file__).parent
+ZOOMS = (1, 2, 4, 8, 16)
+ANY = -1  # a menu shows nothing at all for None
+NOWHERE = [-1, -1]
+# Column -> width of a control, and of its words.
+WIDTHS = {1: ("250px", "70px"), 2: ("270px", "90px"), 3: ("330px", "140px"), 4: ("180px", "44px")}
+SHEET_IMAGES = 6
 
 
 class Stage(anywidget.AnyWidget):
@@ -47,16 +50,6 @@ class Stage(anywidget.AnyWidget):
     title = t.List([""]).tag(sync=True)
     readout = t.Dict({"place": "", "rows": []}).tag(sync=True)
     legend = t.List().tag(sync=True)
-
-
-# The viewer's controls and what they do: which image, which pane, which classes, which part.
-
-
-ZOOMS = (1, 2, 4, 8, 16)
-ANY = -1  # a menu shows nothing at all for None
-NOWHERE = [-1, -1]
-# Column -> width of a control, and of its words.
-WIDTHS = {1: ("250px", "70px"), 2: ("270px", "90px"), 3: ("330px", "140px"), 4: ("180px", "44px")}
 
 
 class ViewerPanel:
@@ -291,12 +284,6 @@ def _column(number: int, description: str) -> dict:
     return {
         "description": description, "layout": {"width": width, "margin": "2px 0"},
         "style": {"description_width": description_width}}  # fmt: skip
-
-
-# MaskViewer: images with true and predicted masks in a notebook, to be browsed, sorted, filtered and zoomed.
-
-
-SHEET_IMAGES = 6
 
 
 class MaskViewer:

@@ -97,11 +97,7 @@ class FCDenseNet103(FCDenseNet):
     growth_rate, down_layers, bottleneck_layers = 16, (4, 5, 7, 10, 12), 15
 
 
-FC_DENSENETS: dict[str, type[FCDenseNet]] = {
-    "FCDenseNet56": FCDenseNet56,
-    "FCDenseNet67": FCDenseNet67,
-    "FCDenseNet103": FCDenseNet103,
-}
+FC_DENSENETS = {model.__name__: model for model in (FCDenseNet56, FCDenseNet67, FCDenseNet103)}
 
 
 class DenseBlock(nn.Module):
