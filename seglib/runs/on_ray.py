@@ -15,7 +15,7 @@ from seglib.runs.conditions import count_noun
 from seglib.runs.grid import Grid, Job
 from seglib.runs.lock import is_held
 from seglib.runs.node import GRACE, decode, describe_here, find_differences, show_progress, start_keeper, write_order
-from seglib.runs.schedule import Place, Process
+from seglib.runs.schedule import Place, Process, read_progress
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 sys.modules.setdefault("rfc3987_syntax", None)  # see execute.py: Ray imports jsonschema too
@@ -26,6 +26,7 @@ with contextlib.suppress(ImportError):  # the extra `ray`; without it see node.r
     from ray.exceptions import GetTimeoutError, RayError, RayTaskError, TaskCancelledError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+_QUEUED = "queued"  # until its node says more
 _RETRIES = 10  # nodes that may die under one run
 _STORE = 100_000_000  # bytes of Ray's own store, where this process starts the cluster
 _LONGEST_PROBE = 120  # [s] that a node has to start a first process
@@ -36,9 +37,10 @@ class RayProcess(Process):
     """A run that was handed over to Ray; see `schedule.Process`."""
 
     def __init__(self, task: "ray.ObjectRef", run_dir: Path, room: str | None):
-        self.task, self.run_dir, self.room, self.code = task, run_dir, room, None
+        self.task, self.run_dir, self.room, self.code, self.queued = task, run_dir, room, None, True
 
     def poll(self) -> int | None:
+        self.queued = self.queued and read_progress(self.run_dir) == _QUEUED
         if self.code is None and ray.wait([self.task], timeout=0)[0]:
             self.code = self._read_code()
         return self.code
@@ -131,7 +133,7 @@ class RayCluster(Place):
 
     def start(self, job: Job, alone: bool = False) -> RayProcess:
         job.run_dir.mkdir(parents=True, exist_ok=True)
-        show_progress(job.run_dir, "queued")
+        show_progress(job.run_dir, _QUEUED)
         orders = {node: write_order(job, self.here, 1 if alone else slots) for node, slots in self.known.items()}
         needs = self.whole if alone else self.needs
         task = ray.remote(max_retries=_RETRIES, **needs)(_run).options(name=job.label)

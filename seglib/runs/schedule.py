@@ -365,11 +365,12 @@ def _describe(active: Sequence[_Active], waiting: int, seconds: Sequence[float],
     for run, so_far in zip(active, elapsed, strict=True):
         if run.process.queued:
             continue
-        parts.append(f"{run.position} {_read_progress(run.job.run_dir) or f'starting {format_seconds(so_far)}'}")
+        parts.append(f"{run.position} {read_progress(run.job.run_dir) or f'starting {format_seconds(so_far)}'}")
     return " | ".join(parts)
 
 
-def _read_progress(run_dir: Path) -> str:
+def read_progress(run_dir: Path) -> str:
+    """What a run says that it does; "" where it says nothing yet."""
     try:
         return json.loads((run_dir / "progress.json").read_text())["text"]
     except (OSError, ValueError, KeyError):  # not written yet

@@ -210,9 +210,17 @@ def hold_jobs(jobs: Iterable[str], states: Mapping[str, JobState], paused: bool)
     return f"{count_noun(len(queued), 'job')}{said}"
 
 
+def _require_states() -> dict[str, JobState]:
+    """How jobs are doing, by their number."""
+    states = _queue.look()
+    if states is None:
+        raise InputError("required an answer of SLURM's squeue, got none; give the order on a machine of the cluster")
+    return states
+
+
 def hold_left(grid: Path, paused: bool) -> str:
     """Hold or release the jobs of a grid that nobody waits for; returns what was done."""
-    jobs = hold_jobs(_list_jobs(grid), _queue.look() or {}, paused)
+    jobs = hold_jobs(_list_jobs(grid), _require_states(), paused)
     return f"asked SLURM to {f'hold {jobs} in its queue; those that run go on' if paused else f'let {jobs} go on'}"
 
 
@@ -229,7 +237,7 @@ def stop_handed_over(run_dir: Path) -> str:
     note = read_note(run_dir)
     if "job" not in note:
         raise InputError(f"--stop: required a run that was handed over to SLURM, got {run_dir.name}")
-    state = (_queue.look() or {}).get(note["job"], JobState())
+    state = _require_states().get(note["job"], JobState())
     if not state.is_live:
         raise InputError(
             f"--stop: required a job that is queued or runs, got {run_dir.name}, of which job {note['job']} has ended"

@@ -170,12 +170,15 @@ def test_a_search_goes_by_results_of_the_nodes_and_half_of_the_conditions_stop(
     assert [record["status"] for record in records().values()] == ["stopped", "stopped", "ok", "ok"]
 
 
-# The run of weight 1 runs out of memory at first; when it is tried again, nothing may be beside it.
+# The run of weight 1 runs out of memory at first; when it is tried again, nothing may be beside it. What it waits for
+# takes longer than a run may be silent.
 CROWDED = """
 beside, log = Path(run_dir).parent / "beside", Path(run_dir) / "run.log"
 if weight == 0:
     beside.touch()
-    time.sleep(10)
+    for _ in range(16):
+        log.touch()  # a sign of life
+        time.sleep(1)
     beside.unlink()
 elif log.read_text().count("--- begins") == 1:
     while not beside.exists():
@@ -192,7 +195,7 @@ def test_what_ran_out_of_memory_on_a_shared_gpu_is_tried_again_with_all_of_it(
     make_cluster(1)
     result = RESULT.replace("threads=", "at_once=os.environ['SEGLIB_RUNS_AT_ONCE'], threads=")
     notebook = write_notebook(tmp_path / "crowded.ipynb", CROWDED, result=result)
-    path = write_grid("grid: {weight: [0, 1]}\nper_gpu: 2", notebook)
+    path = write_grid("grid: {weight: [0, 1]}\nper_gpu: 2\nstall_minutes: 0.15", notebook)
     driver = start(path, "--on", "ray")
     out, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0 and out.count("weight=1: oom") == 1 and "weight=1: once more, alone" in out, out

@@ -136,7 +136,9 @@ def test_a_cluster_that_refuses_such_jobs_or_is_not_there_is_named_before_anythi
     )
 
 
-def test_runs_left_with_slurm_are_found_shown_stopped_and_collected(pretended, call, write_grid, records, grid_folder):
+def test_runs_left_with_slurm_are_found_shown_stopped_and_collected(
+    pretended, call, write_grid, records, grid_folder, monkeypatch
+):
     path = write_grid("grid: {seed: [1, 2, 3]}")
     (pretended / "mode").write_text("PENDING")
     result = call(path, "--on", "slurm", "--detach")
@@ -149,6 +151,12 @@ def test_runs_left_with_slurm_are_found_shown_stopped_and_collected(pretended, c
     assert "with SLURM: 0 running, 3 queued (3 held; --resume)" in call(path, "--on", "slurm", "--detach").out
     assert "asked SLURM to let 3 jobs go on" in call(path, "--resume").out
     assert "asked SLURM to let 0 jobs go on" in call(path, "--resume").out
+    with monkeypatch.context() as patch:  # a machine that shares the folder and knows no SLURM
+        patch.setattr(slurm, "_queue", slurm.Queue())
+        patch.setenv("PATH", "")
+        for order in (("--pause",), ("--stop", "seed=3")):
+            result = call(path, *order)
+            assert (result.code, result.err.count("\n")) == (2, 1) and "required an answer of SLURM's" in result.err
     assert "asked SLURM to end job 3, seed=3" in call(path, "--stop", "seed=3").out
     assert "a job that is queued or runs, got seed=3" in call(path, "--stop", "seed=3").err
     (pretended / "job-1").write_text("RUNNING")
