@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
@@ -69,28 +69,22 @@ def expand(path: str | Path) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, make: Callable[..., str] | None = None, mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` when the block ends without an error.
 
     A reader sees the old file or the whole new one, a killed process leaves the old one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _held(_make_file, f".{path.name[:40]}.", ".part", path.parent) as temporary:
+    with _held(make or _make_file, f".{path.name[:40]}.", ".part", path.parent) as temporary:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files for the owner alone
+        temporary.chmod(mode & ~_umask())  # mkstemp makes files for the owner alone
         os.replace(temporary, path)
 
 
-@contextmanager
-def replacing_folder(folder: str | Path) -> Iterator[Path]:
+def replacing_folder(folder: str | Path) -> AbstractContextManager[Path]:
     """The same for a folder, which may be there only if it is empty."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _held(tempfile.mkdtemp, f".{folder.name[:40]}.", ".part", folder.parent) as temporary:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        os.replace(temporary, folder)
+    return replacing(folder, tempfile.mkdtemp, 0o777)
 
 
 @contextmanager

@@ -156,8 +156,8 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def resize_nearest(mask: np.ndarray, size: int) -> np.ndarray:
-    """A mask (H, W) at (size, size), as torch's "nearest": from 512 to 256 it is `mask[::2, ::2]`."""
-    rows, columns = (np.arange(size) * side // size for side in mask.shape)
+    """A mask (H, W), or an image (H, W, 3), at (size, size), as torch's "nearest": from 512 to 256 it is `mask[::2, ::2]`."""
+    rows, columns = (np.arange(size) * side // size for side in mask.shape[:2])
     return mask[np.ix_(rows, columns)]
 
 

@@ -177,11 +177,13 @@ def choose_images(images: pd.DataFrame, by: str, count: int) -> tuple[list[int],
     Parameters
     ----------
     images : of `tabulate_images`, with column `softmin` for it.
-    by : "miou" (worst first), "gain" (most costly first), "softmin" (most doubtful labels first), or "typical": half
-        from the middle of the mIoUs, half the best.
+    by : "miou" (worst first), "gain" (most costly first), "softmin" (most doubtful labels first), "typical" (half from
+        the middle of the mIoUs, half the best), or "spread" (from the worst to the best, evenly).
     """
     known = images.dropna(subset=["miou"])
-    ranked = known.sort_values("miou" if by == "typical" else by, ascending=by != "gain", kind="stable")
+    ranked = known.sort_values(by if by in known else "miou", ascending=by != "gain", kind="stable")
+    if by == "spread":
+        ranked = ranked.iloc[np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).astype(int))]
     if by == "typical":
         best = ranked.tail(count // 2)
         rest = ranked.drop(best.index)

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from seglib.evaluation import compare, errors
-from seglib.evaluation.metrics import calibration_error, load_confusion, mean_iou, pooled_miou, tabulate_reliability
+from seglib.evaluation.metrics import calibration_error, load_confusion, pooled_miou, tabulate_reliability
 from seglib.inference.predict import (
     count_confusion,
     describe_agreement,
@@ -171,17 +171,6 @@ class ErrorAnalysis:
         save_tables(self.folder, self.tables, lines)
 
 
-def choose_spread(confusion: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of images from the worst to the best by their own mIoU, evenly spread, and these mIoUs.
-
-    Images without a valid pixel are left out. confusion: (images, classes, classes).
-    """
-    scores = np.array([mean_iou(matrix) for matrix in confusion])
-    order = np.argsort(scores)[: np.isfinite(scores).sum()]
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).astype(int))]
-    return chosen, scores[chosen]
-
-
 def predict_examples(trainer: Trainer, count: int) -> tuple:
     """What `plot_predictions` draws: validation images from the worst to the best, predicted by a trainer's best weights.
 
@@ -191,9 +180,8 @@ def predict_examples(trainer: Trainer, count: int) -> tuple:
     """
     trainer.load_best()
     confusion, image_ids, class_names = load_confusion(trainer.run_dir / "confusion.npz")
-    chosen, scores = choose_spread(confusion, count)
+    chosen, titles = errors.choose_images(errors.tabulate_images(confusion, image_ids), "spread", count)
     images = trainer.val_loader.dataset.subset
-    titles = [f"image {image_ids[place]}\nmIoU {score:.3f}" for place, score in zip(chosen, scores, strict=True)]
     return *predict(trainer.model, images, chosen, trainer.device, trainer.precision), class_names, titles
 
 

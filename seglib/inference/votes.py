@@ -19,6 +19,7 @@ from seglib.errors import InputError, require_known, require_same
 from seglib.evaluation.compare import find_scenes, show_outcomes
 from seglib.evaluation.metrics import confusion_per_image
 from seglib.inference.stores import Store, argmax_planes, require_alike
+from seglib.submission import resize_nearest
 
 MEANS = ("arithmetic", "geometric")
 THREADS = 8  # each holds a few images of probabilities
@@ -239,9 +240,7 @@ def tabulate_changes(truth: Subset, before: Iterable[np.ndarray], after: Iterabl
 
 def read_pair(truth: Subset, position: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Image (size, size, 3) and mask (size, size), uint8, resized by nearest neighbour."""
-    image = truth.read(position)[0]
-    index = np.arange(size) * len(image) // size
-    return image[np.ix_(index, index)], read_mask(truth, position, size)
+    return resize_nearest(truth.read(position)[0], size), read_mask(truth, position, size)
 
 
 # One image's sums.

@@ -48,6 +48,15 @@ def test_typical_images_are_the_middle_and_the_best():
     assert choose_images(scores, "typical", 1)[0] == [4]
 
 
+def test_a_spread_goes_from_the_worst_to_the_best_image():
+    perfect, half, wrong, empty = np.diag([4, 4]), np.full((2, 2), 2), np.array([[0, 4], [4, 0]]), np.zeros((2, 2), int)
+    table = tabulate_images(np.stack([half, perfect, empty, wrong]), [7, 8, 9, 10])
+    chosen, titles = choose_images(table, "spread", 3)
+    assert chosen == [3, 0, 1]
+    assert titles == ["image 10\nmIoU 0.000", "image 7\nmIoU 0.333", "image 8\nmIoU 1.000"]
+    assert choose_images(table, "spread", 2)[0] == [3, 1]
+
+
 def test_objects_say_what_was_found_and_what_is_left_out():
     table = pd.DataFrame({"objects": [30, 10], "found": [0.1, 0.9], "missed": [30, 90]}, index=["≤ 8 px", "> 96 px"])
     text = analysis.describe_objects(table, 2)

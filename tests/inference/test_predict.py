@@ -17,7 +17,6 @@ from seglib.errors import InputError, InputErrors
 from seglib.evaluation.metrics import summarise_probabilities
 from seglib.files import write_json
 from seglib.inference import predict as module
-from seglib.inference.analysis import choose_spread
 from seglib.inference.predict import (
     count_confusion,
     count_differing,
@@ -155,13 +154,6 @@ def test_probability_of_labels_is_the_model_s(run):
     mask[0, :3] = 0
     expected = np.take_along_axis(plain_probabilities(run, run.val_images, 1), mask[None].astype(int), axis=0)[0]
     np.testing.assert_allclose(given.ravel()[3:], expected.ravel()[3:], atol=1.51 / 255)
-
-
-def test_a_spread_goes_from_the_worst_to_the_best_image():
-    perfect, half, wrong, empty = np.diag([4, 4]), np.full((2, 2), 2), np.array([[0, 4], [4, 0]]), np.zeros((2, 2), int)
-    chosen, scores = choose_spread(np.stack([half, perfect, empty, wrong]), 3)
-    assert chosen.tolist() == [3, 0, 1]
-    np.testing.assert_allclose(scores, [0, 1 / 3, 1])
 
 
 @pytest.fixture
