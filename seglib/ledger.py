@@ -6,46 +6,44 @@ import fcntl
 import io
 import math
 import os
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 
 from seglib.data.coco import load_coco
 from seglib.errors import InputError
-from seglib.files import FORMULA, hash_file, outputs_dir, read_file, read_json, write_table
+from seglib.files import FORMULA, hash_file, outputs_dir, private_folder, read_file, read_json, write_table
 from seglib.runs.leaderboard import align
-from seglib.sending import SEND, SEND_HELP, expand, run_hidden
 from seglib.submission import Verdict, count_shares, read_file_names, validate_submission
 
 # The ledger: one CSV row per content, what is behind it, when it was sent, what it scored.
 COLUMNS = [
-    "hash",
-    "file",
-    "written",
-    "runs",
-    "weights",
-    "resizing",
-    "val_score",
-    "sends",
-    "leaderboard_score",
-    "scored",
-]
+    "hash", "file", "written", "runs", "weights", "resizing", "val_score", "sends", "leaderboard_score", "scored"
+]  # fmt: skip
 RUNNING = "?"  # exit code of a send that has not ended, or never said how
 MIN_HASH = 6  # hex digits that name a content
 PER_DAY, UTC_OFFSET = "SEGLIB_SUBMISSIONS_PER_DAY", "SEGLIB_SUBMISSIONS_UTC_OFFSET"
 
+LONGEST = 30 * 60  # [s] that a command may take
+SEND = "SEGLIB_SEND"
+SEND_HELP = (
+    'split as a shell does but run without one, such as \'curl --fail -H "Authorization: Bearer $TOKEN" '
+    '-F "file=@\\"{file}\\"" URL\', where the inner quotes keep curl from splitting a path at its commas; '
+    "$TOKEN comes from the environment; in a header of curl it is hidden from other users of the machine, and it is never "
+    f"shown (default: ${SEND})"
+)
+_PLACE = re.compile(r"\{file\}|\$\{(\w+)\}|\$([A-Za-z_]\w*)")
+
 Entry = dict[str, str]
-
-
-def ledger_path() -> Path:
-    """Where the ledger is, if nobody says otherwise."""
-    return outputs_dir() / "submissions.csv"
 
 
 def read_ledger(ledger: Path) -> list[Entry]:
@@ -109,7 +107,7 @@ def _editing(ledger: Path) -> Iterator[list[Entry]]:
 
 def add_submission(path: str | Path, ledger: Path | None = None) -> Entry:
     """Enter a submission with what its record says, and return its row; a content that is there already stays as it is."""
-    ledger = ledger or ledger_path()
+    ledger = ledger or outputs_dir() / "submissions.csv"
     with _editing(ledger) as rows:
         return dict(_row_of(rows, Path(path), ledger))
 
@@ -138,8 +136,8 @@ def _row_of(rows: list[Entry], path: Path, ledger: Path) -> Entry:
     if not path.is_file():
         raise InputError(f"{path}: required a submission CSV, got no such file")
     content = hash_file(path)
-    if found := [row for row in rows if row["hash"] == content]:
-        return found[0]
+    for row in (row for row in rows if row["hash"] == content):
+        return row
     record = _read_record(path) or {}
     sources, val_score = record.get("sources", []), record.get("val_score")
     changed = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
@@ -196,16 +194,55 @@ def send_submission(path: Path, template: str, ledger: Path, **limits) -> tuple[
     InputError
         The template is no command or lacks a variable, the ledger refuses the send, or it does not end: then it counts.
     """
-    with expand(template, path) as (command, secrets):
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
+    with expand_command(template, path) as (command, secrets):
         started = start_send(path, ledger, **limits)
         try:
-            code, printed = run_hidden(command, secrets)
+            done = subprocess.run(command, timeout=LONGEST, **options)
         except OSError as error:  # its own text could hold the expanded command
             end_send(ledger, started, 127)
             got = f"{error.strerror}: {shlex.split(template)[0]}"
             raise InputError(f"--send: required a command that can be run, got {got}") from None
-    end_send(ledger, started, code)
-    return code, printed
+        except subprocess.TimeoutExpired:
+            raise InputError(
+                f"--send: required a command that ends, got none within {LONGEST / 60:.0f} minutes; it was stopped and"
+                " counts as sent, since it may have arrived: look there, then --again"
+            ) from None
+    end_send(ledger, started, done.returncode)
+    printed = (done.stdout + done.stderr).strip()
+    for name, value in sorted(secrets.items(), key=lambda item: -len(item[1])):  # the longest first
+        printed = printed.replace(value, f"${name}")
+    if seen := [f"${name}" for name, value in sorted(secrets.items()) if any(value in word for word in command)]:
+        printed += f"\n{', '.join(seen)}: other users of this machine could list it; put it into a header of curl (-H)"
+    return done.returncode, printed.strip()
+
+
+@contextmanager
+def expand_command(template: str, path: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """The command's arguments, and the values by name of the variables in it.
+
+    Headers of curl that have a variable stand in files that nobody else may read, as long as the context lasts: every
+    user of a machine can list the arguments of its processes.
+    """
+    try:
+        words = shlex.split(template)
+    except ValueError as error:
+        raise InputError(f"--send: required a command, got a text with {str(error).lower()}") from None
+    if "{file}" not in template or not words:
+        raise InputError("--send: required a command with {file} in it, got one without; such as -F 'file=@\"{file}\"'")
+    names = {name for word in words for match in _PLACE.finditer(word) if (name := match[1] or match[2])}
+    for name in sorted(names):
+        if not os.environ.get(name):
+            raise InputError(f"--send: required the environment variable {name}, got none; export {name}=...")
+    values, file = {name: os.environ[name] for name in names}, str(path.resolve())
+    command = [_PLACE.sub(lambda m: values.get(m[1] or m[2] or "", file), word) for word in words]
+    with private_folder() as private:
+        for place, (option, header) in enumerate(pairwise(words), 1):
+            if Path(words[0]).name == "curl" and option in ("-H", "--header") and _PLACE.search(header):
+                kept = Path(private, str(place))
+                kept.write_text(command[place], encoding="utf-8")
+                command[place] = f"@{kept}"
+        yield command, values
 
 
 def start_send(
@@ -221,7 +258,7 @@ def start_send(
         if (before := list_sent(row)) and not again:
             when = f"sent on {before[-1][:16]} UTC already (the same content)"
             raise InputError(f"{path}: {when}; --again sends it again")
-        used, day = count_today(rows, utc_offset), describe_day(utc_offset)
+        used, day = count_today(rows, utc_offset)
         if per_day is not None and used >= per_day:
             none = f"none left today ({day}), {used} of {per_day} sent"
             raise InputError(f"{path}: {none}; wait until tomorrow, or --per-day allows more")
@@ -234,9 +271,8 @@ def end_send(ledger: Path, started: tuple[str, str], exit_code: int) -> None:
     """Say how a send that `start_send` began ended; one that failed gives its place in the day back."""
     content, time = started
     with _editing(ledger) as rows:
-        for row in rows:
-            if row["hash"] == content:
-                row["sends"] = row["sends"].replace(f"{time}={RUNNING}", f"{time}={exit_code}")
+        for row in (row for row in rows if row["hash"] == content):
+            row["sends"] = row["sends"].replace(f"{time}={RUNNING}", f"{time}={exit_code}")
 
 
 def list_sent(row: Entry) -> list[str]:
@@ -245,20 +281,16 @@ def list_sent(row: Entry) -> list[str]:
     return [time for time, _, code in sends if code in ("0", RUNNING)]
 
 
-def count_today(rows: list[Entry], utc_offset: float | None) -> int:
-    """Submissions sent today; one that was sent by hand counts on the day its score was typed in.
+def count_today(rows: list[Entry], utc_offset: float | None) -> tuple[int, str]:
+    """Submissions sent today, and when a day begins, in words; one that was sent by hand counts on the day it was scored.
 
     utc_offset : of the leaderboard's midnight [h]; this machine's own midnight where None.
     """
     zone = None if utc_offset is None else timezone(timedelta(hours=utc_offset))
     times = [time for row in rows for time in (list_sent(row) or filter(None, [row["scored"]]))]
     days = [datetime.fromisoformat(time).astimezone(zone).date() for time in times]
-    return days.count(_now().astimezone(zone).date())
-
-
-def describe_day(utc_offset: float | None) -> str:
-    """When a day begins, in words."""
-    return "since midnight here" if utc_offset is None else f"since midnight at UTC{utc_offset:+g}"
+    words = "since midnight here" if utc_offset is None else f"since midnight at UTC{utc_offset:+g}"
+    return days.count(_now().astimezone(zone).date()), words
 
 
 def _number(text: str) -> float:
@@ -332,8 +364,8 @@ def _send(options: argparse.Namespace) -> int:
 
 def _score(options: argparse.Namespace) -> int:
     row = score_submission(options.file, options.score, options.ledger, options.correct)
-    scores = f"leaderboard {row['leaderboard_score']}, val {row['val_score'] or '-'}"
-    print(f"{row['file']} ({row['hash'][:MIN_HASH]}): {scores}")
+    came, expected = row["leaderboard_score"], row["val_score"] or "-"
+    print(f"{row['file']} ({row['hash'][:MIN_HASH]}): leaderboard {came}, val {expected}")
     return 0
 
 
@@ -364,8 +396,7 @@ def _describe_row(row: dict[str, str]) -> list[str]:
 
 def _describe_left(options: argparse.Namespace) -> str:
     """How many were sent today, and how many are left."""
-    used = count_today(read_ledger(options.ledger), options.utc_offset)
-    day = describe_day(options.utc_offset)
+    used, day = count_today(read_ledger(options.ledger), options.utc_offset)
     if options.per_day is None:
         return f"{used} sent today ({day}); --per-day N says how many are left"
     return f"{max(0, options.per_day - used)} of {options.per_day} left today ({day})"
@@ -378,9 +409,7 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     check = commands.add_parser("check", help="find all that is wrong with a file", allow_abbrev=False)
     send = commands.add_parser("send", help="send a valid file with a command of yours", allow_abbrev=False)
     score = commands.add_parser("score", help="type in the leaderboard's score", allow_abbrev=False)
-    listing = commands.add_parser(
-        "list", help="what was sent and scored, and how many are left today", allow_abbrev=False
-    )
+    listing = commands.add_parser("list", help="what was sent and scored, and what is left today", allow_abbrev=False)
     for command, action in ((check, _check), (send, _send), (score, _score), (listing, _list)):
         command.set_defaults(action=action)
     for command in (check, send):
@@ -399,12 +428,13 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     score.add_argument("--correct", action="store_true", help="replace a score that was typed in before")
     midnight = f"of the leaderboard's midnight, such as 9 (default: ${UTC_OFFSET}, or this machine's midnight)"
     for command in (send, listing):
-        option, default = command.add_argument, os.environ.get
-        help_day = f"allowed per day (default: ${PER_DAY})"
-        option("--per-day", type=_count, default=default(PER_DAY) or None, metavar="N", help=help_day)
-        option("--utc-offset", type=_hours, default=default(UTC_OFFSET) or None, metavar="HOURS", help=midnight)
+        option, get = command.add_argument, os.environ.get
+        allowed = f"allowed per day (default: ${PER_DAY})"
+        option("--per-day", type=_count, default=get(PER_DAY) or None, metavar="N", help=allowed)
+        option("--utc-offset", type=_hours, default=get(UTC_OFFSET) or None, metavar="HOURS", help=midnight)
+    path = outputs_dir() / "submissions.csv"
     for command in (send, score, listing):
-        command.add_argument("--ledger", type=Path, default=ledger_path(), metavar="CSV", help="default: %(default)s")
+        command.add_argument("--ledger", type=Path, default=path, metavar="CSV", help="default: %(default)s")
     return parser.parse_args(arguments)
 
 

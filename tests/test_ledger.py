@@ -11,20 +11,20 @@ import pandas as pd
 import pytest
 
 from seglib import ledger as ledger_module
-from seglib import sending
 from seglib.errors import InputError
 from seglib.ledger import (
     COLUMNS,
+    SEND_HELP,
     add_submission,
     count_today,
     end_send,
+    expand_command,
     list_sent,
     main,
     read_ledger,
     score_submission,
     start_send,
 )
-from seglib.sending import SEND_HELP, expand
 from seglib.submission import write_submission
 
 
@@ -125,7 +125,7 @@ def test_a_content_is_sent_once(ledger, submit):
 
 def test_a_send_that_failed_may_be_tried_again_and_uses_up_nothing(ledger, submit):
     send(submit(0), ledger, exit_code=22)
-    assert count_today(read_ledger(ledger), 0.0) == 0
+    assert count_today(read_ledger(ledger), 0.0)[0] == 0
     send(submit(0), ledger, per_day=1)
     assert [send.rpartition("=")[2] for send in read_ledger(ledger)[0]["sends"].split("; ")] == ["22", "0"]
 
@@ -146,7 +146,7 @@ def test_the_day_has_its_limit(ledger, submit, clock):
         send(submit(2), ledger, per_day=2)
     clock("2026-11-22T00:01:00")
     send(submit(2), ledger, per_day=2)
-    assert count_today(read_ledger(ledger), 0.0) == 1
+    assert count_today(read_ledger(ledger), 0.0)[0] == 1
 
 
 @pytest.mark.parametrize(("offset", "used"), [(0.0, 1), (9.0, 2), (5.5, 2), (-8.0, 3)])
@@ -154,7 +154,7 @@ def test_a_day_begins_at_the_leaderboards_midnight(ledger, submit, clock, offset
     for seed, time in enumerate(["2026-11-20T14:00:00", "2026-11-20T20:00:00", "2026-11-21T01:00:00"]):
         clock(time)
         send(submit(seed), ledger)
-    assert count_today(read_ledger(ledger), offset) == used
+    assert count_today(read_ledger(ledger), offset)[0] == used
 
 
 def test_one_that_was_sent_by_hand_counts_when_it_is_scored(ledger, submit, clock):
@@ -162,7 +162,7 @@ def test_one_that_was_sent_by_hand_counts_when_it_is_scored(ledger, submit, cloc
     score_submission(submit(0), 0.5, ledger)
     send(submit(1), ledger)
     score_submission(submit(1), 0.5, ledger)
-    assert count_today(read_ledger(ledger), 0.0) == 2
+    assert count_today(read_ledger(ledger), 0.0)[0] == 2
 
 
 def test_columns_that_people_add_are_kept(ledger, submit):
@@ -312,14 +312,14 @@ def test_the_recommended_quotes_reach_curl_around_a_path_with_commas(folder):
     assert '-F "file=@\\"{file}\\"" URL' in SEND_HELP
     path = folder / "loss=ce0.9,seed=1;2" / "s.csv"
     for written in ('-F "file=@\\"{file}\\""', "-F 'file=@\"{file}\"'"):
-        with expand(f"curl {written} URL", path) as (command, _):
+        with expand_command(f"curl {written} URL", path) as (command, _):
             assert command == ["curl", "-F", f'file=@"{path}"', "URL"]
 
 
 def test_a_token_in_a_header_of_curl_is_not_among_the_arguments(folder, monkeypatch):
     monkeypatch.setenv("TOKEN", "s3cret")
     template = 'curl -H "Authorization: Bearer $TOKEN" -H "Accept: */*" -F file=@{file} URL'
-    with expand(template, folder / "s.csv") as (command, _):
+    with expand_command(template, folder / "s.csv") as (command, _):
         header = Path(command[2][1:])
         assert command[2][0] == "@" and header.read_text() == "Authorization: Bearer s3cret"
         assert header.parent.stat().st_mode & 0o077 == 0 and "s3cret" not in " ".join(command)
@@ -334,7 +334,7 @@ def test_a_token_elsewhere_is_said_to_be_seen(call, save, monkeypatch):
 
 
 def test_a_command_that_does_not_end_is_stopped_and_counts(call, save, folder, monkeypatch):
-    monkeypatch.setattr(sending, "LONGEST", 0.5)
+    monkeypatch.setattr(ledger_module, "LONGEST", 0.5)
     code, _, err = call("send", save(), "--send", f"{sys.executable} -c 'import time; time.sleep(60)' {{file}}")
     assert code == 1 and "counts as sent" in err
     assert read_ledger(folder / "submissions.csv")[0]["sends"].endswith("=?")
