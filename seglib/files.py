@@ -87,18 +87,14 @@ def replacing_folder(folder: str | Path) -> AbstractContextManager[Path]:
     return replacing(folder, tempfile.mkdtemp, 0o777)
 
 
-@contextmanager
-def private_folder(parent: str | Path | None = None) -> Iterator[Path]:
+def private_folder(parent: str | Path | None = None) -> AbstractContextManager[Path]:
     """A temporary folder for the owner alone, in the usual place for such or in another; it goes when the block ends."""
-    with _held(tempfile.mkdtemp, "", "", parent) as temporary:
-        yield temporary
+    return _held(tempfile.mkdtemp, "", "", parent)
 
 
-@contextmanager
-def private_file(folder: str | Path) -> Iterator[Path]:
+def private_file(folder: str | Path) -> AbstractContextManager[Path]:
     """The same for an empty file."""
-    with _held(_make_file, ".", ".part", folder) as temporary:
-        yield temporary
+    return _held(_make_file, ".", ".part", folder)
 
 
 @contextmanager

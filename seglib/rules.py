@@ -236,10 +236,7 @@ def _check_named(kind: str, part: str, value: Any, parts: list[str]) -> str | di
 
 def _check_scheduler_options(options: dict, scheduler: str, parts: list[str]) -> None:
     part = find_parts("scheduler", parts)[scheduler]
-    try:
-        check_options(scheduler, options, part.options, part.needed)
-    except InputError as error:
-        raise InputError(f"scheduler_options: {error}") from error
+    check_options(f"scheduler_options.{scheduler}", options, part.options, part.needed)
 
 
 def _check_callbacks(callbacks: dict, parts: list[str]) -> None:

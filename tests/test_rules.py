@@ -147,17 +147,17 @@ def test_a_wrong_value_is_worded_in_one_line(name, value, words):
         (
             {"scheduler_options": {"gamma": 0.1}},
             "scheduler_options",
-            "scheduler_options: unknown option of cosine 'gamma'",
+            "unknown option of scheduler_options.cosine 'gamma'",
         ),
         (
             {"scheduler": "step", "scheduler_options": {"gamma": 2}},
             "scheduler_options",
-            "scheduler_options: step.gamma must",
+            "scheduler_options.step.gamma must",
         ),
         (
             {"scheduler": "constant", "scheduler_options": {"a": 2}},
             "scheduler_options",
-            "scheduler_options: unknown option of constant 'a'; it has none",
+            "unknown option of scheduler_options.constant 'a'; it has none",
         ),
         (
             {"encoder": "", "encoder_weights": "", "freeze_epochs": 1},

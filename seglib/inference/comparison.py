@@ -335,8 +335,9 @@ class GridComparison:
         folds = {self._fold(run) for run in self._scored}
         for number, item in enumerate(items):
             seeds = min(MOST_SEEDS, math.ceil((item.more or 1) / len(folds)))
-            pair = [each for each in items if each.label in (item.label, item.baseline)]
-            hours = seeds * len(folds) * sum(map(_mean_seconds, pair)) / 3600
+            pair = [each.scored for each in items if each.label in (item.label, item.baseline)]
+            known = [[run.seconds for run in scored if run.seconds] or [0.0] for scored in pair]
+            hours = seeds * len(folds) * float(sum(map(np.mean, known))) / 3600
             gain = math.nan
             if noise is not None and len(items) > 1:
                 shift = noise * math.sqrt(1 / item.n - 1 / (item.n + seeds * len(folds)))
@@ -420,11 +421,6 @@ def _require_same_images(grids: Sequence[Path], runs: Sequence[RunResult], root:
             fix = "compare grids of one data set"
             require_same(f"more_grids {folder}", f"the {what} of {grids[0]}", wanted, got, fix)
     return scene_names
-
-
-def _mean_seconds(item: Condition) -> float:
-    known = [run.seconds for run in item.scored if run.seconds]
-    return float(np.mean(known)) if known else 0.0
 
 
 def _knowledge_gradient(behind: float, shift: float) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import cv2
@@ -72,15 +73,12 @@ def find_small(is_class: np.ndarray, min_pixels: int) -> np.ndarray:
 
 def draw_crf_candidates(count: int, seed: int, image_size: int, pixels_per_cluster: int = 1) -> list[CrfParams]:
     """Draw different parameters at random; reaches grow with the image size [px]. (Random search: Bergstra 2012.)"""
-    radix = [len(values) for values in CRF_VALUES.values()]
-    if not 1 <= count <= np.prod(radix):
-        raise InputError(
-            f"draw_crf_candidates: count must be from 1 to {np.prod(radix)}, got {count}; 12 to 24 are usual"
-        )
-    drawn = np.random.default_rng(seed).choice(np.prod(radix), size=count, replace=False)
+    known = list(product(*CRF_VALUES.values()))
+    if not 1 <= count <= len(known):
+        raise InputError(f"draw_crf_candidates: count must be from 1 to {len(known)}, got {count}; 12 to 24 are usual")
     candidates = []
-    for positions in zip(*np.unravel_index(drawn, radix), strict=True):
-        chosen = {name: values[i] for (name, values), i in zip(CRF_VALUES.items(), positions, strict=True)}
+    for place in np.random.default_rng(seed).choice(len(known), size=count, replace=False):
+        chosen = dict(zip(CRF_VALUES, known[place], strict=True))
         for name in ("smoothness_sigma", "appearance_sigma"):
             chosen[name] *= image_size / 256
         candidates.append(CrfParams(**chosen, pixels_per_cluster=pixels_per_cluster))
@@ -168,12 +166,12 @@ def search_min_pixels(
         progress(image + 1, 2 * count)
     counts, scenes = np.array(counts), np.arange(count) if scenes is None else scenes
     second = _halve(scenes)
-    choices = [_best_sizes(counts[second != half].sum(0), sizes) for half in (False, True)]
-    chosen = _best_sizes(counts.sum(0), sizes)
+    seen = counts[~second], counts[second], counts  # a half is cleaned with what the other chose
+    of_first, of_second, chosen = ([sizes[_best(of_class)] for of_class in each.sum(0)] for each in seen)
     cleaned = []
     for image in range(count):
         truth, pred = read(image)
-        numbers = choices[int(second[image])], chosen  # what the other half chose
+        numbers = of_first if second[image] else of_second, chosen
         cleaned.append([count_mask(truth, remove_small_components(pred, each), num_classes) for each in numbers])
         progress(count + image + 1, 2 * count)
     cleaned = np.array(cleaned)
@@ -265,8 +263,3 @@ def _best(matrices: np.ndarray) -> int:
     """Position of the first matrix (K, C, C) with the highest mIoU."""
     scores = np.array([mean_iou(matrix) for matrix in matrices])
     return int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
-
-
-def _best_sizes(matrices: np.ndarray, sizes: Sequence[int]) -> list[int]:
-    """Size per class of matrices (classes, sizes, C, C)."""
-    return [sizes[_best(of_class)] for of_class in matrices]
