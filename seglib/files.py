@@ -255,21 +255,19 @@ def leave_report_to_parent() -> None:
 def read_file(path: str | Path, most: int = -1) -> bytes:
     """The content of a file, at most so many bytes; see `require_file`."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        _require_file(path, os.fstat(file.fileno()), 4 if most < 0 else 0)
+        require_file(path, 4 if most < 0 else 0, os.fstat(file.fileno()))
         return file.read(most)
 
 
-def require_file(path: str | Path, times: int = 4) -> None:
+def require_file(path: str | Path, times: int = 4, state: os.stat_result | None = None) -> None:
     """Refuse what cannot be read to its end: a pipe waits for a writer, a device may have none, memory is bounded.
 
     Parameters
     ----------
     times : the memory that what is made of the file takes, in its sizes.
+    state : of the file, where it is open already.
     """
-    _require_file(path, os.stat(path), times)
-
-
-def _require_file(path: str | Path, state: os.stat_result, times: int) -> None:
+    state = state or os.stat(path)
     if S_ISDIR(state.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not S_ISREG(state.st_mode):

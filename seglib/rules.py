@@ -268,23 +268,15 @@ _CHECKS: list[tuple[list[str], Callable]] = [
     (["architecture", "parts"], partial(_check_named, "architecture", "model")),
     (["optimizer", "parts"], partial(_check_named, "optimizer", "optimizer")),
     (["loss", "parts"], _check_loss),
-    (
-        ["select_by", "parts"],
-        lambda name, paths: require_known("select_by", name, [*_SELECTIONS, *find_parts("metric", paths)]),
-    ),
+    (["select_by", "parts"],
+     lambda name, paths: require_known("select_by", name, [*_SELECTIONS, *find_parts("metric", paths)])),
     (["mixing", "parts"], partial(check_choices, "mixing")),
-    (
-        ["split", "parts"],
-        lambda value, paths: check_part("split", value, find_parts("split", paths), list_names("split")),
-    ),
+    (["split", "parts"], lambda value, paths: check_part("split", value, find_parts("split", paths), list_names("split"))),
     (["callbacks", "parts"], _check_callbacks),
-    (
-        ["scheduler", "parts"],
-        lambda name, paths: check_part("scheduler", name, find_parts("scheduler", paths)) and None,
-    ),
+    (["scheduler", "parts"], lambda name, paths: check_part("scheduler", name, find_parts("scheduler", paths)) and None),
     (["averaging"], _check_averaging),
     (["scheduler_options", "scheduler", "parts"], _check_scheduler_options),
-]
+]  # fmt: skip
 
 
 # Paths: what counts by its content, and is made absolute where a grid names it.

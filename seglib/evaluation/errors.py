@@ -362,7 +362,7 @@ def summarise_objects(objects: pd.DataFrame, by: str | list[str]) -> pd.DataFram
 
     Source: effective sample size and its degrees of freedom: Korn and Graubard (1998), Survey Methodology 24.
     """
-    rows = {}
+    columns, rows = ["objects", "found", "found_low", "found_high", "recall", "recall_low", "recall_high", "missed"], {}
     for group, members in objects[objects["visible"] > 0].groupby(by, observed=True):
         scenes = members["scene"].to_numpy()
         counts = np.stack([members["recall"], np.ones(len(members))], axis=1)
@@ -370,23 +370,11 @@ def summarise_objects(objects: pd.DataFrame, by: str | list[str]) -> pd.DataFram
         low, high = np.clip(find_interval(recall, noise), 0, 1)
         worth = members["recall"].var() / noise.variance if noise.variance else 0
         worth = float(np.clip(worth, len(np.unique(scenes)), len(members)))
-        share, found_low, found_high = _wilson(members["found"].to_numpy(bool), scenes, worth)
-        rows[group] = {
-            "objects": len(members),
-            "found": share,
-            "found_low": found_low,
-            "found_high": found_high,
-            "recall": recall,
-            "recall_low": low,
-            "recall_high": high,
-            "missed": int(members["missed"].sum()),
-        }
+        found = _wilson(members["found"].to_numpy(bool), scenes, worth)
+        rows[group] = [len(members), *found, recall, low, high, int(members["missed"].sum())]
     if not rows:  # no object has a visible pixel
-        columns = ["objects", "found", "found_low", "found_high", "recall", "recall_low", "recall_high", "missed"]
         return objects.set_index(by)[[]].iloc[:0].reindex(columns=columns)
-    table = pd.DataFrame.from_dict(rows, orient="index")
-    table.index = table.index.set_names(by)
-    return table
+    return pd.DataFrame(list(rows.values()), pd.Index(list(rows)).set_names(by), columns)
 
 
 def _ratio(total: np.ndarray) -> float:

@@ -57,7 +57,6 @@ def predict_run(
     merge: str = "mean",
     sliding: Mapping[str, Any] = NOTHING,
     size: int = 0,
-    resize: str = "nearest",
     dtype: str = "uint8",
     batch_size: int = 0,
     progress: Progress | None = None,
@@ -79,11 +78,9 @@ def predict_run(
     tta : flips, rotations and scales, see `build_views`; empty for the plain image.
     merge : "mean" of the views' probabilities, or of their "logits".
     sliding : predict images opened at a larger size in windows, see `check_sliding`; empty for the whole image at once.
-    size : side at which probabilities are kept [px]; 0 is the model's.
-    resize : how to get to a smaller size. "nearest" takes one pixel of several, and is exact: a vote over such stores and
-        its argmax are what voting at the model's size and resizing the masks by nearest neighbour gives. "smooth" is
-        linear, with a filter as wide as the step; at half the size it scored 0.002 to 0.003 mIoU less on CamVid. To a
-        larger size both are linear between pixel centres, since repeated pixels would vote in blocks.
+    size : side at which probabilities are kept [px]; 0 is the model's. A smaller size takes one pixel of several, which is
+        exact: a vote over such stores and its argmax are what voting at the model's size and resizing the masks by nearest
+        neighbour gives. A larger one is linear between pixel centres, since repeated pixels would vote in blocks.
     dtype : "uint8", or "float16" of twice the size.
     batch_size : images predicted at a time; 0 is the run's own, which gives the same bits on the same device.
     progress : called with (images done, images in all).
@@ -93,7 +90,7 @@ def predict_run(
     InputError
         Options that are unknown or that the model cannot do, or a disk that is too full.
     """
-    options = {"merge": merge, "size": size, "resize": resize, "dtype": dtype, "tta": tta, "sliding": sliding}
+    options = {"merge": merge, "size": size, "dtype": dtype, "tta": tta, "sliding": sliding}
     views, request = check_request(run.image_size, **options)
     weights_file, weights_sha256, take_model = choose_weights(run, may_be_final=final)
     batch_size = batch_size or run.batch_size

@@ -23,7 +23,7 @@ TTA = {  # what may stand for each of these
     "rotations": Annotated[list[Annotated[Whole, Field(ge=0, le=270, multiple_of=90)]], Field(min_length=1)],
     "scales": Annotated[list[Annotated[Number, Field(ge=0.1, le=4)]], Field(min_length=1)],
 }
-CHOICES = {"merge": ("mean", "logits"), "resize": ("nearest", "smooth"), "dtype": DTYPES}
+CHOICES = {"merge": ("mean", "logits"), "dtype": DTYPES}
 STRIDE = 32  # [px], what sides of images are multiples of
 LARGEST = 4096  # [px]
 WINDOWS = {"overlap": 0.5, "blend": "gaussian"}
@@ -47,10 +47,10 @@ class View(NamedTuple):
 
 
 def check_request(
-    image_size: int, *, merge: str, size: int, resize: str, dtype: str, tta: Any, sliding: Mapping[str, Any]
+    image_size: int, *, merge: str, size: int, dtype: str, tta: Any, sliding: Mapping[str, Any]
 ) -> tuple[list[View], dict[str, Any]]:
     """Views, and all that is asked for in texts and numbers: two requests that give the same bytes are equal."""
-    for (name, choices), value in zip(CHOICES.items(), (merge, resize, dtype), strict=True):
+    for (name, choices), value in zip(CHOICES.items(), (merge, dtype), strict=True):
         require_known(name, value, choices, "predict_run")
     size = size or image_size
     if not 1 <= size <= LARGEST:
@@ -61,7 +61,7 @@ def check_request(
     return views, {
         "merge": merge if len(views) > 1 else "mean",
         "size": size,
-        "resize": "smooth" if size > side else "nearest" if size == side else resize,
+        "resize": "smooth" if size > side else "nearest",
         "dtype": dtype,
         "tta": [str(view) for view in views],
         "sliding": sliding,
@@ -74,20 +74,16 @@ def compute_probabilities(
     """(N, C, size, size) float32 of images (N, 3, side, side) uint8; `window` is the model's own side [px]."""
     if sliding := request["sliding"]:
         forward = partial(slide, forward, window, sliding["overlap"], sliding["blend"])
-    return resize_probabilities(
-        merge_views(forward, images, views, request["merge"]), request["size"], request["resize"]
-    )
+    return resize_probabilities(merge_views(forward, images, views, request["merge"]), request["size"])
 
 
-def resize_probabilities(probabilities: Tensor, size: int, resize: str) -> Tensor:
-    """(N, C, S, S) -> (N, C, size, size), see `predict_run`; a whole factor k and "nearest" give [..., ::k, ::k]."""
+def resize_probabilities(probabilities: Tensor, size: int) -> Tensor:
+    """(N, C, S, S) -> (N, C, size, size), see `predict_run`; to a whole fraction of S, [..., ::k, ::k]."""
     side = probabilities.shape[-1]
-    if side == size:
-        return probabilities
-    if resize == "smooth":
+    if size > side:
         return F.interpolate(probabilities, (size, size), mode="bilinear", antialias=True)
     index = torch.arange(size, device=probabilities.device) * side // size
-    return probabilities[:, :, index][..., index]
+    return probabilities if size == side else probabilities[:, :, index][..., index]
 
 
 def quantise(probabilities: Tensor, dtype: str) -> Tensor:

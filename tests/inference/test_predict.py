@@ -216,9 +216,9 @@ def test_what_is_kept_is_not_predicted_again(run, monkeypatch):
 
 
 def test_other_requests_are_kept_beside_each_other(run):
-    for options in ({}, {"size": 32}, {"dtype": "float16"}, {"tta": FLIPPED}, {"size": 32, "resize": "smooth"}):
+    for options in ({}, {"size": 32}, {"dtype": "float16"}, {"tta": FLIPPED}):
         predict_run(run, run.val_images, device=CPU, **options)
-    assert len(kept_folders(run)) == 5
+    assert len(kept_folders(run)) == 4
 
 
 def test_a_killed_prediction_goes_on_and_gives_the_same_bytes(run, run_dir, tmp_path):
@@ -361,24 +361,18 @@ def test_nearest_probabilities_give_the_mask_that_the_leaderboard_resizes(run):
     assert score_weighted([small], run.val_images).sum() * 4 == run.confusion.sum()
 
 
-def test_probabilities_are_resized_by_nearest_neighbour_or_smoothly():
+def test_probabilities_are_resized_by_nearest_neighbour_or_enlarged_smoothly():
     probabilities = torch.rand(1, 3, 6, 6, generator=torch.manual_seed(0)).softmax(1)
-    assert torch.equal(resize_probabilities(probabilities, 3, "nearest"), probabilities[..., ::2, ::2])
-    assert torch.equal(
-        resize_probabilities(probabilities, 4, "nearest"), probabilities[:, :, [0, 1, 3, 4]][..., [0, 1, 3, 4]]
-    )
-    for size in (3, 4, 9):
-        smooth = resize_probabilities(probabilities, size, "smooth")
+    assert torch.equal(resize_probabilities(probabilities, 3), probabilities[..., ::2, ::2])
+    assert torch.equal(resize_probabilities(probabilities, 4), probabilities[:, :, [0, 1, 3, 4]][..., [0, 1, 3, 4]])
+    for size in (6, 9):
+        smooth = resize_probabilities(probabilities, size)
         torch.testing.assert_close(smooth.sum(1), torch.ones(1, size, size))
         torch.testing.assert_close(smooth.mean((2, 3)), probabilities.mean((2, 3)), rtol=0, atol=0.05)
 
 
 def test_enlarged_probabilities_are_linear_between_pixels(run):
-    small, large, smooth = (
-        predict_run(run, run.val_images, device=CPU, dtype="float16", **options)
-        for options in ({}, {"size": 128}, {"size": 128, "resize": "smooth"})
-    )
-    assert large.folder == smooth.folder
+    small, large = (predict_run(run, run.val_images, device=CPU, dtype="float16", size=size) for size in (0, 128))
     for plane, enlarged in zip(small.read_probabilities(0), large.read_probabilities(0), strict=True):
         np.testing.assert_allclose(enlarged, cv2.resize(plane, (128, 128), interpolation=cv2.INTER_LINEAR), atol=1e-3)
     assert not np.array_equal(large.read(0), small.read(0).repeat(2, 1).repeat(2, 2)), "blocks of repeated pixels"
@@ -448,7 +442,6 @@ def test_a_model_that_gives_nan_is_refused(run):
     [
         ({"merge": "logit"}, "predict_run: unknown merge 'logit'; did you mean 'logits'"),
         ({"dtype": "uint16"}, "predict_run: unknown dtype 'uint16'; did you mean"),
-        ({"resize": "area"}, "predict_run: unknown resize 'area'; choices: nearest, smooth"),
         ({"size": -1}, "size must be 1 to 4096 px, or 0 for the model's 64, got -1"),
     ],
 )
