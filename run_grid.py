@@ -26,7 +26,8 @@ from seglib.runs.grid_file import parse_settings, shorten
 from seglib.runs.halving import describe_stops
 from seglib.runs.local import LocalMachine
 from seglib.runs.lock import only_runner, wait_until_free
-from seglib.runs.node import require_extra
+from seglib.runs.node import require_extra, require_whole_gpus
+from seglib.runs.on_slurm import ask_slurm, open_slurm
 from seglib.runs.order import Order
 from seglib.runs.probe import probe_runs
 from seglib.runs.reasons import explain
@@ -60,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
             require_extra(options.on)
         options.asked = parse_options(options.slurm)
         grid = load_grid(options.file, expand(options.outputs).resolve(), parse_settings(options.set), options.debug)
+        if options.on:
+            require_whole_gpus(options.on, grid)
         options.slots = []  # of this machine; elsewhere nobody knows yet how many there are
         if not options.on:
             options.slots = choose_slots(options.gpus, options.workers, grid.file.per_gpu, grid.file.gpus_per_run)
@@ -138,8 +141,6 @@ def open_place(
 ) -> AbstractContextManager[Place]:
     """Where the runs go: this machine, or what --on names."""
     if options.on == "slurm":
-        from seglib.runs.on_slurm import open_slurm
-
         return nullcontext(open_slurm(grid, waiting, options.asked, options.workers, options.detach, lost))
     if options.on == "ray":
         from seglib.runs.on_ray import open_ray
@@ -172,8 +173,6 @@ def print_plan(grid: Grid, chosen: list[Run], options: argparse.Namespace) -> No
     outlook = [*foresee_time(grid, waiting, len(options.slots)), describe_stops(grid), foresee_search(grid.file)]
     outlook.append(foresee_verdicts(grid))
     if options.on == "slurm":
-        from seglib.runs.on_slurm import ask_slurm
-
         outlook.append(ask_slurm(grid, options.asked))
     print("".join(f"{line}\n" for line in outlook if line), end="")
 

@@ -221,21 +221,14 @@ def share_epochs(grid: "Grid") -> float:
     """Share of all epochs of a grid that will be trained with its `stop`; 1 without."""
     if not grid.file.stop:
         return 1.0
-    halving = Halving(grid, [run.name for run in grid.runs])
-    return _count_epochs(halving) / sum(run.parameters["epochs"] for run in grid.runs)
-
-
-def _count_epochs(halving: Halving) -> float:
-    """Epochs that are trained, with those of a baseline that is not among the best."""
-    epochs = fmean(run.parameters["epochs"] for run in halving.grid.runs)
-    others = len(halving.members) - len(halving.kept)
-    going = [
-        others,
-        *(min(count, others) for count in count_kept(len(halving.members), halving.keep, len(halving.after))),
-    ]
+    halving = Halving(grid, [])
+    epochs = fmean(run.parameters["epochs"] for run in grid.runs)
+    others = len(halving.members) - len(halving.kept)  # a baseline is trained to the end beside the best
+    counts = count_kept(len(halving.members), halving.keep, len(halving.after))
+    going = [others, *(min(count, others) for count in counts)]
     steps = [end - begin for begin, end in zip([0, *halving.after], [*halving.after, epochs], strict=True)]
-    each = len(halving.grid.runs) / len(halving.members)
-    return each * (len(halving.kept) * epochs + sum(count * step for count, step in zip(going, steps, strict=True)))
+    trained = len(halving.kept) * epochs + sum(count * step for count, step in zip(going, steps, strict=True))
+    return trained / (len(halving.members) * epochs)
 
 
 def describe_stops(grid: "Grid") -> str:

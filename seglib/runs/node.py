@@ -42,6 +42,14 @@ def require_extra(on: str) -> None:
         raise InputError(f"--on {on}: required {on}, got none; pip install 'seglib[{on}]'")
 
 
+def require_whole_gpus(on: str, grid: Grid) -> None:
+    """Refuse `per_gpu` where runs cannot share a GPU."""
+    several, together = grid.file.per_gpu, grid.file.gpus_per_run
+    if several > 1 and (on == "slurm" or together > 1):
+        why = "a GPU is one job's" if on == "slurm" else f"a run has {together} GPUs (gpus_per_run)"
+        raise InputError(f"per_gpu: required 1 with --on {on}, where {why}, got {several}")
+
+
 def write_order(job: Job, here: Mapping[str, Any], at_once: int = 1) -> str:
     """A job as one line of JSON, with what its node must be like and how many runs that node takes at a time."""
     return json.dumps({"job": asdict(job), "here": dict(here), "at_once": at_once}, default=str)

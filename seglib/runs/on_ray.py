@@ -178,9 +178,6 @@ def open_ray(grid: Grid, workers: int) -> Iterator[RayCluster]:
     InputError
         There is no cluster at that address, no node can take a run, or nodes are not as this machine.
     """
-    per_gpu, gpus_per_run = grid.file.per_gpu, grid.file.gpus_per_run
-    if min(per_gpu, gpus_per_run) > 1:
-        raise InputError(f"per_gpu: required 1 with --on ray and gpus_per_run: {gpus_per_run}, got {per_gpu}")
     address = os.environ.get("RAY_ADDRESS", "")
     own = {} if address else {"include_dashboard": False, "object_store_memory": _STORE}
     held = signal.getsignal(signal.SIGTERM)
@@ -192,7 +189,7 @@ def open_ray(grid: Grid, workers: int) -> Iterator[RayCluster]:
         raise InputError(f"--on ray: required a cluster {where}, got: {words}") from error
     signal.signal(signal.SIGTERM, held)  # a cluster of our own takes it
     try:
-        cluster = RayCluster(describe_here(grid), workers, per_gpu, gpus_per_run)
+        cluster = RayCluster(describe_here(grid), workers, grid.file.per_gpu, grid.file.gpus_per_run)
         cluster.require_same()
         yield cluster
     finally:

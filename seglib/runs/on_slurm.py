@@ -180,8 +180,6 @@ def ask_slurm(grid: Grid, asked: Mapping[str, str]) -> str:
     gpus, wanted = asked.get("gpus", "").rpartition(":")[2], grid.file.gpus_per_run
     if wanted > 1 and gpus != str(wanted):
         raise InputError(f"--slurm: required gpus={wanted}, as gpus_per_run in the grid file, got gpus={gpus or 0}")
-    if grid.file.per_gpu > 1:
-        raise InputError(f"per_gpu: required 1 with --on slurm, where a GPU is one job's, got {grid.file.per_gpu}")
     answer = command("sbatch", "--test-only", *name_options(asked), text="#!/bin/sh\n")
     if answer.returncode:
         raise InputError(f"--on slurm: required a job that SLURM takes, got: {last_line(answer)}")

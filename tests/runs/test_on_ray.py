@@ -202,6 +202,16 @@ def test_what_ran_out_of_memory_on_a_shared_gpu_is_tried_again_with_all_of_it(
     assert [(each["status"], each["at_once"]) for each in records().values()] == [("ok", "2"), ("ok", "1")]
 
 
+def test_runs_of_several_gpus_share_none(start, write_grid, write_notebook, tmp_path):
+    notebook = write_notebook(tmp_path / "trains.ipynb", "if False:\n    Trainer()")
+    path = write_grid("grid: {seed: [1]}\nper_gpu: 2\ngpus_per_run: 2", notebook)
+    for more in ((), ("--dry-run",)):
+        driver = start(path, "--on", "ray", *more)
+        out, _ = driver.communicate(timeout=PATIENCE)
+        words = "per_gpu: required 1 with --on ray, where a run has 2 GPUs (gpus_per_run), got 2\n"
+        assert (driver.returncode, out) == (2, words)
+
+
 def test_a_node_with_other_code_or_without_the_folder_is_refused_in_one_line(
     make_cluster, start, write_notebook, tmp_path
 ):

@@ -120,9 +120,8 @@ def test_a_cluster_that_refuses_such_jobs_or_is_not_there_is_named_before_anythi
         assert (result.code, result.err.count("\n")) == (2, 1)
         assert "--on slurm: required a job that SLURM takes, got: sbatch: error: invalid partition" in result.err
     assert "\nSLURM: Job 9 to start at 2026-12-01T08:00:00 using 1 " in call(path, "--on", "slurm", "--dry-run").out
-    assert (
-        "per_gpu: required 1 with --on slurm" in call(write_grid("grid: {seed: [1]}\nper_gpu: 2"), "--on", "slurm").err
-    )
+    shared = call(write_grid("grid: {seed: [1]}\nper_gpu: 2"), "--on", "slurm", "--dry-run")
+    assert shared.code == 2 and "per_gpu: required 1 with --on slurm, where a GPU is one job's, got 2" in shared.err
     notebook = write_notebook(path.parent / "trains.ipynb", "if False:\n    Trainer()")
     path = write_grid("grid: {seed: [1]}\ngpus_per_run: 2", notebook)
     result = call(path, "--on", "slurm", "--slurm", "gpus=1")
