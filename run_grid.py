@@ -22,7 +22,7 @@ from seglib.runs.cost import forecast
 from seglib.runs.engine import find_next, find_outdated, keep_finished, run_grid
 from seglib.runs.family import NOT_ADOPTED, adopt_orphans
 from seglib.runs.grid import Grid, Run, choose_runs, find_reasons, foresee_verdicts, load_grid, require_weights
-from seglib.runs.grid_file import parse_settings, shorten
+from seglib.runs.grid_file import parse_settings
 from seglib.runs.halving import describe_stops
 from seglib.runs.local import LocalMachine
 from seglib.runs.lock import only_runner, wait_until_free
@@ -38,6 +38,7 @@ from seglib.runs.search import count_later, foresee_search
 from seglib.runs.slots import choose_slots, hint_at_gpus
 from seglib.runs.slurm import describe_left, find_handed_over, parse_options, require_collected
 from seglib.runs.watch import Orders, find_grid, give_order, watch
+from seglib.text import shorten
 
 
 def main(arguments: list[str] | None = None) -> int:

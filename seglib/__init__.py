@@ -55,7 +55,7 @@ _PUBLIC = {
     "open_ensemble": "seglib.inference.ensemble",
     "open_run": "seglib.runs.record",
     "open_trackers": "seglib.runs.trackers",
-    "predict_examples": "seglib.inference.analysis",
+    "predict_examples": "seglib.training.scoring",
     "read_file_names": "seglib.submission",
     "read_parameters": "seglib.parameters",
     "register": "seglib.parts",

@@ -1,6 +1,7 @@
 """What a user did wrong, in one line: where, what was required, what arrived, the fix."""
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable
 
@@ -76,6 +77,16 @@ def require_known(what: str, name: object, choices: Iterable[str], where: str = 
     choices = list(choices)
     if name not in choices:
         raise InputError(f"{where}{': ' if where else ''}{unknown_name(what, name, choices, limit)}")
+
+
+def read_whole(variable: str, default: int) -> int:
+    """A whole number from 0 in an environment variable."""
+    text = os.environ.get(variable) or str(default)
+    if not text.isdecimal() or len(text) > 9:
+        raise InputError(
+            f"{variable} must be a whole number from 0, got {text[:40]!r}; set it so, or `unset {variable}`"
+        )
+    return int(text)
 
 
 def require_same(where: object, what: str, wanted: Iterable, got: Iterable, fix: str) -> None:

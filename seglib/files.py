@@ -53,16 +53,6 @@ def cache_dir() -> Path:
     return expand(os.environ.get("SEGLIB_CACHE") or outputs_dir() / ".cache").resolve()
 
 
-def read_whole(variable: str, default: int) -> int:
-    """A whole number from 0 in an environment variable."""
-    text = os.environ.get(variable) or str(default)
-    if not text.isdecimal() or len(text) > 9:
-        raise InputError(
-            f"{variable} must be a whole number from 0, got {text[:40]!r}; set it so, or `unset {variable}`"
-        )
-    return int(text)
-
-
 def expand(path: str | Path) -> Path:
     """A path with `~` as the home folder; of a user who is not known it stays as it is."""
     return Path(os.path.expanduser(path))  # which raises nothing

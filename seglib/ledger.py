@@ -22,8 +22,8 @@ import pandas as pd
 from seglib.data.coco import load_coco
 from seglib.errors import InputError
 from seglib.files import FORMULA, hash_file, outputs_dir, private_folder, read_file, read_json, write_table
-from seglib.runs.leaderboard import align
 from seglib.submission import Verdict, count_shares, read_file_names, validate_submission
+from seglib.text import align
 
 # The ledger: one CSV row per content, what is behind it, when it was sent, what it scored.
 COLUMNS = [

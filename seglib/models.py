@@ -1,5 +1,6 @@
 """Models by name: which architecture goes with which encoder, and how they are built."""
 
+import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,30 +18,24 @@ from seglib.errors import InputError, unknown_name
 from seglib.files import expand, require_file
 from seglib.layers import replace_average_pools, speed_up_dilated_depthwise
 from seglib.parts import check_part, find_parts, read_choice
-from seglib.zoo import classic, modern
 
 SMP = {
     name: model
     for name, model in vars(smp).items()
     if isinstance(model, type) and issubclass(model, SmpModel) and model is not SmpModel
 }
-_HRNETS = {model.__name__: model for model in (modern.HRNet, modern.HRNetOCR)}
-
-ARCHITECTURES: dict[str, type[nn.Module]] = {
-    **SMP,
-    "UNet3Plus": modern.UNet3Plus,
-    **_HRNETS,
-    **classic.TORCHVISION,
-    **classic.CLASSIC,
-    **modern.FC_DENSENETS,
+# Of the zoo: the file, which is imported when one of it is built, and the encoders that each takes; the others take all
+# that smp and timm can give them.
+_ZOO = {
+    "UNet3Plus": ("modern", None),
+    **dict.fromkeys(("HRNet", "HRNetOCR"), ("modern", tuple(f"tu-{name}" for name in timm.list_models("hrnet_*")))),
+    **dict.fromkeys(("TorchvisionFCN", "TorchvisionDeepLabV3"), ("classic", ("resnet50", "resnet101"))),
+    **dict.fromkeys(("FCN32s", "FCN16s", "FCN8s", "SegNet", "DeconvNet"), ("classic", ("vgg16",))),
+    **dict.fromkeys(("DilatedNet", "DeepLabV1", "DeepLabV2"), ("classic", ("vgg16",))),
+    **dict.fromkeys(("FCDenseNet56", "FCDenseNet67", "FCDenseNet103"), ("modern", ("",))),
 }
-# Architectures that take these encoders only; the others take all that smp and timm can give them.
-OWN_ENCODERS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_HRNETS, modern.HRNET_ENCODERS),
-    **dict.fromkeys(classic.TORCHVISION, classic.TORCHVISION_ENCODERS),
-    **dict.fromkeys(classic.CLASSIC, classic.ENCODERS),
-    **dict.fromkeys(modern.FC_DENSENETS, modern.FC_DENSENET_ENCODERS),
-}
+ARCHITECTURES = (*SMP, *_ZOO)
+OWN_ENCODERS: dict[str, tuple[str, ...]] = {name: encoders for name, (_, encoders) in _ZOO.items() if encoders}
 # ImageNet's statistics of RGB in 0..1: what timm's and torchvision's weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -165,7 +160,13 @@ def _build_network(architecture: str, encoder: str, num_classes: int, image_size
     if imagenet:
         weights = True if timm_name(encoder) else "imagenet"  # timm's names hold their weights' tag
     options = encoder_options(architecture, encoder, image_size)
-    return ARCHITECTURES[architecture](encoder, encoder_weights=weights, classes=num_classes, **options)
+    build = SMP[architecture] if architecture in SMP else find_in_zoo(architecture)
+    return build(encoder, encoder_weights=weights, classes=num_classes, **options)
+
+
+def find_in_zoo(architecture: str) -> type[nn.Module]:
+    """The class of one of the zoo's architectures."""
+    return getattr(importlib.import_module(f"seglib.zoo.{_ZOO[architecture][0]}"), architecture)
 
 
 def _refuse_before_download(architecture: str, encoder: str, num_classes: int, image_size: int) -> None:

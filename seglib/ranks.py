@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from seglib.errors import InputError
-from seglib.files import read_whole
+from seglib.errors import InputError, read_whole
 
 if TYPE_CHECKING:
     import torch

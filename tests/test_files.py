@@ -16,8 +16,8 @@ import pytest
 
 from seglib import files
 from seglib.data.layouts import fingerprint_data
-from seglib.errors import InputError
-from seglib.files import hash_file, hash_files, read_file, read_json, read_whole, write_json, write_table
+from seglib.errors import InputError, read_whole
+from seglib.files import hash_file, hash_files, read_file, read_json, write_json, write_table
 
 CAMVID = Path(__file__).parents[1].parent / "shared/data/camvid"
 

@@ -17,11 +17,11 @@ from seglib.data.analysis import DataAnalysis
 from seglib.data.dataset import open_data
 from seglib.evaluation.metrics import load_confusion, load_scene_names
 from seglib.files import PROJECT
-from seglib.inference.predict import predict
 from seglib.models import build_model
 from seglib.parameters import read_code_cells, read_defaults, read_schema
 from seglib.rules import check_parameters
 from seglib.training.checkpoint import hash_weights, load_checkpoint
+from seglib.training.scoring import predict
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
 TINY = {"image_size": 64, "architecture": "Linknet", "encoder": "tu-test_resnet", "encoder_weights": "", "epochs": 2,

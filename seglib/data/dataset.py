@@ -14,7 +14,6 @@ from seglib.data.coco import CocoData
 from seglib.data.masks import IGNORE_INDEX
 from seglib.data.pixels import Pair, Pixels, Progress, map_pixels, open_pixels
 from seglib.data.splits import drop_leaked, make_split
-from seglib.data.synthetic import open_synthetic
 from seglib.data.verify import describe_unpainted, find_areas, load_verified, refuse_unpainted, tabulate_painted
 from seglib.errors import InputError, InputErrors, require_same
 from seglib.files import expand, hash_files
@@ -191,6 +190,8 @@ def open_data(
 
 def read_files(data_dir: str, json_names: Sequence[str], ignore_classes: Sequence[str] = ()) -> list[CocoData]:
     """Verified files of the same classes, less the ignored ones; the errors of all of them are refused together."""
+    if data_dir == "synthetic":
+        from seglib.data.synthetic import open_synthetic
     folder, files, lines = open_synthetic() if data_dir == "synthetic" else expand(data_dir), [], []
     for name in dict.fromkeys(json_names):
         try:

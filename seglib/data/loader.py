@@ -19,8 +19,8 @@ from seglib import ranks
 from seglib.data.augment import augment, build_augmentation
 from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX, resize_rle, segmentation_to_rle
-from seglib.errors import require_known
-from seglib.files import RUNS_AT_ONCE, read_whole
+from seglib.errors import read_whole, require_known
+from seglib.files import RUNS_AT_ONCE
 from seglib.parameters import CountRange, ScaleRange
 from seglib.parts import read_choices, register
 

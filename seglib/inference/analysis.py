@@ -9,12 +9,11 @@ import pandas as pd
 import torch
 
 from seglib.evaluation import compare, errors
-from seglib.evaluation.metrics import calibration_error, load_confusion, pooled_miou, tabulate_reliability
+from seglib.evaluation.metrics import calibration_error, pooled_miou, tabulate_reliability
 from seglib.inference.predict import (
     count_confusion,
     describe_agreement,
     open_predictions,
-    predict,
     probability_of_labels,
     take_images,
 )
@@ -27,7 +26,6 @@ from seglib.inference.runs import (
 )
 from seglib.inference.votes import find_scenes_of
 from seglib.runs.conditions import compare_over_seeds
-from seglib.training.trainer import Trainer
 
 
 class ErrorAnalysis:
@@ -169,20 +167,6 @@ class ErrorAnalysis:
     def save(self, lines: list[str]) -> None:
         """Write every table as CSV, and the findings as findings.md."""
         save_tables(self.folder, self.tables, lines)
-
-
-def predict_examples(trainer: Trainer, count: int) -> tuple:
-    """What `plot_predictions` draws: validation images from the worst to the best, predicted by a trainer's best weights.
-
-    Returns
-    -------
-    images (N, S, S, 3) uint8 RGB, truths and preds (N, S, S) uint8, class names, titles.
-    """
-    trainer.load_best()
-    confusion, image_ids, class_names = load_confusion(trainer.run_dir / "confusion.npz")
-    chosen, titles = errors.choose_images(errors.tabulate_images(confusion, image_ids), "spread", count)
-    images = trainer.val_loader.dataset.subset
-    return *predict(trainer.model, images, chosen, trainer.device, trainer.precision), class_names, titles
 
 
 # The findings in words.

@@ -31,10 +31,11 @@ from seglib.runs.conditions import (
     summarise_conditions,
     tabulate_scores,
 )
-from seglib.runs.grid_file import read_grid_file, shorten
-from seglib.runs.leaderboard import collect_runs, read_history
-from seglib.runs.record import find_split_seed
+from seglib.runs.grid_file import read_grid_file
+from seglib.runs.leaderboard import collect_runs
+from seglib.runs.record import find_split_seed, read_history
 from seglib.runs.search import choose_judged, explain_search
+from seglib.text import shorten
 
 MOST_SEEDS = 5  # that are advised at once
 MOST_PICTURES = 4  # conditions beside each other

@@ -312,33 +312,9 @@ def predict_batches(
         yield quantise(probabilities, dtype).cpu().numpy()
 
 
-@torch.inference_mode()
-def predict_logits(model: nn.Module, image: np.ndarray, device: torch.device, precision: str) -> Tensor:
-    """Logits (C, S, S) float32 of one image (S, S, 3) uint8 RGB."""
-    model.eval()
-    batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2).to(device)
-    with autocast(device, precision):
-        return _forward(model, batch)[0].float()
-
-
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
     """Logits of images (N, 3, S, S) uint8, be the model seglib's or one that was made by hand."""
     return model(prepare_images(model, images))
-
-
-def predict(
-    model: nn.Module, subset: Subset, positions: Sequence[int], device: torch.device, precision: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predict a few images, one at a time.
-
-    Returns
-    -------
-    images (N, S, S, 3) uint8 RGB, truths (N, S, S) uint8, preds (N, S, S) uint8.
-    """
-    preds = {}
-    for place in positions:
-        preds[place] = predict_logits(model, subset.read(place)[0], device, precision).argmax(0).to(torch.uint8).cpu()
-    return take_images(subset, preds, positions)
 
 
 @contextmanager

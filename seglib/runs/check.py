@@ -37,8 +37,9 @@ from seglib.parameters import Schema, read_defaults, read_schema
 from seglib.parts import find_parts, hash_parts, load_parts, read_choice
 from seglib.rules import check_parameters
 from seglib.runs.conditions import ELSEWHERE, identify
-from seglib.runs.grid_file import GridFile, Step, shorten
+from seglib.runs.grid_file import GridFile, Step
 from seglib.runs.keys import find_notebook, name_jsons
+from seglib.text import shorten
 
 # Whether models, optimizers and augmentations can be built: questions, answers, the child that finds them.
 

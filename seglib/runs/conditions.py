@@ -10,6 +10,7 @@ from statistics import fmean, median_low, stdev
 from typing import TYPE_CHECKING, Any
 
 from seglib.runs.record import WITHOUT_EFFECT, find_split_seed, read_record
+from seglib.text import count_noun
 
 if TYPE_CHECKING:
     from seglib.evaluation.verdicts import Noise
@@ -440,7 +441,3 @@ def identify(value: object) -> str:
         return repr(float(value)) if not isinstance(value, bool) else repr(value)
     except (TypeError, ValueError):
         return repr(value)
-
-
-def count_noun(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"

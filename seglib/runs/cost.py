@@ -12,11 +12,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from seglib.errors import InputError
-from seglib.runs.conditions import ELSEWHERE, count_noun, identify
+from seglib.runs.conditions import ELSEWHERE, identify
 from seglib.runs.halving import share_epochs
-from seglib.runs.leaderboard import format_seconds
 from seglib.runs.record import NAME, read_record
 from seglib.runs.search import count_later
+from seglib.text import count_noun, format_seconds
 
 if TYPE_CHECKING:
     from seglib.runs.grid import Grid, Run

@@ -12,10 +12,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seglib.errors import unknown_name
-from seglib.runs.conditions import count_noun, divide_varied, identify
+from seglib.runs.conditions import divide_varied, identify
 from seglib.runs.keys import calls, find_changes, is_finished
-from seglib.runs.leaderboard import read_history
-from seglib.runs.record import read_record, update_record
+from seglib.runs.record import read_history, read_record, update_record
+from seglib.text import count_noun
 
 if TYPE_CHECKING:
     from seglib.runs.grid import Grid, Job

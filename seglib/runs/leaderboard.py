@@ -1,84 +1,17 @@
 """The leaderboard: a grid's runs, collected and ranked, as CSV and as text."""
 
 import csv
-import io
 import json
 import re
 import sys
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
 
-from seglib.files import FORMULA, hash_file, read_file, read_json, replacing, sign
+from seglib.files import FORMULA, read_json, replacing, sign
 from seglib.runs.conditions import METRICS, Comparison, RunResult
-from seglib.runs.grid_file import shorten
-from seglib.runs.record import NAME, read_record
-
-# Numbers as short texts, and columns of text for a terminal, where a Korean syllable takes two columns.
-
-
-def align(lines: list[list[str]], shrinking: set[int], left: set[int], width: int) -> str:
-    """Lay out a header and its lines, columns two spaces apart, in at most `width` terminal columns.
-
-    The widest of the `shrinking` columns give way until the table fits; their long texts end in an ellipsis. Columns
-    in `left` start at the left, all others end at the right, as numbers should.
-    """
-    widths = [max(map(count_columns, column)) for column in zip(*lines, strict=True)]
-    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths[index] for index in shrinking) > 4:
-        widths[max(shrinking, key=lambda index: widths[index])] -= 1
-    aligned = [fit(_line(line, widths, left), width) for line in lines]
-    return "\n".join([aligned[0], "─" * min(width, sum(widths) + 2 * (len(widths) - 1)), *aligned[1:]])
-
-
-def count_columns(text: str) -> int:
-    """Terminal columns of a text: wide characters take two, combining marks none."""
-    if text.isascii() and text.isprintable():
-        return len(text)
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in _plain(text))
-
-
-def fit(text: str, size: int) -> str:
-    """Shorten to `size` terminal columns with an ellipsis."""
-    text = _plain(text)
-    if count_columns(text) <= size:
-        return text
-    while text and count_columns(text) > size - 1:
-        text = text[:-1]
-    return text + "…"
-
-
-def format_number(value: float | None, pattern: str = ".4f") -> str:
-    """Four decimals, whole numbers as they are, "-" for nothing."""
-    if value is None:
-        return "-"
-    return str(value) if isinstance(value, int) else format(value, pattern)
-
-
-def format_seconds(value: float | None) -> str:
-    """Two units are enough: 42s, 3m05s, 1h02m."""
-    if value is None:
-        return "-"
-    minutes, seconds = divmod(round(value), 60)
-    hours, rest = divmod(minutes, 60)
-    return f"{hours}h{rest:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
-
-
-def _line(cells: list[str], widths: list[int], left: set[int]) -> str:
-    padded = []
-    for index, (cell, size) in enumerate(zip(cells, widths, strict=True)):
-        text = fit(cell, size)
-        space = " " * (size - count_columns(text))
-        padded.append(text + space if index in left else space + text)
-    return "  ".join(padded).rstrip()
-
-
-def _plain(text: str) -> str:
-    """Composed syllables (macOS names files decomposed), and nothing that a terminal would obey."""
-    if text.isascii() and text.isprintable():  # nearly all are, and ten thousand rows have many
-        return text
-    return "".join(c if c.isprintable() else "�" for c in unicodedata.normalize("NFC", text))
-
+from seglib.runs.record import NAME, is_damaged, read_history, read_record
+from seglib.text import align, format_number, format_seconds, shorten
 
 # A grid's records as one table: collected, ranked, printed.
 
@@ -103,31 +36,6 @@ def collect_runs(grid_dir: str | Path, run_names: list[str], varied: list[str]) 
     return rows
 
 
-def read_history(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, float]]:
-    """Rows of a history.csv as finite numbers by column, without pandas; none where no epoch was finished.
-
-    `columns`: those that are wanted, all where None.
-    """
-    if is_damaged(path):
-        return []
-    try:
-        header, *lines = csv.reader(io.StringIO(read_file(path).decode(errors="replace"), newline=""))
-    except (OSError, ValueError, csv.Error):  # none, or no line in it
-        return []
-    wanted = [(place, name) for place, name in enumerate(header) if columns is None or name in columns]
-    rows = []
-    for line in lines:
-        numbers = ((name, _parse(line[place])) for place, name in wanted if place < len(line))
-        rows.append({name: value for name, value in numbers if value is not None})
-    return [row for row in rows if "epoch" in row]
-
-
-def is_damaged(path: Path) -> bool:
-    """Whether a history.csv is another than when the run's result was saved."""
-    expected = (read_record(path.parent) or {}).get("history_hash")
-    return bool(expected) and path.is_file() and hash_file(path) != expected
-
-
 def read_average_scores(run_dir: str | Path, params: Mapping[str, object]) -> dict[str, tuple[float, float]]:
     """Name of each average of a run -> (its mIoU, that of the plain weights), each in its own best epoch.
 
@@ -141,13 +49,6 @@ def read_average_scores(run_dir: str | Path, params: Mapping[str, object]) -> di
     }
     plain = best.pop("miou", None)
     return {name.removesuffix("_miou"): (score, plain) for name, score in best.items() if None not in (score, plain)}
-
-
-def _parse(text: str) -> float | None:
-    try:
-        return _number(float(text))
-    except ValueError:  # a text
-        return None
 
 
 def rank_rows(rows: list[RunResult]) -> list[RunResult]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from seglib.errors import InputError, InputErrors
-from seglib.runs.conditions import count_noun
 from seglib.runs.grid import Grid, Job
 from seglib.runs.lock import is_held
 from seglib.runs.node import GRACE, decode, describe_here, find_differences, show_progress, start_keeper, write_order
 from seglib.runs.schedule import Place, Process, read_progress
+from seglib.text import count_noun
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 sys.modules.setdefault("rfc3987_syntax", None)  # see execute.py: Ray imports jsonschema too

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from seglib.runs.conditions import BLOCKS, identify
 from seglib.runs.cost import expect_cost, read_past_runs
-from seglib.runs.leaderboard import read_history
-from seglib.runs.record import read_record
+from seglib.runs.record import read_history, read_record
 
 if TYPE_CHECKING:
     from seglib.runs.grid import Grid, Job, Run

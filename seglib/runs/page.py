@@ -19,7 +19,9 @@ from urllib.parse import quote
 from seglib.errors import printable
 from seglib.files import sign, write_text
 from seglib.runs.conditions import Comparison, RunResult
-from seglib.runs.leaderboard import format_number, format_seconds, rank_rows, read_history
+from seglib.runs.leaderboard import rank_rows
+from seglib.runs.record import read_history
+from seglib.text import format_number, format_seconds
 
 # A mark beside each word, so that no state is told by colour alone; also the order in the summary.
 STATUS_MARKS = {

@@ -6,15 +6,8 @@ from dataclasses import replace
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
 
-from seglib.runs.conditions import (
-    ENOUGH,
-    Condition,
-    RunResult,
-    count_noun,
-    divide_varied,
-    identify,
-    summarise_conditions,
-)
+from seglib.runs.conditions import ENOUGH, Condition, RunResult, divide_varied, identify, summarise_conditions
+from seglib.text import count_noun
 
 if TYPE_CHECKING:
     from seglib.evaluation.verdicts import Noise

@@ -1,15 +1,18 @@
-"""A run's record."""
+"""A run's record, and its history."""
 
 import copy
+import csv
 import importlib.metadata
+import io
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from seglib.files import (
     hash_file,
     hash_text,
     outputs_dir,
+    read_file,
     read_json,
     replacing,
     sign,
@@ -277,3 +281,39 @@ def _ask_git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+# Its history.csv: a row per epoch.
+
+
+def read_history(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, float]]:
+    """Rows of a history.csv as finite numbers by column, without pandas; none where no epoch was finished.
+
+    `columns`: those that are wanted, all where None.
+    """
+    if is_damaged(path):
+        return []
+    try:
+        header, *lines = csv.reader(io.StringIO(read_file(path).decode(errors="replace"), newline=""))
+    except (OSError, ValueError, csv.Error):  # none, or no line in it
+        return []
+    wanted = [(place, name) for place, name in enumerate(header) if columns is None or name in columns]
+    rows = []
+    for line in lines:
+        numbers = ((name, _parse(line[place])) for place, name in wanted if place < len(line))
+        rows.append({name: value for name, value in numbers if value is not None})
+    return [row for row in rows if "epoch" in row]
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a history.csv is another than when the run's result was saved."""
+    expected = (read_record(path.parent) or {}).get("history_hash")
+    return bool(expected) and path.is_file() and hash_file(path) != expected
+
+
+def _parse(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:  # a text
+        return None
+    return value if math.isfinite(value) else None

@@ -18,10 +18,10 @@ from typing import Protocol
 from seglib.errors import printable
 from seglib.files import sign
 from seglib.runs.grid import Job
-from seglib.runs.leaderboard import fit, format_seconds
 from seglib.runs.reasons import explain, find_first_error, is_full
 from seglib.runs.record import describe_key, read_record, update_record
 from seglib.runs.watch import Orders
+from seglib.text import fit, format_seconds
 
 GRACE = 20  # [s] that a run which is to stop gets to save its notebook before it is killed
 WELL = {"ok", "stopped", "left"}  # a run that is stopped early, or left for later, did what it should

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from seglib.errors import InputError
 from seglib.files import read_json, write_json
-from seglib.runs.conditions import RunResult, count_noun, identify
+from seglib.runs.conditions import RunResult, identify
 from seglib.runs.grid_file import name_runs
 from seglib.runs.keys import is_finished
 from seglib.runs.record import read_record
 from seglib.runs.search_space import Space, describe_search, draw, is_in, read_space
+from seglib.text import count_noun
 
 if TYPE_CHECKING:
     from seglib.runs.grid import Grid, Run

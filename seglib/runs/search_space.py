@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seglib.errors import InputError, InputErrors, unknown_name
-from seglib.runs.conditions import BLOCKS, count_noun, identify
+from seglib.runs.conditions import BLOCKS, identify
+from seglib.text import count_noun
 
 if TYPE_CHECKING:
     from seglib.runs.grid_file import GridFile

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from seglib.errors import InputError, InputErrors, unknown_name
 from seglib.files import read_json
-from seglib.runs.conditions import count_noun
+from seglib.text import count_noun
 
 NOTE = ".slurm.json"
 LOOK = 5.0  # [s] between two questions to SLURM

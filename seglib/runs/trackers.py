@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from seglib.files import outputs_dir, read_json, write_json
-from seglib.runs.leaderboard import read_history
-from seglib.runs.record import read_record
+from seglib.runs.record import read_history, read_record
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,10 +18,10 @@ from seglib.errors import InputError, printable, unknown_name
 from seglib.files import hash_text, read_json, sign, write_json
 from seglib.runs.grid import Job
 from seglib.runs.grid_file import read_grid_file
-from seglib.runs.leaderboard import align, format_seconds
 from seglib.runs.lock import DEAD, QUIET, describe_holder, is_alive, is_here, read_age, read_clock, read_holder
 from seglib.runs.record import NAME, read_record
 from seglib.runs.slurm import describe_left, hold_left, stop_handed_over
+from seglib.text import align, format_seconds
 
 FOLDER = ".orders"
 LOOK = 1.0  # [s] between two looks for orders, and at a grid that is watched

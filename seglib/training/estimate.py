@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from seglib.runs.leaderboard import format_seconds
+from seglib.text import format_seconds
 from seglib.training.device import autocast, forget_peak_memory, move, peak_memory_mb, seed_epoch
 from seglib.training.mixing import Mix
 from seglib.training.step import ComputeLoss, GradientStep, prepare_images

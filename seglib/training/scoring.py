@@ -1,8 +1,8 @@
-"""Scores of a training: an evaluation's predictions and loss, which is best, whether the loss falls."""
+"""Scores of a training: an evaluation's predictions and loss, which is best, whether the loss falls; examples."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from seglib import ranks
+from seglib.data.dataset import Subset
 from seglib.data.masks import IGNORE_INDEX
-from seglib.evaluation.metrics import confusion_per_image, find_signs
+from seglib.evaluation.metrics import confusion_per_image, find_signs, load_confusion
 from seglib.training.averaging import AVERAGES
 from seglib.training.device import autocast, free_memory, move
 from seglib.training.step import ComputeLoss, ForwardOnce, is_oom, prepare_images
+
+if TYPE_CHECKING:
+    from seglib.training.trainer import Trainer
 
 
 class Evaluation(NamedTuple):
@@ -105,6 +109,48 @@ def require_falling_loss(history: pd.DataFrame) -> None:
             f"debug: the training loss must fall, but went from {first:.4f} (epoch 1) to {last:.4f}"
             f" (epoch {len(history)}); look at the learning rate, the loss and the masks"
         )
+
+
+# Some of its images beside their truth.
+
+
+def predict_examples(trainer: "Trainer", count: int) -> tuple:
+    """What `plot_predictions` draws: validation images from the worst to the best, predicted by a trainer's best weights.
+
+    Returns
+    -------
+    images (N, S, S, 3) uint8 RGB, truths and preds (N, S, S) uint8, class names, titles.
+    """
+    from seglib.evaluation.errors import choose_images, tabulate_images
+
+    trainer.load_best()
+    confusion, image_ids, class_names = load_confusion(trainer.run_dir / "confusion.npz")
+    chosen, titles = choose_images(tabulate_images(confusion, image_ids), "spread", count)
+    images = trainer.val_loader.dataset.subset
+    return *predict(trainer.model, images, chosen, trainer.device, trainer.precision), class_names, titles
+
+
+def predict(
+    model: nn.Module, subset: Subset, positions: Sequence[int], device: torch.device, precision: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predict a few images, one at a time.
+
+    Returns
+    -------
+    images (N, S, S, 3) uint8 RGB, truths (N, S, S) uint8, preds (N, S, S) uint8.
+    """
+    images, truths = (np.stack(arrays) for arrays in zip(*map(subset.read, positions), strict=True))
+    preds = [predict_logits(model, image, device, precision).argmax(0).to(torch.uint8).cpu() for image in images]
+    return images, truths, np.stack(preds)
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, image: np.ndarray, device: torch.device, precision: str) -> torch.Tensor:
+    """Logits (C, S, S) float32 of one image (S, S, 3) uint8 RGB."""
+    model.eval()
+    batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2).to(device)
+    with autocast(device, precision):
+        return model(prepare_images(model, batch))[0].float()
 
 
 def _column(select_by: str) -> str:

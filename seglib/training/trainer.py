@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from seglib import ranks
-from seglib.errors import InputError, StoppedForNow
+from seglib.errors import InputError, StoppedForNow, read_whole
 from seglib.evaluation.metrics import compute_metrics, load_confusion, save_confusion
-from seglib.files import STOP_AFTER, read_whole, replacing
+from seglib.files import STOP_AFTER, replacing
 from seglib.parts import build_callbacks
 from seglib.runs.record import read_record, reopen_run, update_record
 from seglib.training.averaging import Averages, build_averages

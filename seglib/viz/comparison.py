@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from seglib.runs.grid_file import shorten
+from seglib.text import shorten
 from seglib.viz.charts import GREY, INK
 from seglib.viz.plots import MAX_CLASSES, SMALL, cut, draw_heatmap, new_figure, new_rows, put_legend_above
 

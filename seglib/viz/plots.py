@@ -26,7 +26,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from seglib.errors import printable
 from seglib.files import replacing, write_json, write_table
-from seglib.runs.leaderboard import format_seconds
+from seglib.text import format_seconds
 
 # A page of 1,366 px shows 900 px of a figure at 100 dpi: wider ones would be shrunk, and 8 points are 11 px.
 WIDTH, SMALL, MEDIUM = 9.0, 8.5, 9.5

@@ -1,7 +1,7 @@
 """The classics: on VGG-16 FCN, SegNet, DeconvNet, DilatedNet, DeepLabV1 and V2; torchvision's FCN and DeepLabV3.
 
-`CLASSIC` and `TORCHVISION` name them. Each takes an encoder ("vgg16"; torchvision's two ResNets), encoder_weights ("imagenet" or None) and classes (output channels), and maps normalised
-images (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W).
+Each takes an encoder ("vgg16"; torchvision's two ResNets), encoder_weights ("imagenet" or None) and classes (output
+channels), and maps normalised images (N, 3, H, W), H and W multiples of 32, to logits (N, classes, H, W).
 """
 
 from collections.abc import Callable
@@ -276,11 +276,6 @@ class DeepLabV2(DeepLabV1):
     rates = (6, 12, 18, 24)
 
 
-CLASSIC: dict[str, type[nn.Module]] = {
-    model.__name__: model for model in (FCN32s, FCN16s, FCN8s, SegNet, DeconvNet, DilatedNet, DeepLabV1, DeepLabV2)
-}
-
-
 def upsample_to(images: Tensor, scores: Tensor) -> Tensor:
     """Scores (N, C, h, w), bilinearly at the size of images (N, ..., H, W)."""
     return F.interpolate(scores, images.shape[-2:], mode="bilinear")
@@ -330,7 +325,6 @@ def _scores(in_channels: int, classes: int, std: float = 0.01) -> nn.Conv2d:
 # torchvision's FCN and DeepLabV3 on dilated ResNets, auxiliary head included.
 
 _IMAGENET = {"resnet50": ResNet50_Weights.IMAGENET1K_V1, "resnet101": ResNet101_Weights.IMAGENET1K_V1}
-TORCHVISION_ENCODERS = tuple(_IMAGENET)
 
 
 class TorchvisionFCN(nn.Module):
@@ -373,6 +367,3 @@ class TorchvisionDeepLabV3(TorchvisionFCN):
     """
 
     builders: ClassVar = {"resnet50": deeplabv3_resnet50, "resnet101": deeplabv3_resnet101}
-
-
-TORCHVISION: dict[str, type[nn.Module]] = {model.__name__: model for model in (TorchvisionFCN, TorchvisionDeepLabV3)}

@@ -16,9 +16,7 @@ from torchvision.ops import Conv2dNormActivation
 from seglib.errors import InputError
 from seglib.zoo.classic import upsample_to
 
-FC_DENSENET_ENCODERS = ("",)
 DROPOUT = 0.2
-HRNET_ENCODERS = tuple(f"tu-{name}" for name in timm.list_models("hrnet_*"))
 SOURCE_CHANNELS = 64  # what each source contributes to a node of UNet 3+
 
 
@@ -42,7 +40,7 @@ class FCDenseNet(nn.Module):
     def __init__(self, encoder: str = "", encoder_weights: str | None = None, classes: int = 1):
         super().__init__()
         name = type(self).__name__
-        if encoder not in FC_DENSENET_ENCODERS:
+        if encoder:
             raise InputError(f'encoder: {name} has no exchangeable encoder, got {encoder!r}; write encoder: ""')
         if encoder_weights is not None:
             raise InputError(f'encoder_weights: {name} has none, got {encoder_weights!r}; write encoder_weights: ""')
@@ -95,9 +93,6 @@ class FCDenseNet103(FCDenseNet):
     """FC-DenseNet103: 9.4 M parameters."""
 
     growth_rate, down_layers, bottleneck_layers = 16, (4, 5, 7, 10, 12), 15
-
-
-FC_DENSENETS = {model.__name__: model for model in (FCDenseNet56, FCDenseNet67, FCDenseNet103)}
 
 
 class DenseBlock(nn.Module):

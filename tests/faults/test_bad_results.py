@@ -16,8 +16,9 @@ from seglib.files import write_json
 from seglib.ledger import COLUMNS, main, read_ledger
 from seglib.models import build_model
 from seglib.runs.conditions import summarise_conditions
-from seglib.runs.leaderboard import collect_runs, format_table, read_history, write_leaderboard
+from seglib.runs.leaderboard import collect_runs, format_table, write_leaderboard
 from seglib.runs.page import write_index
+from seglib.runs.record import read_history
 from seglib.runs.repeat import repeat_run
 from seglib.training.checkpoint import load_checkpoint
 

@@ -7,9 +7,9 @@ import pytest
 
 from seglib.files import write_json
 from seglib.runs import reasons
-from seglib.runs.leaderboard import collect_runs, read_history
+from seglib.runs.leaderboard import collect_runs
 from seglib.runs.reasons import BEGIN, explain, find_first_error
-from seglib.runs.record import NAME, open_run, read_record, save_result, start_record, update_record
+from seglib.runs.record import NAME, open_run, read_history, read_record, save_result, start_record, update_record
 from seglib.runs.trackers import Tracking
 
 LOG = f"""{BEGIN}2026-01-01 00:00:00

@@ -11,9 +11,10 @@ from seglib import parts
 from seglib.errors import InputError
 from seglib.inference.analysis import ErrorAnalysis
 from seglib.inference.ensemble import open_ensemble
-from seglib.inference.predict import count_confusion, open_predictions, predict
+from seglib.inference.predict import count_confusion, open_predictions
 from seglib.inference.runs import load_finished_run
 from seglib.training.checkpoint import load_checkpoint
+from seglib.training.scoring import predict
 from seglib.zoo.soup import make_soup
 
 CPU = torch.device("cpu")

@@ -23,8 +23,6 @@ from seglib.inference.predict import (
     describe_agreement,
     open_predictions,
     open_test_images,
-    predict,
-    predict_logits,
     predict_run,
     predict_test,
     predict_validation,
@@ -37,6 +35,7 @@ from seglib.inference.views import quantise, resize_probabilities
 from seglib.inference.votes import score_weighted
 from seglib.submission import read_file_names
 from seglib.training.checkpoint import hash_weights, load_checkpoint, save_checkpoint
+from seglib.training.scoring import predict, predict_logits
 
 CPU = torch.device("cpu")
 FLIPPED = {"flips": ["none", "horizontal"]}

@@ -12,8 +12,9 @@ import pytest
 
 from seglib.runs import page as page_module
 from seglib.runs.conditions import summarise_conditions
-from seglib.runs.leaderboard import collect_runs, read_history
+from seglib.runs.leaderboard import collect_runs
 from seglib.runs.page import write_index
+from seglib.runs.record import read_history
 
 EVIL = '<script>alert("x")</script>'
 CHROMIUM = Path("/usr/bin/chromium")

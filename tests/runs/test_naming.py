@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from seglib.runs.grid_file import name_runs, shorten
+from seglib.runs.grid_file import name_runs
+from seglib.text import shorten
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from torch import nn
 from seglib.errors import InputError
 from seglib.zoo import classic
 from seglib.zoo.classic import (
-    CLASSIC,
     DeepLabV1,
     DilatedNet,
     FCN8s,
@@ -20,6 +19,9 @@ from seglib.zoo.classic import (
     make_context_module,
     unpool,
 )
+
+NAMES = ("FCN32s", "FCN16s", "FCN8s", "SegNet", "DeconvNet", "DilatedNet", "DeepLabV1", "DeepLabV2")
+CLASSIC = {name: getattr(classic, name) for name in NAMES}
 
 
 @pytest.fixture

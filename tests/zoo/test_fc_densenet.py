@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from seglib.errors import InputError
-from seglib.zoo.modern import FC_DENSENETS, FCDenseNet56, FCDenseNet103
+from seglib.zoo.modern import FCDenseNet56, FCDenseNet67, FCDenseNet103
+
+FC_DENSENETS = {model.__name__: model for model in (FCDenseNet56, FCDenseNet67, FCDenseNet103)}
 
 
 @pytest.mark.parametrize("name", FC_DENSENETS)
