@@ -33,6 +33,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 RUNS_AT_ONCE = "SEGLIB_RUNS_AT_ONCE"  # in a run's environment: how many run_grid.py executes on this machine at a time
 STOP_AFTER = "SEGLIB_STOP_AFTER"  # the same: the epoch at which it stops for now; 0 for its last
 MISSING = ""  # the hash of a file that is not there
+KNOWN = "file_hashes.json"  # in `cache_dir()`
 CHECKSUM = "checksum"  # the last entry of the JSON objects that `write_json` writes
 _LARGE = 2**26  # bytes of a file from which on it is compared with the memory that is free
 SETTLED = 2.0  # [s] a file changed more recently could change again within the clock tick of its own timestamp
@@ -378,7 +379,7 @@ def hash_files(paths: Sequence[str | Path]) -> list[str]:
         entries = dict(zip(paths, pool.map(lambda path: _entry(path, known.get(path)), paths), strict=True))
     settled = {path: entry for path, entry in entries.items() if entry and started - max(entry[1:3]) / 1e9 > SETTLED}
     if any(known.get(path) != entry for path, entry in settled.items()):
-        keep_json(_known_path(), _load_known() | settled)  # two writers at once may lose an entry, never the file
+        keep_json(cache_dir() / KNOWN, _load_known() | settled)  # two writers at once may lose an entry, never the file
     return [entries[path][-1] if entries[path] else MISSING for path in paths]
 
 
@@ -396,14 +397,10 @@ def _entry(path: str, known: list | None) -> list | None:
         raise InputError(f"{path}: the file cannot be read ({error.strerror}); mend its permissions") from error
 
 
-def _known_path() -> Path:
-    return cache_dir() / "file_hashes.json"
-
-
 def _load_known() -> dict[str, list]:
     """Entries by absolute path; a file that is damaged is as good as none, everything is hashed again."""
     try:
-        entries = read_json(_known_path())
+        entries = read_json(cache_dir() / KNOWN)
     except (OSError, ValueError):
         return {}
     if not isinstance(entries, dict):

@@ -31,7 +31,10 @@ def find_refusal(architecture: str | Mapping[str, Any], encoder: str, image_size
     if not refusal or "batch_size" in refusal:
         return refusal
     if not _can_be_built(architecture, encoder):
-        fits = ", ".join(_find_fitting(architecture, encoder))
+        known = isinstance(architecture, str) and architecture in SMP
+        known = known and (encoder in smp.encoders.get_encoder_names() or timm_name(encoder))
+        others = [name for name in SMP if name != architecture] if known else []
+        fits = ", ".join(name for name in others if not _try(name, encoder, 128, 2))
         return f"{refusal}; architectures that take it: {fits}" if fits else refusal
     sizes = range(STEP, 2 * image_size + 1, STEP)
     below = [size for size in reversed(sizes) if size < image_size][:NEAREST_STEPS]
@@ -66,17 +69,6 @@ def count_parameters(architecture: str, encoder: str) -> str:
     with torch.device("cpu" if encoder.startswith("mit_") else "meta"):
         model = build_model(architecture, encoder, 12)
     return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.2f}"
-
-
-def _find_fitting(architecture: Any, encoder: str) -> list[str]:
-    """The architectures of smp that take an encoder which this one of smp does not."""
-    if (
-        not isinstance(architecture, str)
-        or architecture not in SMP
-        or (encoder not in smp.encoders.get_encoder_names() and not timm_name(encoder))
-    ):
-        return []
-    return [name for name in SMP if name != architecture and not _try(name, encoder, 128, 2)]
 
 
 def _try(architecture: Any, encoder: str, image_size: int, batch_size: int) -> str:

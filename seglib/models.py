@@ -159,7 +159,13 @@ def _build_network(architecture: str, encoder: str, num_classes: int, image_size
     weights = None
     if imagenet:
         weights = True if timm_name(encoder) else "imagenet"  # timm's names hold their weights' tag
-    options = encoder_options(architecture, encoder, image_size)
+    # DPT takes its features from inside a whole classifier, whose last layer would be dead weight. Transformers with
+    # position embeddings, or with windows as wide as the image, are built for one size: "fixed" in timm's records.
+    options = {"num_classes": 0} if architecture == "DPT" else {}
+    if image_size and architecture not in OWN_ENCODERS and (name := timm_name(encoder)):
+        settings = timm.get_pretrained_cfg(name)
+        if settings is not None and settings.fixed_input_size:
+            options["img_size"] = image_size
     build = SMP[architecture] if architecture in SMP else find_in_zoo(architecture)
     return build(encoder, encoder_weights=weights, classes=num_classes, **options)
 
@@ -223,21 +229,6 @@ def timm_name(encoder: str) -> str:
         name = encoder.removeprefix("timm-")
         return f"tf_{name}" if name.startswith("mobilenetv3") else name
     return ""
-
-
-def encoder_options(architecture: str, encoder: str, image_size: int) -> dict[str, int]:
-    """What timm must be told about an encoder beside its name.
-
-    Transformers with position embeddings, or with windows as wide as the image, are built for one image size [px]; "fixed"
-    in timm's records means that `img_size` chooses it. DPT takes its features from inside a whole classifier,
-    whose last layer would be dead weight.
-    """
-    options = {"num_classes": 0} if architecture == "DPT" else {}
-    if image_size and architecture not in OWN_ENCODERS and (name := timm_name(encoder)):
-        settings = timm.get_pretrained_cfg(name)
-        if settings is not None and settings.fixed_input_size:
-            options["img_size"] = image_size
-    return options
 
 
 # Weights of encoders from local files, and the normalisation that weights expect.

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -119,13 +119,19 @@ def compute_metrics(per_image: ArrayLike, class_names: Sequence[str], batch_size
     """
     per_image = np.asarray(per_image)
     _check_confusion("compute_metrics", per_image, class_names)
-    pooled = per_image.sum(0)
+    pooled, own = per_image.sum(0), {}
+    for name, part in find_parts("metric").items():
+        value = part.build(pooled.copy())
+        try:
+            own[name] = float(value)
+        except (TypeError, ValueError):
+            raise InputError(f"metric {name}: required a number for a matrix (C, C), got {value!r}") from None
     return {
         "miou": mean_iou(pooled),
         "miou_image": image_miou(per_image),
         "miou_batch": batch_miou(per_image, batch_size),
         "accuracy": pixel_accuracy(pooled),
-        **{name: _compute_own(name, part.build, pooled) for name, part in find_parts("metric").items()},
+        **own,
         "iou": dict(zip(class_names, iou_per_class(pooled).tolist(), strict=True)),
     }
 
@@ -308,14 +314,6 @@ def _foreign_id(truth: Tensor, pred: Tensor, num_classes: int) -> InputError:
         f"confusion: {name} a class id from 0 to {num_classes - 1}, got {int(foreign[0])} ({len(foreign)} such pixels); "
         "check num_classes, or the categories of the annotation file."
     )
-
-
-def _compute_own(name: str, metric: Callable, confusion: np.ndarray) -> float:
-    value = metric(confusion.copy())
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"metric {name}: required a number for a matrix (C, C), got {value!r}") from None
 
 
 def _hits_true_predicted(confusion: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

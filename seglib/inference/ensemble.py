@@ -162,8 +162,12 @@ class Ensemble:
         return pd.DataFrame([{"member": name} | each for name, each in zip(self.names, scores, strict=True)])
 
     def correlate_errors(self) -> np.ndarray:
-        """(M, M) phi coefficients of "this pixel is wrong": 1 for the same pixels, 0 for errors that are independent."""
-        return selection.correlate_errors(self.survey)
+        """(M, M) phi coefficients of "this pixel is wrong": 1 for the same pixels, 0 for independent errors, NaN for none."""
+        total, both = float(self.survey.confusions[0].sum()), self.survey.errors.astype(np.float64)
+        one = np.diag(both)
+        spread = np.sqrt(one * (total - one))
+        scale, gap = np.outer(spread, spread), total * both - np.outer(one, one)
+        return np.divide(gap, scale, out=np.full(both.shape, np.nan), where=scale > 0)
 
     def judge_weights(self) -> pd.DataFrame:
         """Search weights, judged on images that the search did not see, see `judge_searches`; a column per member."""

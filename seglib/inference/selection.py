@@ -97,18 +97,6 @@ def survey_members(
     )  # fmt: skip
 
 
-def correlate_errors(survey: Survey) -> np.ndarray:
-    """(M, M) float64 phi coefficients of "this pixel is wrong" between members, over all valid pixels.
-
-    1: wrong about the same pixels; 0: wrong independently of each other. NaN for a member that is never wrong.
-    """
-    total, both = float(survey.confusions[0].sum()), survey.errors.astype(np.float64)
-    one = np.diag(both)
-    spread = np.sqrt(one * (total - one))
-    scale = np.outer(spread, spread)
-    return np.divide(total * both - np.outer(one, one), scale, out=np.full(both.shape, np.nan), where=scale > 0)
-
-
 def select_greedily(survey: Survey, held_out: int | None = None, draws: int = 0) -> tuple[list[int], list[float]]:
     """Draw members one after another, each the one that makes the mean of the drawn ones best by pooled mIoU.
 

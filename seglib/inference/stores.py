@@ -139,7 +139,11 @@ def open_store(folder: str | Path) -> Store:
     """
     folder = Path(folder)
     if not folder.is_dir() or folder.name.endswith(PART):
-        got = "one that is not finished" if folder.is_dir() or _part_of(folder).is_dir() else "no such folder"
+        got = (
+            "one that is not finished"
+            if folder.is_dir() or folder.with_name(folder.name + PART).is_dir()
+            else "no such folder"
+        )
         raise InputError(f"{folder}: required a finished store of probabilities, got {got}; predict again to finish it")
     try:
         about = read_json(folder / ABOUT)
@@ -202,7 +206,7 @@ def write_store(
         goes on see the same batches. Yields arrays (n, C, S, S) of the store's dtype.
     progress : called with (images done, images in all).
     """
-    part = _part_of(folder)
+    part = folder.with_name(folder.name + PART)
     done = _prepare(part, about, batch_size)
     left = (about["shape"][0] - done) * sum(row for _, row in _layout(about).values())
     what = f"probabilities of {about['shape'][0] - done} images need"
@@ -221,10 +225,6 @@ def keep_masks(path: Path, masks: Iterator[np.ndarray], count: int, size: int) -
         for mask in masks:
             file.write(np.ascontiguousarray(mask, np.uint8).data)
     return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def _part_of(folder: Path) -> Path:
-    return folder.with_name(folder.name + PART)
 
 
 def _prepare(part: Path, about: Mapping[str, Any], batch_size: int) -> int:

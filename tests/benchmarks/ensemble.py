@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from seglib.data.dataset import Subset
+from seglib.inference.ensemble import Ensemble
 from seglib.inference.selection import (
     SEARCHES,
-    correlate_errors,
     judge_searches,
     survey_members,
     trace_selection,
@@ -34,7 +34,7 @@ def main() -> None:
     survey = measure("survey", lambda: survey_members(stores, truth))
     disputed = 1 - survey.agreed.sum() / survey.confusions[0].sum()
     print(f"  {len(survey.labels)} pixels drawn, {disputed:.0%} disputed")
-    measure("correlation", lambda: correlate_errors(survey))
+    measure("correlation", lambda: Ensemble.correlate_errors(SimpleNamespace(survey=survey)))
     for name, find in SEARCHES.items():
         measure(f"search: {name}", lambda find=find: find(survey))  # what one counted, the next need not
     measure("curve", lambda: trace_selection(survey, names))

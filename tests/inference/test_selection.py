@@ -10,9 +10,9 @@ from seglib.errors import InputError
 from seglib.evaluation.compare import choose_changes
 from seglib.evaluation.metrics import mean_iou, pooled_miou
 from seglib.inference import selection
+from seglib.inference.ensemble import Ensemble
 from seglib.inference.selection import (
     SEARCHES,
-    correlate_errors,
     deal_images,
     find_greedy,
     judge_searches,
@@ -74,7 +74,7 @@ def test_correlation_of_errors_equals_scikit_learn(scene):
     masks = np.stack([truth.read(image)[1] for image in range(COUNT)])
     valid = masks != 255
     wrong = [(np.stack(list(soft_vote([store]))) != masks)[valid] for store in stores]
-    phi = correlate_errors(survey)
+    phi = Ensemble.correlate_errors(SimpleNamespace(survey=survey))
     np.testing.assert_allclose(phi, [[matthews_corrcoef(a, b) for a in wrong] for b in wrong], atol=1e-12)
 
 
