@@ -232,7 +232,7 @@ def test_the_newest_registration_counts_and_shipped_names_are_taken():
             "scheduler: halfing",
             "unknown scheduler 'halfing'; did you mean 'halving'",
         ),
-        ("grid.yaml", "{every: 2}", "{evry: 2}", "scheduler_options: unknown option of halving 'evry'"),
+        ("grid.yaml", "{every: 2}", "{evry: 2}", "unknown option of scheduler_options.halving 'evry'"),
         ("grid.yaml", "{turn: 0.5}", "{turn: 2}", "mixing.turn must be at most 1.0, got 2"),
         ("grid.yaml", "CountSteps: {", "CountStep: {", "unknown callback 'CountStep'; did you mean 'CountSteps'"),
         ("my_parts.py", "def plain_sgd", "def adamw", "got that of a shipped optimizer; rename yours"),
