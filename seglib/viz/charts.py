@@ -363,9 +363,15 @@ def plot_outcomes(table: pd.DataFrame, name_a: str, name_b: str) -> Figure:
 
 
 def plot_members(table: pd.DataFrame) -> Figure:
-    """IoU of each class by member (rows), mIoU first; the best of a column is framed. table: of `tabulate_members`."""
-    classes = [name for name in table.columns if name not in ("member", "miou", "miou_image", "accuracy")]
-    classes = classes[: MAX_CLASSES - 1]
+    """IoU by member (rows) of the classes on which members differ most, mIoU first; the best of a column is framed.
+
+    table: of `tabulate_members`.
+    """
+    scores = table.drop(columns=["member", "miou", "miou_image", "accuracy"]).astype(float)
+    spread = (scores.max() - scores.min()).fillna(-1)
+    shown = {*spread.sort_values(ascending=False, kind="stable").index[:MAX_CLASSES]}
+    classes = [name for name in scores.columns if name in shown]
+    rest = f" ({len(classes)} of {len(spread)}, where members differ most)" if len(classes) < len(spread) else ""
     names, columns = [cut(name, 40) for name in table["member"]], ["mIoU", *(cut(name, 18) for name in classes)]
     values = pd.DataFrame(table[["miou", *classes]].to_numpy(float), names, columns)
     figure, ((axis,),) = new_figure(1.5 + 0.32 * len(table), texts=[*columns, *names])
@@ -375,7 +381,7 @@ def plot_members(table: pd.DataFrame) -> Figure:
         frame = Rectangle((column + 0.04, row + 0.06), 0.92, 0.88, fill=False, edgecolor=CHANGES["lost"], linewidth=1.6)
         axis.add_patch(frame)
     axis.axvline(1, color="white", linewidth=4)
-    axis.set_title("IoU of each class; framed: the best of its column")
+    axis.set_title(f"IoU of each class{rest}; framed: the best of its column")
     return figure
 
 

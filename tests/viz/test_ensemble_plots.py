@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import pytest
 from matplotlib.colors import to_hex, to_rgb
 
 from seglib.viz.charts import plot_class_gains, plot_error_correlation, plot_member_curve, plot_members
@@ -28,6 +29,16 @@ def test_members_have_a_row_each_and_the_best_of_a_column_is_framed():
         (1, 0),
         (2, 1),
     ]
+
+
+@pytest.mark.parametrize(("count", "shown"), [(12, 12), (60, 12)])
+def test_of_more_than_twelve_classes_those_are_shown_on_which_members_differ_and_the_title_says_so(count, shown):
+    classes = {f"class {number}": [0.5, 0.5 - number / 100] for number in range(count)}
+    table = pd.DataFrame({"member": ["a", "b"], "miou": [0.4, 0.5], "miou_image": 0, "accuracy": 1, **classes})
+    axis = plot_members(table).axes[0]
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    assert labels == ["mIoU", *[f"class {number}" for number in range(count - shown, count)]]
+    assert ("(12 of 60, where members differ most)" in axis.get_title()) == (count > shown)
 
 
 def test_correlations_are_written_into_the_pairs():
