@@ -168,6 +168,8 @@ def plot_positions(objects: pd.DataFrame, class_names: Sequence[str]) -> Figure:
         axis.set_title(f"{cut(name, 20)} ({len(own):,})")
     for axis in axes.flat[len(maps) :]:
         axis.set_visible(False)
+    if len(most) < (total := objects["class_id"].nunique()):
+        figure.supxlabel(f"the {len(most)} classes with the most objects, of {total}")
     return figure
 
 

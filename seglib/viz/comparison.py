@@ -80,6 +80,7 @@ def plot_condition_curves(curves: pd.DataFrame, conditions: Sequence[str]) -> Fi
     curves : of `read_curves`; conditions : which of them, at most eight are drawn.
     """
     drawn = list(conditions)[: len(LINES)]
+    left_out = f" (the first {len(drawn)} of {len(conditions)} conditions)" if len(drawn) < len(conditions) else ""
     curves = curves[curves["condition"].isin(drawn)].assign(
         condition=lambda table: table["condition"].map(lambda name: cut(name, 40))
     )
@@ -95,7 +96,7 @@ def plot_condition_curves(curves: pd.DataFrame, conditions: Sequence[str]) -> Fi
         sns.lineplot(curves, x="epoch", y=column, ax=axis, legend=axis is axes[0], **options)
         low, high = curves[column].quantile([0.15, 0.85])  # the first epochs would hide the others
         limits = {"bottom": low} if column == "miou" else {"top": high + (high - curves[column].min()) / 4}
-        axis.set(title=title, xlabel="epoch", ylabel="")
+        axis.set(title=title + left_out, xlabel="epoch", ylabel="")
         axis.set_ylim(**limits)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axis.grid(True)

@@ -155,3 +155,10 @@ def test_augmented_samples_stand_above_their_masks():
     figure = pictures.plot_augmentations([pair] * 2, [[pair] * 3] * 2, FEW)
     assert len(figure.axes) == 2 * 2 * 4
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["(ignored)"]
+
+
+def test_maps_of_positions_say_how_many_classes_are_left_out():
+    objects = make_objects(MANY)
+    figure = charts.plot_positions(objects, MANY)
+    assert figure.get_supxlabel() == f"the 11 classes with the most objects, of {objects['class_id'].nunique()}"
+    assert charts.plot_positions(make_objects(FEW), FEW).get_supxlabel() == ""

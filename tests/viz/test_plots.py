@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from seglib.viz.comparison import plot_condition_curves
 from seglib.viz.pictures import plot_batch, plot_predictions, show_errors
 from seglib.viz.plots import (
     IGNORED,
@@ -89,3 +90,14 @@ def test_a_schedule_is_drawn_once_for_groups_of_the_same_rate_and_apart_for_othe
     assert [len(axis.get_lines()) for axis in (same, apart)] == [1, 2]
     assert [text.get_text() for text in apart.get_legend().get_texts()] == ["up to 0.1", "up to 0.01"]
     assert apart.get_xlim() == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(2, "validation mIoU"), (9, "validation mIoU (the first 8 of 9 conditions)")]
+)
+def test_curves_of_conditions_say_which_are_left_out(count, words):
+    rows = [(f"lr={n}", epoch, 0.1 * epoch, 1 / epoch) for n in range(count) for epoch in (1, 2, 3)]
+    curves = pd.DataFrame(rows, columns=["condition", "epoch", "miou", "val_loss"])
+    figure = plot_condition_curves(curves, [f"lr={n}" for n in range(count)])
+    assert figure.axes[0].get_title() == words
+    assert legend_of(figure) == [f"lr={n}" for n in range(min(8, count))]
