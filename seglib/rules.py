@@ -186,6 +186,10 @@ def _ask(check: Callable, given: Sequence[Any]) -> tuple[Any, str]:
 # What the builders of parts and the readers of data say of a value: an InputError, or the value that is to be used.
 
 
+def _check_parts(paths: list[str]) -> None:
+    read_parts(paths)  # whose answer is no value for the parameter
+
+
 def _check_json(parameter: str, name: str, data_dir: str, split: str = "given") -> None:
     folder = Path(os.path.expanduser(data_dir))
     if not name or data_dir == "synthetic" or split != "given" or is_annotation_folder(folder, name):
@@ -264,7 +268,7 @@ _CHECKS: list[tuple[list[str], Callable]] = [
     (["extra_data"], check_extra_data),
     (["track"], lambda names: _refuse(refuse_missing(names))),
     (["augmentation"], _check_augmentation),
-    (["parts"], lambda paths: read_parts(paths) and None),
+    (["parts"], _check_parts),
     (["architecture", "parts"], partial(_check_named, "architecture", "model")),
     (["optimizer", "parts"], partial(_check_named, "optimizer", "optimizer")),
     (["loss", "parts"], _check_loss),
