@@ -82,7 +82,8 @@ def _name_full_disk(words: str, run_dir: Path) -> str:
                 f" (df -i), or move it to another disk ({name})"
             )
     named = max((folder for folder in there if folder in words), key=len, default="")
-    full = named or min(there, key=lambda folder: shutil.disk_usage(folder).free)
+    # To 64 MB: of folders on one disk the first is meant, though others write between two questions.
+    full = named or min(there, key=lambda folder: shutil.disk_usage(folder).free // 2**26)
     if not named and not is_full(Path(full)) and is_full(Path(_SHARED)):
         return _name_shared_memory()
     needed = _say_needed(run_dir) if full == outputs else ""

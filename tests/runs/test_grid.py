@@ -289,9 +289,8 @@ def test_a_thousand_runs_are_planned_without_torch(tmp_path):
     axes = {"lr": [n / 1000 for n in range(1, 11)], "weight_decay": [n / 1000 for n in range(10)], "seed": [*range(10)]}
     (tmp_path / "grid.yaml").write_text(f"{TRAIN}fixed: {{encoder_weights: ''}}\ngrid: {json.dumps(axes)}\n")
     program = (
-        "import sys, runpy\nsys.argv = ['run_grid.py', *sys.argv[1:]]\n"
-        f"try: runpy.run_path({str(PROJECT / 'run_grid.py')!r}, run_name='__main__')\n"
-        "finally: print([name for name in ('torch', 'numpy', 'pandas', 'papermill') if name in sys.modules])"
+        f"import sys\nsys.path.insert(0, {str(PROJECT)!r})\nimport run_grid\ncode = run_grid.main(sys.argv[1:])\n"
+        "print([name for name in ('torch', 'numpy', 'pandas', 'papermill') if name in sys.modules])\nsys.exit(code)"
     )
     command = [sys.executable, "-c", program, tmp_path / "grid.yaml", "--dry-run", "--outputs", tmp_path / "outputs"]
     result = subprocess.run(command, capture_output=True, text=True)
